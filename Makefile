@@ -1,0 +1,38 @@
+# The two verbs of the README are `make demo` and `make test`; everything runs in .venv, which the first call sets up.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+RUN ?= runs/demo
+READY := $(VENV)/.installed-$(shell cat requirements.lock pyproject.toml CMakeLists.txt patchsae_kernels/native/* | cksum | cut -d' ' -f1)
+
+.PHONY: demo test lint bench lock clean
+
+demo: $(READY)
+	RUN=$(RUN) PATH="$(CURDIR)/$(BIN):$$PATH" sh examples/demo.sh
+
+test: $(READY)
+	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(READY)
+	$(BIN)/python -m pytest benches -q --benchmark-only --benchmark-columns=median,iqr,rounds
+	$(BIN)/patchsae bench
+
+# Exact versions of everything; the metadata in pyproject.toml holds ranges.
+lock:
+	uv pip compile --universal --python-version 3.10 --no-emit-index-url --no-header --extra dev --extra hub --no-annotate \
+	  -o requirements.lock pyproject.toml --upgrade
+
+$(READY):
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade "uv>=0.9,<1"
+	$(BIN)/uv pip install --python $(BIN)/python --quiet -r requirements.lock
+	$(BIN)/uv pip install --python $(BIN)/python --quiet --no-build-isolation --no-deps -e .
+	rm -f $(VENV)/.installed-* && touch $@
+
+clean:
+	rm -rf $(VENV) build

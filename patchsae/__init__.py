@@ -1,0 +1,40 @@
+"""PatchSAE: sparse autoencoders on the patch tokens of a CLIP vision transformer.
+
+Names are imported on first use, so that ``import patchsae`` and ``patchsae --help`` do not load torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from patchsae.clip import SplitCLIP, load_clip
+    from patchsae.data import open_images
+    from patchsae.sae import SAEConfig, SparseAutoencoder, load_sae
+    from patchsae.steering import steer
+
+_HOME = {
+    "SplitCLIP": "patchsae.clip",
+    "load_clip": "patchsae.clip",
+    "SAEConfig": "patchsae.sae",
+    "SparseAutoencoder": "patchsae.sae",
+    "load_sae": "patchsae.sae",
+    "steer": "patchsae.steering",
+    "open_images": "patchsae.data",
+}
+_PACKAGES = ("data", "experiments", "report", "training")
+
+__all__ = ["SAEConfig", "SparseAutoencoder", "SplitCLIP", "load_clip", "load_sae", "open_images", "steer"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(importlib.import_module(_HOME[name]), name)
+    if name in _PACKAGES:
+        return importlib.import_module(f"patchsae.{name}")
+    raise AttributeError(f"module 'patchsae' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, *_PACKAGES])

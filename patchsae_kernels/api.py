@@ -1,0 +1,181 @@
+"""The public ops on SparseLatents."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from patchsae_kernels import checks
+from patchsae_kernels.latents import SparseLatents
+from patchsae_kernels.prepare import PreparedWeights, as_prepared
+from patchsae_kernels.stats import LatentStats
+
+
+def encode(
+    x: Tensor,
+    weights: PreparedWeights | Tensor,
+    b_enc: Tensor | None = None,
+    b_dec: Tensor | None = None,
+    *,
+    activation: str = "relu",
+    k: int | None = None,
+    threshold: Tensor | None = None,
+    precision: str = "exact",
+    budget_mb: float = 256,
+) -> SparseLatents:
+    """Latents of tokens: ``act((x - b_dec) W_enc + b_enc)``, Lim et al. (arXiv 2412.05276), equation 1.
+
+    Differentiable with respect to x and the weights; the active set is held fixed and a JumpReLU threshold gets no
+    gradient.
+
+    Args:
+        x: ``[N, D]`` float32, bfloat16 or float16; N = 0 gives an empty result.
+        weights: what `prepare` returned, or a raw ``W_enc [D, S]`` followed by ``b_enc [S]`` and ``b_dec [D]``.
+        activation: ``"relu"``; ``"topk"``: the k largest positive pre-activations, ties towards the lower latent; or
+            ``"jumprelu"``: the pre-activation where it is above ``threshold [S]`` (>= 0).
+        precision: ``"exact"``: float32 answers; ``"bf16"``: inputs and weights rounded to bfloat16, float32
+            accumulation; ``"fp32"``: plain float32 (TF32 only where PyTorch's own switch allows it).
+        budget_mb: the most memory for dense pre-activations and their temporaries at any time, in MB.
+
+    Returns:
+        SparseLatents ``(N, S)`` with float32 values.
+
+    Raises:
+        ValueError: a shape, device, k or option is wrong, or x holds a NaN or an infinity (the row is named).
+        TypeError: a dtype is wrong.
+    """
+    w = as_prepared(weights, b_enc, b_dec)
+    checks.encode_arguments(x, w.W_enc, activation, k, threshold, precision)
+    values, indices, indptr = torch.ops.patchsae.encode(
+        x, w.W_enc, w.b_enc, w.b_dec, threshold, activation, k or 0, precision, checks.budget_bytes(budget_mb)
+    )
+    return SparseLatents(values, indices, indptr, (x.shape[0], w.W_enc.shape[1]))
+
+
+def decode(z: SparseLatents, W_dec: Tensor, b_dec: Tensor) -> Tensor:
+    """Reconstruction ``z W_dec + b_dec`` ``[N, D]`` float32. Differentiable in z.values, W_dec and b_dec.
+
+    Args:
+        z: latents ``(N, S)``.
+        W_dec: ``[S, D]`` float32 or bfloat16 (accumulated in float32).
+        b_dec: ``[D]`` float32.
+    """
+    checks.decoder(z, W_dec, b_dec)
+    return torch.ops.patchsae.decode(z.values, z.indices, z.indptr, W_dec, b_dec)
+
+
+def decode_masked(
+    z: SparseLatents, keep: Tensor, W_dec: Tensor, b_dec: Tensor, class_ids: Tensor | None = None
+) -> Tensor:
+    """`decode` of the latents in a keep set, ``[N, D]``. Differentiable as `decode` is.
+
+    Args:
+        keep: bool ``[S]``, or ``[C, S]`` with ``class_ids`` int64 ``[N]`` choosing the row for every token.
+    """
+    checks.decoder(z, W_dec, b_dec)
+    checks.per_latent_table("keep", keep, z, class_ids, torch.bool)
+    return torch.ops.patchsae.decode_masked(z.values, z.indices, z.indptr, keep, W_dec, b_dec, class_ids)
+
+
+def decode_sweep(
+    z: SparseLatents,
+    rank: Tensor,
+    ks: Sequence[int],
+    W_dec: Tensor,
+    b_dec: Tensor,
+    class_ids: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """All reconstructions of a top-k masking sweep in one pass over the non-zeros. Not differentiable.
+
+    Args:
+        rank: int32 ``[S]``, or ``[C, S]`` with ``class_ids`` int64 ``[N]``: the position of each latent in an order.
+        ks: K sizes >= 0, in any order.
+
+    Returns:
+        ``on, off``, each ``[K, N, D]`` float32: ``on[i]`` keeps latents with ``rank < ks[i]``, ``off[i]`` drops them.
+        b_dec stays in both; ``off`` where all is dropped is exactly b_dec. The outputs are large: 2 K N D floats.
+    """
+    checks.decoder(z, W_dec, b_dec)
+    checks.per_latent_table("rank", rank, z, class_ids, torch.int32)
+    if any(k < 0 for k in ks):
+        raise ValueError(f"ks is {list(ks)}; expected sizes >= 0")
+    with torch.no_grad():
+        return torch.ops.patchsae.decode_sweep(
+            z.values, z.indices, z.indptr, rank, [int(k) for k in ks], W_dec, b_dec, class_ids
+        )
+
+
+def latent_stats(
+    z: SparseLatents,
+    tokens_per_image: int,
+    threshold: float = 0.2,
+    labels: Tensor | None = None,
+    num_classes: int | None = None,
+    first_image: int = 0,
+    previous: LatentStats | None = None,
+) -> LatentStats:
+    """Statistics of every latent over whole images (see `LatentStats`).
+
+    Args:
+        z: latents of B images, ``(B * tokens_per_image, S)``, image by image.
+        threshold: tau; counts take activations above it.
+        labels: int64 ``[B]``, class of every image (-1: none), with ``num_classes``; gives class_counts.
+        first_image: number of the first image, for the position of the maxima.
+        previous: continue this fold. Its tensors are updated in place, so it must not be used afterwards; in return the
+            result does not depend on how the images were cut into batches, bit for bit.
+    """
+    n, s = z.shape
+    checks.whole_images("z", n, tokens_per_image)
+    images = n // tokens_per_image
+    if (labels is None) != (num_classes is None):
+        raise ValueError("labels and num_classes belong together; one of them is missing")
+    if labels is not None and num_classes is not None:
+        _check_labels(labels, images, num_classes)
+    start = previous or LatentStats.empty(s, tokens_per_image, num_classes, z.device)
+    if start.sums.shape[0] != s or start.tokens_per_image != tokens_per_image:
+        raise ValueError(
+            f"previous has {start.sums.shape[0]} latents and {start.tokens_per_image} tokens an image; "
+            f"expected {s} and {tokens_per_image}"
+        )
+    if (start.class_counts is None) != (labels is None):
+        raise ValueError("previous was folded " + ("with" if labels is None else "without") + " labels")
+    torch.ops.patchsae.latent_stats_(
+        z.values.detach(),
+        z.indices,
+        z.indptr,
+        tokens_per_image,
+        threshold,
+        labels,
+        first_image,
+        start.sums,
+        start.counts,
+        start.image_counts,
+        start.max_values,
+        start.max_position,
+        start.class_counts,
+    )
+    return replace(start, images=start.images + images)
+
+
+def pool_tokens(z: SparseLatents, tokens_per_image: int, budget_mb: float = 256) -> SparseLatents:
+    """Sum of every latent over the tokens of an image, ``(B, S)``; divide by tokens_per_image for the token mean.
+
+    An image holds an entry for each latent that any of its tokens holds. Not differentiable.
+    """
+    n, s = z.shape
+    checks.whole_images("z", n, tokens_per_image)
+    with torch.no_grad():
+        values, indices, indptr = torch.ops.patchsae.pool_tokens(
+            z.values, z.indices, z.indptr, s, tokens_per_image, checks.budget_bytes(budget_mb)
+        )
+    return SparseLatents(values, indices, indptr, (n // tokens_per_image, s))
+
+
+def _check_labels(labels: Tensor, images: int, num_classes: int) -> None:
+    checks.shape("labels", labels, (images,), "[B]")
+    checks.dtype("labels", labels, (torch.int64,))
+    if num_classes < 1:
+        raise ValueError(f"num_classes is {num_classes}; expected at least 1")

@@ -1,0 +1,274 @@
+"""SparseLatents: the one sparse type, a CSR matrix over tokens."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+VALUE_DTYPES = (torch.float32, torch.bfloat16, torch.float64)
+
+
+@dataclass(frozen=True, eq=False)
+class SparseLatents:
+    """Latents of N tokens in CSR form.
+
+    Row n holds the entries ``indptr[n]:indptr[n + 1]`` of ``indices`` and ``values``; inside a row the indices ascend.
+
+    Attributes:
+        values: ``[nnz]`` float32 or bfloat16 (float64 only when the oracle made it).
+        indices: ``[nnz]`` int32, the latent of every entry, in ``0..S-1``.
+        indptr: ``[N + 1]`` int64, starting at 0 and ending at nnz.
+        shape: ``(N, S)``.
+    """
+
+    values: Tensor
+    indices: Tensor
+    indptr: Tensor
+    shape: tuple[int, int]
+
+    def __post_init__(self) -> None:
+        if self.values.dtype not in VALUE_DTYPES:
+            raise TypeError(f"values has dtype {self.values.dtype}; expected one of {VALUE_DTYPES}")
+        if self.indices.dtype != torch.int32:
+            raise TypeError(f"indices has dtype {self.indices.dtype}; expected torch.int32")
+        if self.indptr.dtype != torch.int64:
+            raise TypeError(f"indptr has dtype {self.indptr.dtype}; expected torch.int64")
+        if self.values.dim() != 1 or self.values.shape != self.indices.shape:
+            raise ValueError(
+                f"values has shape {tuple(self.values.shape)} and indices {tuple(self.indices.shape)}; "
+                "expected the same [nnz] for both"
+            )
+        if self.indptr.dim() != 1 or self.indptr.shape[0] != self.shape[0] + 1:
+            raise ValueError(f"indptr has shape {tuple(self.indptr.shape)}; expected [N + 1] = [{self.shape[0] + 1}]")
+
+    @staticmethod
+    def from_dense(dense: Tensor) -> SparseLatents:
+        """The non-zero entries of ``dense`` ``[N, S]`` (float32, bfloat16 or float64)."""
+        if dense.dim() != 2:
+            raise ValueError(f"dense has shape {tuple(dense.shape)}; expected [N, S]")
+        rows, columns = dense.nonzero(as_tuple=True)
+        return SparseLatents(
+            dense[rows, columns],
+            columns.to(torch.int32),
+            indptr_from_counts(torch.bincount(rows, minlength=dense.shape[0])),
+            (dense.shape[0], dense.shape[1]),
+        )
+
+    @staticmethod
+    def cat(parts: Sequence[SparseLatents]) -> SparseLatents:
+        """Stack along the token dimension. All parts have the same S; at least one part is needed."""
+        if not parts:
+            raise ValueError("parts is empty; expected at least one SparseLatents")
+        widths = sorted({part.shape[1] for part in parts})
+        if len(widths) > 1:
+            raise ValueError(f"parts have {widths} latents; expected the same S in every part")
+        counts = torch.cat([part.counts() for part in parts])
+        return SparseLatents(
+            torch.cat([part.values for part in parts]),
+            torch.cat([part.indices for part in parts]),
+            indptr_from_counts(counts),
+            (counts.shape[0], widths[0]),
+        )
+
+    @property
+    def nnz(self) -> int:
+        """Number of stored entries."""
+        return self.values.shape[0]
+
+    @property
+    def l0(self) -> float:
+        """Mean number of stored entries per token; 0 for no tokens."""
+        return self.nnz / self.shape[0] if self.shape[0] else 0.0
+
+    @property
+    def device(self) -> torch.device:
+        return self.values.device
+
+    def counts(self) -> Tensor:
+        """``[N]`` int64, the number of entries of each token."""
+        return self.indptr.diff()
+
+    def rows(self) -> Tensor:
+        """``[nnz]`` int64, the token of every entry."""
+        tokens = torch.arange(self.shape[0], device=self.device)
+        return torch.repeat_interleave(tokens, self.counts(), output_size=self.nnz)
+
+    def row(self, n: int) -> tuple[Tensor, Tensor]:
+        """``(indices, values)`` of token n, as views."""
+        if not -self.shape[0] <= n < self.shape[0]:
+            raise IndexError(f"token {n} is outside of {self.shape[0]} tokens")
+        start, end = self.indptr[n % self.shape[0]].item(), self.indptr[n % self.shape[0] + 1].item()
+        return self.indices[start:end], self.values[start:end]
+
+    def to_dense(self) -> Tensor:
+        """``[N, S]`` in the dtype of the values. For small N: at S = 49,152 a token is 197 KB."""
+        dense = self.values.new_zeros(self.shape)
+        dense[self.rows(), self.indices.long()] = self.values
+        return dense
+
+    def with_values(self, values: Tensor) -> SparseLatents:
+        """The same pattern with other values ``[nnz]``."""
+        return SparseLatents(values, self.indices, self.indptr, self.shape)
+
+    def where(self, keep: Tensor) -> SparseLatents:
+        """Only the entries for which ``keep`` (bool ``[nnz]``) holds."""
+        kept = torch.zeros(self.nnz + 1, dtype=torch.int64, device=self.device)
+        torch.cumsum(keep, 0, out=kept[1:])
+        return SparseLatents(self.values[keep], self.indices[keep], kept[self.indptr], self.shape)
+
+    def select_rows(self, index: Tensor) -> SparseLatents:
+        """Tokens ``index`` (int64 ``[M]``, any order, repeats allowed) as a new ``[M, S]`` matrix."""
+        counts = self.counts()[index]
+        indptr = indptr_from_counts(counts)
+        total = int(indptr[-1])
+        start = torch.repeat_interleave(self.indptr[index] - indptr[:-1], counts, output_size=total)
+        source = start + torch.arange(total, device=self.device)
+        return SparseLatents(self.values[source], self.indices[source], indptr, (index.shape[0], self.shape[1]))
+
+    def reshape_tokens(self, images: int, tokens: int) -> list[SparseLatents]:
+        """Split ``[images * tokens, S]`` into one ``[tokens, S]`` matrix per image; values and indices are views."""
+        if images * tokens != self.shape[0]:
+            raise ValueError(
+                f"images * tokens is {images} * {tokens} = {images * tokens}; expected N = {self.shape[0]}"
+            )
+        cuts = self.indptr[:: max(tokens, 1)].tolist()
+        return [
+            SparseLatents(
+                self.values[cuts[i] : cuts[i + 1]],
+                self.indices[cuts[i] : cuts[i + 1]],
+                self.indptr[i * tokens : (i + 1) * tokens + 1] - cuts[i],
+                (tokens, self.shape[1]),
+            )
+            for i in range(images)
+        ]
+
+    def scale(self, latents: Sequence[int] | Tensor, factor: float) -> SparseLatents:
+        """Multiply the chosen latents by ``factor`` wherever they are active; 0 removes them."""
+        chosen = self._chosen(latents)[self.indices.long()]
+        if factor == 0:
+            return self.where(~chosen)
+        return self.with_values(torch.where(chosen, self.values * factor, self.values))
+
+    def set(self, latents: Sequence[int] | Tensor, value: float) -> SparseLatents:
+        """Give the chosen latents ``value`` at every token, active or not; 0 removes them."""
+        rest = self.where(~self._chosen(latents)[self.indices.long()])
+        return rest if value == 0 else rest._insert(latents, value)
+
+    def add(self, latents: Sequence[int] | Tensor, value: float) -> SparseLatents:
+        """Add ``value`` to the chosen latents at every token; an inactive one counts as 0, a sum of 0 is not stored."""
+        chosen = self._chosen(latents)
+        column = chosen.nonzero().squeeze(1)
+        place = torch.cumsum(chosen, 0) - 1
+        old = self.values.new_zeros(self.shape[0], column.shape[0])  # [N, chosen], never [N, S]
+        hit = chosen[self.indices.long()]
+        old[self.rows()[hit], place[self.indices[hit].long()]] = self.values[hit]
+        merged = self.where(~hit)._merge(column, old + value)
+        return merged.where(merged.values != 0)
+
+    def permute(self, order: Sequence[int] | Tensor) -> SparseLatents:
+        """Rename latents: latent j of the result is latent ``order[j]`` of this one, as ``dense[:, order]``."""
+        order = torch.as_tensor(order, dtype=torch.int64, device=self.device)
+        if order.shape != (self.shape[1],) or not torch.equal(
+            order.sort().values, torch.arange(self.shape[1]).to(order)
+        ):
+            raise ValueError(f"order has shape {tuple(order.shape)}; expected a permutation of 0..{self.shape[1] - 1}")
+        return self._sorted(self.rows(), torch.argsort(order)[self.indices.long()], self.values)
+
+    def to(self, device: torch.device | str) -> SparseLatents:
+        """A copy on ``device`` (the same object when it is there already)."""
+        if torch.device(device) == self.device:
+            return self
+        return SparseLatents(self.values.to(device), self.indices.to(device), self.indptr.to(device), self.shape)
+
+    def detach(self) -> SparseLatents:
+        """The same latents outside of the autograd graph."""
+        return self.with_values(self.values.detach())
+
+    def validate(self) -> SparseLatents:
+        """Check everything that the constructor cannot check for free; returns self, or raises naming what is wrong."""
+        s = self.shape[1]
+        counts = self.counts()
+        if int(self.indptr[0]) != 0 or int(self.indptr[-1]) != self.nnz or bool((counts < 0).any()):
+            raise ValueError(f"indptr does not ascend from 0 to nnz = {self.nnz}")
+        if self.nnz and not 0 <= int(self.indices.min()) <= int(self.indices.max()) < s:
+            raise ValueError(f"indices reach {int(self.indices.min())}..{int(self.indices.max())}; expected 0..{s - 1}")
+        keys = self.rows() * s + self.indices
+        if bool((keys.diff() <= 0).any()):
+            raise ValueError("indices do not ascend inside every row")
+        return self
+
+    def save(self, path: str | Path) -> None:
+        """Write a safetensors file, atomically."""
+        from safetensors.torch import save_file
+
+        path = Path(path)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
+        os.close(handle)
+        try:
+            tensors = {"values": self.values.detach(), "indices": self.indices, "indptr": self.indptr}
+            save_file(
+                {name: tensor.contiguous() for name, tensor in tensors.items()},
+                temporary,
+                metadata={"format": "patchsae.SparseLatents", "latents": str(self.shape[1])},
+            )
+            os.replace(temporary, path)
+        except BaseException:
+            os.unlink(temporary)
+            raise
+
+    @staticmethod
+    def load(path: str | Path, device: torch.device | str = "cpu") -> SparseLatents:
+        """Read what `save` wrote; a file that is something else, or is damaged, is refused."""
+        from safetensors import safe_open
+
+        with safe_open(str(path), framework="pt", device=str(device)) as file:
+            metadata = file.metadata() or {}
+            if metadata.get("format") != "patchsae.SparseLatents":
+                raise ValueError(f"{path} is not a SparseLatents file (format {metadata.get('format')!r})")
+            values, indices, indptr = (file.get_tensor(name) for name in ("values", "indices", "indptr"))
+        shape = (indptr.shape[0] - 1, int(metadata["latents"]))
+        return SparseLatents(values, indices, indptr, shape).validate()
+
+    def _chosen(self, latents: Sequence[int] | Tensor) -> Tensor:
+        """bool [S]: which latents are named; out of range is an error."""
+        index = torch.as_tensor(latents, dtype=torch.int64, device=self.device).reshape(-1)
+        if index.numel() and not 0 <= int(index.min()) <= int(index.max()) < self.shape[1]:
+            raise IndexError(f"latents reach {int(index.min())}..{int(index.max())}; expected 0..{self.shape[1] - 1}")
+        chosen = torch.zeros(self.shape[1], dtype=torch.bool, device=self.device)
+        chosen[index] = True
+        return chosen
+
+    def _insert(self, latents: Sequence[int] | Tensor, value: float) -> SparseLatents:
+        column = self._chosen(latents).nonzero().squeeze(1)
+        return self._merge(column, self.values.new_full((self.shape[0], column.shape[0]), value))
+
+    def _merge(self, column: Tensor, block: Tensor) -> SparseLatents:
+        """Add entries block[n, j] at (n, column[j]); none of these columns may hold entries already."""
+        tokens = torch.arange(self.shape[0], device=self.device).repeat_interleave(column.shape[0])
+        return self._sorted(
+            torch.cat([self.rows(), tokens]),
+            torch.cat([self.indices.long(), column.repeat(self.shape[0])]),
+            torch.cat([self.values, block.reshape(-1)]),
+        )
+
+    def _sorted(self, rows: Tensor, columns: Tensor, values: Tensor) -> SparseLatents:
+        order = torch.argsort(rows * self.shape[1] + columns)
+        return SparseLatents(
+            values[order],
+            columns[order].to(torch.int32),
+            indptr_from_counts(torch.bincount(rows, minlength=self.shape[0])),
+            self.shape,
+        )
+
+
+def indptr_from_counts(counts: Tensor) -> Tensor:
+    """int64 ``[N + 1]`` row pointers from int64 ``[N]`` entries per row."""
+    indptr = torch.zeros(counts.shape[0] + 1, dtype=torch.int64, device=counts.device)
+    torch.cumsum(counts, 0, out=indptr[1:])
+    return indptr

@@ -1,0 +1,72 @@
+"""Prepared encoder weights: the one place where packed copies live."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from patchsae_kernels import checks
+
+
+class PreparedWeights:
+    """Encoder weights together with whatever packed copies the implementations want, made once per weight version.
+
+    Attributes:
+        W_enc, b_enc, b_dec: the tensors given to `prepare`, not copies: gradients reach them.
+    """
+
+    def __init__(self, W_enc: Tensor, b_enc: Tensor, b_dec: Tensor) -> None:
+        checks.encoder_weights(W_enc, b_enc, b_dec)
+        self.W_enc, self.b_enc, self.b_dec = W_enc, b_enc, b_dec
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Call after the weights changed in place (an optimiser step, a load): checks them and drops packed copies.
+
+        Raises:
+            ValueError: a weight is NaN or infinite.
+        """
+        if torch.compiler.is_compiling():  # values are not known while tracing
+            return
+        for name in ("W_enc", "b_enc", "b_dec"):
+            checks.finite_weight(name, getattr(self, name))
+        self._versions = self._current()
+
+    def refresh_if_stale(self) -> None:
+        """`refresh` when the weights changed in place since the last time (not while tracing)."""
+        if not torch.compiler.is_compiling() and self._versions != self._current():
+            self.refresh()
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """``(D, S)``."""
+        return self.W_enc.shape[0], self.W_enc.shape[1]
+
+    def _current(self) -> tuple[int, ...]:
+        return tuple(t._version for t in (self.W_enc, self.b_enc, self.b_dec))
+
+
+def prepare(W_enc: Tensor, b_enc: Tensor, b_dec: Tensor) -> PreparedWeights:
+    """Prepare encoder weights for `encode`.
+
+    Args:
+        W_enc: ``[D, S]`` float32 (any strides; latent-major, strides ``(1, D)``, is the fast layout).
+        b_enc: ``[S]`` float32.
+        b_dec: ``[D]`` float32, subtracted from the input.
+
+    Raises:
+        ValueError, TypeError: shapes that do not fit, dtypes other than float32 (float64 for the oracle), NaN or inf.
+    """
+    return PreparedWeights(W_enc, b_enc, b_dec)
+
+
+def as_prepared(weights: PreparedWeights | Tensor, b_enc: Tensor | None, b_dec: Tensor | None) -> PreparedWeights:
+    """`encode` takes prepared weights or the raw tensors."""
+    if isinstance(weights, PreparedWeights):
+        if b_enc is not None or b_dec is not None:
+            raise TypeError("b_enc and b_dec are part of the prepared weights; pass them only with a raw W_enc")
+        weights.refresh_if_stale()
+        return weights
+    if b_enc is None or b_dec is None:
+        raise TypeError("a raw W_enc needs b_enc and b_dec as well: encode(x, W_enc, b_enc, b_dec, ...)")
+    return prepare(weights, b_enc, b_dec)

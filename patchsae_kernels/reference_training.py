@@ -1,0 +1,173 @@
+"""The training step in plain PyTorch: loss and gradients of the released recipe, and its optimiser.
+
+With e = z_hat - z and |z| the uncentred norm of the token (released loss, Lim et al. 2024, code):
+
+    mse   = mean over tokens and D of  c e^2 / |z|,   c = cls_weight on token 0 of every image, else 1
+    l1    = l1 * mean over tokens of sum_s |h_s|
+    g     = exp(pre[dead]) W_dec[dead], scaled by stop(|e| / (2 |g| + 1e-6))
+    term  = (g - stop(-e))^2 / stop(|e|)
+    ghost = mean of stop(mse without c / (term + 1e-6)) * term
+
+Everything runs in row chunks; dense latents of the whole batch never exist.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from patchsae_kernels.reference import row_chunks
+
+
+class _Sums(NamedTuple):
+    """Float64 totals over the batch."""
+
+    mse: Tensor
+    l1: Tensor
+    ghost: Tensor
+    active: Tensor
+    squared_error: Tensor
+
+
+class _Weights(NamedTuple):
+    W_enc: Tensor
+    b_enc: Tensor
+    W_dec: Tensor
+    b_dec: Tensor
+
+
+def sae_step(
+    x: Tensor,
+    W_enc: Tensor,
+    b_enc: Tensor,
+    W_dec: Tensor,
+    b_dec: Tensor,
+    dead: Tensor | None,
+    l1: float,
+    cls_weight: float,
+    tokens_per_image: int,
+    budget: int,
+) -> list[Tensor]:
+    """Terms and gradients for x ``[N, D]``.
+
+    ``dead`` (int64, the dead latents) is None without the ghost term; ``tokens_per_image`` 0 means no CLS tokens.
+    Returns ``[total, mse, l1, ghost, l0, squared_error, fired, dW_enc, db_enc, dW_dec, db_dec]``.
+    """
+    w = _Weights(W_enc, b_enc, W_dec, b_dec)
+    grads = _Weights(*(torch.zeros_like(p) for p in w))
+    fired = torch.zeros(W_enc.shape[1], dtype=torch.bool, device=x.device)
+    sums = [torch.zeros((), dtype=torch.float64, device=x.device) for _ in _Sums._fields]
+    tokens = max(x.shape[0], 1)
+    for rows in row_chunks(x.shape[0], W_enc.shape[1], budget):
+        weight = _cls_weights(rows, tokens_per_image, cls_weight, x)
+        for total, part in zip(sums, _chunk(x[rows], weight, w, grads, fired, dead, l1, tokens), strict=True):
+            total += part
+    s = _Sums(*sums)
+    elements = tokens * max(x.shape[1], 1)
+    mse, sparsity, ghost = s.mse / elements, l1 * s.l1 / tokens, s.ghost / elements
+    scalars = (mse + sparsity + ghost, mse, sparsity, ghost, s.active / tokens, s.squared_error)
+    return [*(value.to(x.dtype) for value in scalars), fired, *grads]
+
+
+def _chunk(
+    x: Tensor,
+    weight: Tensor,
+    w: _Weights,
+    grads: _Weights,
+    fired: Tensor,
+    dead: Tensor | None,
+    l1: float,
+    tokens: int,
+) -> _Sums:
+    """Totals of one chunk; adds its gradients to ``grads`` and its active latents to ``fired``."""
+    centred = x - w.b_dec
+    h = torch.addmm(w.b_enc, centred, w.W_enc)
+    exp_dead = None if dead is None else h[:, dead].exp()
+    h.relu_()
+    error = torch.addmm(w.b_dec, h, w.W_dec) - x
+    norm = x.norm(dim=1, keepdim=True)
+    scaled = error.square() / norm
+    grad_y = error * (2 * weight / (norm * (tokens * x.shape[1])))
+    active = h > 0
+    fired |= active.any(0)
+    grads.W_dec.addmm_(h.t(), grad_y)
+    total_h, total_active = h.sum(dtype=torch.float64), active.sum()
+    grad_pre = torch.mm(grad_y, w.W_dec.t(), out=h)  # h is not needed any more: its memory is
+    grad_pre.add_(l1 / tokens).mul_(active)
+    ghost = _ghost(error, scaled, exp_dead, dead, w, grads, grad_pre, tokens) if dead is not None else 0.0
+    grads.W_enc.t().addmm_(grad_pre.t(), centred)
+    grad_b = grad_pre.sum(0)
+    grads.b_enc.add_(grad_b)
+    grads.b_dec.add_(grad_y.sum(0)).sub_(w.W_enc @ grad_b)
+    return _Sums(
+        (scaled * weight).sum(dtype=torch.float64),
+        total_h,
+        torch.as_tensor(ghost, dtype=torch.float64),
+        total_active,
+        error.square().sum(dtype=torch.float64),
+    )
+
+
+def _ghost(
+    error: Tensor,
+    scaled: Tensor,
+    exp_dead: Tensor | None,
+    dead: Tensor,
+    w: _Weights,
+    grads: _Weights,
+    grad_pre: Tensor,
+    tokens: int,
+) -> Tensor:
+    """Sum of the ghost term over the chunk; adds its gradient to grad_pre (dead columns) and to W_dec (dead rows)."""
+    assert exp_dead is not None
+    residual = -error
+    length = residual.norm(dim=1, keepdim=True)
+    rows = w.W_dec[dead]
+    raw = exp_dead @ rows
+    scale = length / (1e-6 + 2 * raw.norm(dim=1, keepdim=True))
+    difference = raw * scale - residual
+    # A token that is reconstructed without error has no ghost term (released code: 0 / 0).
+    inverse = torch.where(length > 0, 1 / length, 0)
+    term = difference.square() * inverse
+    factor = scaled / (term + 1e-6)
+    grad_raw = difference * factor * inverse * scale * (2 / (tokens * error.shape[1]))
+    grads.W_dec.index_add_(0, dead, exp_dead.t() @ grad_raw)
+    grad_pre.index_add_(1, dead, (grad_raw @ rows.t()).mul_(exp_dead))
+    return (factor * term).sum(dtype=torch.float64)
+
+
+def _cls_weights(rows: slice, tokens_per_image: int, cls_weight: float, x: Tensor) -> Tensor:
+    weight = torch.ones(rows.stop - rows.start, 1, dtype=x.dtype, device=x.device)
+    if tokens_per_image:
+        first = -rows.start % tokens_per_image
+        weight[first::tokens_per_image] = cls_weight
+    return weight
+
+
+def adam_step_(
+    p: Tensor,
+    grad: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    step: int,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    unit_rows: bool,
+) -> None:
+    """One Adam step in place (Kingma & Ba 2015, bias-corrected as torch.optim.Adam; ``step`` counts from 1).
+
+    ``unit_rows``: the gradient loses its component along each row of p first, and the rows end with unit norm.
+    ``grad`` is not changed.
+    """
+    if unit_rows:
+        grad = grad - (grad * p).sum(1, keepdim=True) * p
+    exp_avg.lerp_(grad, 1 - beta1)
+    exp_avg_sq.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
+    denominator = (exp_avg_sq.sqrt() / (1 - beta2**step) ** 0.5).add_(eps)
+    p.addcdiv_(exp_avg, denominator, value=-lr / (1 - beta1**step))
+    if unit_rows:
+        p.div_(p.norm(dim=1, keepdim=True))
