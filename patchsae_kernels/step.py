@@ -58,8 +58,8 @@ def sae_step(
 ) -> tuple[StepTerms, dict[str, Tensor]]:
     """Forward and backward of the released loss of a ReLU SAE, without an autograd graph.
 
-    mean (z_hat - z)^2 / |z|  +  l1 * mean_tokens sum_s |h_s|  +  ghost term over the dead latents; the formula is at the
-    top of `patchsae_kernels.reference_training`.
+    mean (z_hat - z)^2 / |z|  +  l1 * mean_tokens sum_s |h_s|  +  ghost term over the dead latents: the formula stands
+    at the top of `patchsae_kernels.reference_training`.
 
     Args:
         x: ``[B, T, D]`` float32, token 0 of every image being CLS; or ``[N, D]``, tokens that are all alike.

@@ -1,0 +1,5 @@
+"""``python -m patchsae``."""
+
+from patchsae.cli import main
+
+main()

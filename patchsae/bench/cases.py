@@ -1,0 +1,332 @@
+"""What is timed: every op at a named size, beside plain PyTorch doing the same on dense latents."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import patchsae_kernels as pk
+
+KS = (1, 2, 5, 10, 50, 100, 500, 1000, 2000)
+CLASSES = 10
+
+
+class Size(NamedTuple):
+    """``images`` of ``tokens`` tokens of width ``d_in``, ``d_sae`` latents, about ``l0`` of them active per token."""
+
+    images: int
+    tokens: int
+    d_in: int
+    d_sae: int
+    l0: int
+
+
+SIZES = {
+    "small": Size(images=4, tokens=65, d_in=128, d_sae=2048, l0=20),
+    "paper": Size(images=8, tokens=197, d_in=768, d_sae=49152, l0=149),
+}
+PAPER_BATCH_ON_GPU = 128
+
+
+@dataclass(frozen=True, eq=False)
+class Inputs:
+    """Seeded random inputs of one size; x is standard normal and the encoder bias gives the wanted L0."""
+
+    size: Size
+    x: Tensor  # [N, D]
+    W_enc: Tensor  # [D, S], latent-major, unit columns
+    b_enc: Tensor  # [S]
+    W_dec: Tensor  # [S, D], unit rows
+    b_dec: Tensor  # [D]
+    weights: pk.PreparedWeights
+    z: pk.SparseLatents  # ReLU latents of x
+    dense: Tensor  # [N, S], the same latents for the dense baselines
+    rank: Tensor  # [C, S] int32
+    labels: Tensor  # [B] int64
+    class_ids: Tensor  # [N] int64
+
+
+@dataclass(frozen=True)
+class Case:
+    """One op: ours, the dense baseline, and the floor that no implementation can pass.
+
+    Attributes:
+        check: raises AssertionError unless ours and the baseline agree; gets both results.
+        floor: does only what cannot be left out (a product by the vendor's library, or a copy of the bytes that must
+            move); the share of the limit is its time over ours.
+        floor_name: what that is.
+    """
+
+    name: str
+    ours: Callable[[Inputs], Any]
+    baseline: Callable[[Inputs], Any]
+    check: Callable[[Inputs, Any, Any], None]
+    floor: Callable[[Inputs], Any]
+    floor_name: str
+    baseline_name: str
+
+
+def make_inputs(size: Size, device: str = "cpu", seed: int = 0) -> Inputs:
+    """Inputs of a size on a device."""
+    g = torch.Generator().manual_seed(seed)
+    n, d, s = size.images * size.tokens, size.d_in, size.d_sae
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=g).to(device)
+
+    x, b_dec = normal(n, d), 0.1 * normal(d)
+    W_enc = F.normalize(normal(s, d), dim=1).t()
+    # x - b_dec is normal with variance 1.01, so a pre-activation is too: the quantile sets the share of active latents.
+    level = 1.01**0.5 * torch.distributions.Normal(0.0, 1.0).icdf(torch.tensor(1 - size.l0 / s)).item()
+    b_enc = torch.full((s,), -level, device=device)
+    weights = pk.prepare(W_enc, b_enc, b_dec)
+    z = pk.encode(x, weights)
+    labels = torch.arange(size.images, device=device) % CLASSES
+    rank = torch.stack([torch.randperm(s, generator=g) for _ in range(CLASSES)]).to(device, torch.int32)
+    return Inputs(
+        size=size,
+        x=x,
+        W_enc=W_enc,
+        b_enc=b_enc,
+        W_dec=F.normalize(normal(s, d), dim=1),
+        b_dec=b_dec,
+        weights=weights,
+        z=z,
+        dense=z.to_dense(),
+        rank=rank,
+        labels=labels,
+        class_ids=labels.repeat_interleave(size.tokens),
+    )
+
+
+def all_cases() -> list[Case]:
+    """Every case, by op."""
+    return [*_encode_cases(), *_decode_cases(), *_statistics_cases(), *_training_cases()]
+
+
+def named(names: Sequence[str]) -> list[Case]:
+    """The cases of these names; none means all. ValueError lists what there is."""
+    cases = {case.name: case for case in all_cases()}
+    unknown = sorted(set(names) - set(cases))
+    if unknown:
+        raise ValueError(f"op is {', '.join(unknown)}; expected one of {', '.join(cases)}")
+    return [cases[name] for name in names] if names else list(cases.values())
+
+
+def _dense_pre(i: Inputs) -> Tensor:
+    return torch.addmm(i.b_enc, i.x - i.b_dec, i.W_enc)
+
+
+def _dense_jump(i: Inputs) -> Tensor:
+    pre = _dense_pre(i)
+    return pre * (pre > 0.3)
+
+
+def _dense_topk(i: Inputs) -> Any:
+    return torch.topk(_dense_pre(i).relu_(), min(64, i.size.d_sae), dim=1)
+
+
+def _encode_cases() -> list[Case]:
+    product = {"floor": _dense_pre, "floor_name": "fp32 product"}
+    return [
+        Case(
+            "encode",
+            lambda i: pk.encode(i.x, i.weights),
+            lambda i: _dense_pre(i).relu_(),
+            lambda i, ours, dense: _close_latents(ours, dense),
+            baseline_name="addmm + relu, fp32",
+            **product,
+        ),
+        Case(
+            "encode_topk",
+            lambda i: pk.encode(i.x, i.weights, activation="topk", k=min(64, i.size.d_sae)),
+            _dense_topk,
+            _check_topk,
+            baseline_name="addmm + relu + topk 64, fp32",
+            **product,
+        ),
+        Case(
+            "encode_jumprelu",
+            lambda i: pk.encode(i.x, i.weights, activation="jumprelu", threshold=torch.full_like(i.b_enc, 0.3)),
+            _dense_jump,
+            lambda i, ours, dense: _close_latents(ours, dense),
+            baseline_name="addmm + compare + multiply, fp32",
+            **product,
+        ),
+    ]
+
+
+def _decode_cases() -> list[Case]:
+    moved = {"floor": _copy_decode_bytes, "floor_name": "copy of W_dec, z and y"}
+    return [
+        Case(
+            "decode",
+            lambda i: pk.decode(i.z, i.W_dec, i.b_dec),
+            lambda i: torch.addmm(i.b_dec, i.dense, i.W_dec),
+            lambda i, ours, dense: torch.testing.assert_close(ours, dense, rtol=1e-4, atol=1e-4),
+            baseline_name="dense product, fp32",
+            **moved,
+        ),
+        Case(
+            "decode_masked",
+            lambda i: pk.decode_masked(i.z, i.rank < 100, i.W_dec, i.b_dec, i.class_ids),
+            lambda i: torch.addmm(i.b_dec, i.dense * (i.rank < 100)[i.class_ids], i.W_dec),
+            lambda i, ours, dense: torch.testing.assert_close(ours, dense, rtol=1e-4, atol=1e-4),
+            baseline_name="mask + dense product, fp32",
+            **moved,
+        ),
+        Case(
+            "decode_sweep",
+            lambda i: pk.decode_sweep(i.z, i.rank, sweep_ks(i.size.d_sae), i.W_dec, i.b_dec, i.class_ids),
+            dense_sweep,
+            _check_sweep,
+            lambda i: [torch.zeros(2 * len(sweep_ks(i.size.d_sae)), *i.x.shape, device=i.x.device)],
+            "writing the output",
+            "2K masked dense products, fp32",
+        ),
+    ]
+
+
+def _statistics_cases() -> list[Case]:
+    tokens = {"floor": lambda i: (i.z.values.clone(), i.z.indices.clone()), "floor_name": "copy of z"}
+    return [
+        Case(
+            "latent_stats",
+            lambda i: pk.latent_stats(i.z, i.size.tokens, 0.2, i.labels, CLASSES),
+            _dense_stats,
+            _check_stats,
+            baseline_name="dense sums, counts, maxima",
+            **tokens,
+        ),
+        Case(
+            "pool_tokens",
+            lambda i: pk.pool_tokens(i.z, i.size.tokens),
+            lambda i: i.dense.view(i.size.images, i.size.tokens, -1).sum(1),
+            lambda i, ours, dense: torch.testing.assert_close(ours.to_dense(), dense, rtol=1e-4, atol=1e-4),
+            baseline_name="dense sum over tokens",
+            **tokens,
+        ),
+    ]
+
+
+def _training_cases() -> list[Case]:
+    return [
+        Case(
+            "sae_step",
+            lambda i: pk.sae_step(_images(i), _parameters(i), l1=8e-5),
+            _dense_step,
+            _check_step,
+            _dense_pre,
+            "one fp32 product",
+            "dense autograd step, fp32",
+        ),
+        Case(
+            "adam_step",
+            _our_adam,
+            _torch_adam,
+            lambda i, ours, dense: torch.testing.assert_close(ours, dense, rtol=1e-4, atol=1e-5),
+            lambda i: [i.W_dec.clone() for _ in range(7)],
+            "copy of the bytes it moves",
+            "torch.optim.Adam + projection + rescaling",
+        ),
+    ]
+
+
+def sweep_ks(latents: int) -> list[int]:
+    """The paper's ks that fit, and S."""
+    return [k for k in KS if k < latents] + [latents]
+
+
+def dense_sweep(i: Inputs) -> tuple[Tensor, Tensor]:
+    """One masked dense product for every k, on and off."""
+    on, off = [], []
+    for k in sweep_ks(i.size.d_sae):
+        kept = i.dense * (i.rank < k)[i.class_ids]
+        on.append(torch.addmm(i.b_dec, kept, i.W_dec))
+        off.append(torch.addmm(i.b_dec, i.dense - kept, i.W_dec))
+    return torch.stack(on), torch.stack(off)
+
+
+def _images(i: Inputs) -> Tensor:
+    return i.x.view(i.size.images, i.size.tokens, -1)
+
+
+def _parameters(i: Inputs) -> dict[str, Tensor]:
+    return {"W_enc": i.W_enc, "b_enc": i.b_enc, "W_dec": i.W_dec, "b_dec": i.b_dec}
+
+
+def _dense_step(i: Inputs) -> tuple[Tensor, list[Tensor]]:
+    W_enc, b_enc, W_dec, b_dec = leaves = [p.detach().clone().requires_grad_() for p in _parameters(i).values()]
+    h = torch.addmm(b_enc, i.x - b_dec, W_enc).relu()
+    error = torch.addmm(b_dec, h, W_dec) - i.x
+    total = (error.square() / i.x.norm(dim=1, keepdim=True)).mean() + 8e-5 * h.sum(1).mean()
+    total.backward()
+    return total.detach(), [leaf.grad for leaf in leaves if leaf.grad is not None]
+
+
+def _check_step(i: Inputs, ours: Any, dense: Any) -> None:
+    terms, grads = ours
+    torch.testing.assert_close(terms.total, dense[0], rtol=1e-4, atol=0)
+    for mine, other in zip(grads.values(), dense[1], strict=True):
+        assert (mine - other).abs().max() <= 1e-3 * other.abs().max()
+
+
+def _our_adam(i: Inputs) -> Tensor:
+    params = {name: p.clone(memory_format=torch.preserve_format) for name, p in _parameters(i).items()}
+    pk.adam_step(params, _parameters(i), pk.adam_init(params), lr=4e-4)
+    return params["W_dec"]
+
+
+def _torch_adam(i: Inputs) -> Tensor:
+    params = [p.clone(memory_format=torch.preserve_format).requires_grad_() for p in _parameters(i).values()]
+    for p, grad in zip(params, _parameters(i).values(), strict=True):
+        p.grad = grad.clone(memory_format=torch.preserve_format)
+    W, grad = params[2].detach(), params[2].grad
+    assert grad is not None
+    grad -= (grad * W).sum(1, keepdim=True) * W
+    torch.optim.Adam(params, lr=4e-4).step()
+    return W / W.norm(dim=1, keepdim=True)
+
+
+def _dense_stats(i: Inputs) -> tuple[Tensor, ...]:
+    over = i.dense > 0.2
+    classes = torch.zeros(CLASSES, i.size.d_sae, device=i.x.device).index_add_(0, i.class_ids, over.float())
+    return i.dense.sum(0), over.sum(0), i.dense.max(0).values, classes
+
+
+def _check_stats(i: Inputs, ours: pk.LatentStats, dense: tuple[Tensor, ...]) -> None:
+    sums, counts, maxima, classes = dense
+    torch.testing.assert_close(ours.sums.float(), sums, rtol=1e-4, atol=1e-3)
+    assert torch.equal(ours.counts, counts)
+    assert torch.equal(ours.max_values, maxima)
+    assert ours.class_counts is not None
+    assert torch.equal(ours.class_counts.float(), classes)
+
+
+def _copy_decode_bytes(i: Inputs) -> list[Tensor]:
+    used = torch.unique(i.z.indices).numel()
+    return [i.W_dec[:used].clone(), i.z.values.clone(), i.z.indices.clone(), i.x.clone()]
+
+
+def _close_latents(z: pk.SparseLatents, dense: Tensor) -> None:
+    """Equal up to float32 rounding, which may also move a latent across its threshold."""
+    actual = z.to_dense()
+    apart = ~torch.isclose(actual, dense, rtol=1e-4, atol=1e-5)
+    at_threshold = (actual == 0) != (dense == 0)
+    assert not (apart & ~at_threshold).any(), "values differ"
+    assert int((apart & at_threshold).sum()) <= 1e-4 * z.nnz + 1, "active sets differ"
+
+
+def _check_topk(i: Inputs, ours: pk.SparseLatents, dense: Any) -> None:
+    expected = torch.zeros_like(i.dense).scatter_(1, dense.indices, dense.values)
+    _close_latents(ours, expected)
+
+
+def _check_sweep(i: Inputs, ours: tuple[Tensor, Tensor], dense: tuple[Tensor, Tensor]) -> None:
+    for mine, other in zip(ours, dense, strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-4)

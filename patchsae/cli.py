@@ -1,0 +1,371 @@
+"""The command line: ``patchsae VERB``. Each verb is one function; nothing heavy is imported before it is needed."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+from patchsae.choices import Images, Model
+from patchsae.experiments.config import ClassesOptions, CompareOptions, ExplainOptions, ExtractOptions, MaskOptions
+from patchsae.tinyclip.config import TinyClipConfig
+from patchsae.training.config import TrainConfig
+
+if TYPE_CHECKING:
+    from patchsae.clip import SplitCLIP
+    from patchsae.data import ImageDataset
+    from patchsae.experiments.explain import References
+    from patchsae.runs import Run, Stage
+    from patchsae.sae import SparseAutoencoder
+
+
+def train(
+    run: Path, images: Images, model: Model, recipe: TrainConfig, workers: int = 0, overwrite: bool = False
+) -> None:
+    """Train a sparse autoencoder on the patch tokens of a frozen CLIP (the released recipe).
+
+    Args:
+        run: directory of the whole experiment; the result is RUN/train.
+        workers: processes that decode images; 0 decodes in this one.
+        overwrite: start again even if RUN/train is finished or holds part of a training.
+    """
+    from patchsae import opening
+    from patchsae.training.trainer import train as fit
+
+    clip = opening.clip(model, {})
+    dataset, origin = opening.images(images, {})
+    fit(clip, dataset, recipe, _stage(run, opening.TRAIN), origin=origin, workers=workers, overwrite=overwrite)
+    _report(run)
+
+
+def extract(
+    run: Path,
+    images: Images,
+    model: Model,
+    options: ExtractOptions,
+    sae: str | None = None,
+    name: str = "extract",
+    overwrite: bool = False,
+) -> None:
+    """Read the latents in one pass over images: frequencies, counts by class, reference images, top patches.
+
+    Args:
+        run: directory of the experiment; the result is RUN/NAME.
+        sae: a checkpoint (file, directory or Hub id); left out: RUN/train.
+        name: another name keeps several extractions side by side.
+        overwrite: start again.
+    """
+    from patchsae.experiments import extract as experiment
+
+    clip, autoencoder, dataset, origin = _open(run, sae, images, model)
+    experiment.run(clip, autoencoder, dataset, _stage(run, name), options, settings=origin, overwrite=overwrite)
+    _report(run)
+
+
+def classes(
+    run: Path, options: ClassesOptions, extract: str = "extract", name: str = "classes", overwrite: bool = False
+) -> None:
+    """Rank the latents of every class, of the whole dataset, and at random.
+
+    Args:
+        run: directory of the experiment; the result is RUN/NAME.
+        extract: the extraction to rank, RUN/EXTRACT.
+        name: name of the result.
+        overwrite: start again.
+    """
+    from patchsae import opening
+    from patchsae.experiments import classes as experiment
+    from patchsae.experiments.extraction import Extraction
+    from patchsae.runs import Run
+
+    found = Extraction.load(opening.finished_stage(Run(run), extract, "--extract"))
+    experiment.run(found, _stage(run, name), options, settings={"extract": extract}, overwrite=overwrite)
+    _report(run)
+
+
+def mask(
+    run: Path,
+    images: Images,
+    model: Model,
+    options: MaskOptions,
+    sae: str | None = None,
+    classes: str = "classes",
+    name: str = "mask",
+    overwrite: bool = False,
+) -> None:
+    """Classify with only the top k latents kept, or with them ablated, for every k and ranking.
+
+    Rank on one split (`extract`, `classes`) and evaluate here on another (`--split test`).
+
+    Args:
+        run: directory of the experiment; the result is RUN/NAME.
+        sae: a checkpoint; left out: RUN/train.
+        classes: the rankings to use, RUN/CLASSES.
+        name: name of the result.
+        overwrite: start again.
+    """
+    from patchsae import opening
+    from patchsae.experiments import masking
+    from patchsae.experiments.classes import Rankings
+    from patchsae.runs import Run
+
+    rankings = Rankings.load(opening.finished_stage(Run(run), classes, "--classes"))
+    clip, autoencoder, dataset, origin = _open(run, sae, images, model)
+    masking.run(clip, autoencoder, dataset, rankings, _stage(run, name), options, settings=origin, overwrite=overwrite)
+    _report(run)
+
+
+def compare(
+    run: Path,
+    images: Images,
+    model: Model,
+    options: CompareOptions,
+    other_model: str | None = None,
+    other_pretrained: str | None = None,
+    other_images: str | None = None,
+    other_split: str | None = None,
+    labels: tuple[str, str] = ("A", "B"),
+    sae: str | None = None,
+    name: str = "compare",
+    overwrite: bool = False,
+) -> None:
+    """Two models on the same images, or one model on two datasets, through one SAE: what changes.
+
+    Args:
+        run: directory of the experiment; the result is RUN/NAME.
+        other_model: the second CLIP, "local-dir:PATH" for instance; left out: the first.
+        other_pretrained: weights of the second CLIP: another checkpoint of the same architecture.
+        other_images: the second dataset; left out: the first.
+        other_split: split of the second dataset.
+        labels: what tables and pictures call the two sides.
+        sae: a checkpoint; left out: RUN/train.
+        name: name of the result.
+        overwrite: start again.
+    """
+    from dataclasses import replace
+
+    from patchsae import opening
+    from patchsae.experiments import adaptation
+
+    clip, autoencoder, dataset, origin = _open(run, sae, images, model)
+    second_clip, second_dataset = clip, dataset
+    if other_model is not None or other_pretrained is not None:
+        other = replace(model, model=other_model or clip.name, pretrained=other_pretrained, layer=clip.layer)
+        second_clip = opening.clip(other, {})
+        origin |= {"other_model": other.model, "other_pretrained": other_pretrained}
+    if other_images is not None or other_split is not None:
+        choice = replace(images, images=other_images or images.images, split=other_split)
+        second_dataset, found = opening.images(choice, autoencoder.config.metadata)
+        origin |= {f"other_{key}": value for key, value in found.items()}
+    if second_clip is clip and second_dataset is dataset:
+        raise ValueError("no second side: give --other-model, --other-pretrained, --other-images or --other-split")
+    first = adaptation.Side(labels[0], clip, dataset)
+    second = adaptation.Side(labels[1], second_clip, second_dataset)
+    settings = {key: value for key, value in origin.items() if value is not None}
+    adaptation.run(first, second, autoencoder, _stage(run, name), options, settings=settings, overwrite=overwrite)
+    _report(run)
+
+
+def explain(
+    run: Path,
+    paths: tyro.conf.Positional[tuple[Path, ...]],
+    images: Images,
+    model: Model,
+    options: ExplainOptions,
+    index: tuple[int, ...] = (),
+    sae: str | None = None,
+    extract: str | None = None,
+    name: str = "explain",
+) -> None:
+    """Show the top latents of images, or of one patch, with heatmaps and reference images.
+
+    Explaining again under the same name replaces what was there.
+
+    Args:
+        run: directory of the experiment; the result is RUN/NAME.
+        paths: image files.
+        index: positions in the dataset of --images and --split to explain, beside or instead of files.
+        sae: a checkpoint; left out: RUN/train.
+        extract: the extraction that has the reference images; left out: RUN/extract where it is finished.
+        name: name of the result.
+    """
+    from patchsae import opening
+    from patchsae.data import load_image
+    from patchsae.experiments import explain as experiment
+    from patchsae.runs import Run
+
+    autoencoder = opening.autoencoder(Run(run), sae, opening.device(model))
+    clip = opening.clip(model, autoencoder.config.metadata)
+    pictures = {str(path): load_image(path) for path in paths}
+    if index:
+        dataset, _ = opening.images(images, autoencoder.config.metadata)
+        samples = [dataset.sample(opening.position(dataset, i)) for i in index]
+        pictures |= {sample.id: sample.image for sample in samples}
+    references = _references(Run(run), extract)
+    stage = _stage(run, name)
+    experiment.run(clip, autoencoder, pictures, stage, options, references=references, overwrite=True)
+    _report(run)
+
+
+def data_check(source: tyro.conf.Positional[str], split: str | None = None) -> None:
+    """Look through a dataset: layout, classes, counts, sizes, files that cannot be decoded.
+
+    Exits with status 1 where something is wrong.
+
+    Args:
+        source: path, glob or "shapes", as for --images.
+        split: one split; left out: all.
+    """
+    from patchsae.data import check
+
+    report = check(source, split)
+    for line in report.lines():
+        print(line)
+    if not report.ok:
+        raise SystemExit(1)
+
+
+def tinyclip(
+    out: Path,
+    images: Images,
+    config: TinyClipConfig,
+    from_: Annotated[Path | None, tyro.conf.arg(name="from")] = None,
+    workers: int = 1,
+    device: str = "cpu",
+) -> None:
+    """Train a small CLIP, or fine-tune one (--from), on captions of the shapes world or the class names of a dataset.
+
+    Args:
+        out: folder of the checkpoint (open_clip's local-dir layout; use it as --model local-dir:OUT).
+        from_: a checkpoint of the same layout to go on from.
+        workers: processes that decode images.
+        device: "cpu" or "cuda".
+    """
+    from patchsae import opening
+    from patchsae.tinyclip import train_clip
+
+    dataset, _ = opening.images(images, {})
+    record = train_clip(dataset, out, config, start=from_, workers=workers, device=device)
+    print(f"{out}: {record.steps} steps in {record.minutes} min; use it as --model local-dir:{out}")
+
+
+def bench(
+    op: tuple[str, ...] = (),
+    size: Literal["small", "paper"] = "small",
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    rounds: int = 5,
+    json: Path | None = None,
+) -> None:
+    """Time every op against plain PyTorch, after checking its answer.
+
+    Args:
+        op: names of ops; left out: all.
+        size: "small" takes seconds, "paper" is ViT-B/16 with 49,152 latents (minutes on a CPU).
+        device: where.
+        rounds: timings of each; the median counts.
+        json: also write the records here.
+    """
+    from patchsae import opening
+    from patchsae.bench.run import bench as measure
+
+    measure(op, size, opening.device(Model(device=device)), rounds, json)
+
+
+def doctor() -> None:
+    """Print what runs here and why: device, implementation of each op, versions, threads."""
+    from patchsae import doctor as description
+
+    for line in description.lines():
+        print(line)
+
+
+VERBS: dict[str, Callable[..., None]] = {
+    "train": train,
+    "extract": extract,
+    "classes": classes,
+    "mask": mask,
+    "compare": compare,
+    "explain": explain,
+    "data check": data_check,
+    "tinyclip": tinyclip,
+    "bench": bench,
+    "doctor": doctor,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point. A mistake of the user ends with a message and status 2; PATCHSAE_TRACEBACK=1 shows where it was."""
+    argv = list(sys.argv[1:] if arguments is None else arguments)
+    if not argv or argv[0] in ("-h", "--help"):
+        print(_overview())
+        return
+    verb, rest = _verb(argv)
+    if verb is None:
+        raise SystemExit(f"patchsae: there is no verb {argv[0]!r}\n\n{_overview()}")
+    try:
+        tyro.cli(VERBS[verb], prog=f"patchsae {verb}", args=rest, config=(tyro.conf.OmitArgPrefixes,))
+    except (ValueError, OSError, ImportError) as error:
+        if os.environ.get("PATCHSAE_TRACEBACK"):
+            raise
+        print(f"patchsae {verb}: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
+
+
+def _verb(argv: Sequence[str]) -> tuple[str | None, list[str]]:
+    """The verb, of one or two words, and what follows it."""
+    for words in (2, 1):
+        name = " ".join(argv[:words])
+        if name in VERBS:
+            return name, list(argv[words:])
+    return None, []
+
+
+def _overview() -> str:
+    lines = ["usage: patchsae VERB [options]    (patchsae VERB --help tells more)", ""]
+    width = max(map(len, VERBS))
+    lines += [f"  {name:<{width}}  {(function.__doc__ or '').splitlines()[0]}" for name, function in VERBS.items()]
+    return "\n".join(lines)
+
+
+def _stage(run: Path, name: str) -> Stage:
+    from patchsae.runs import Run
+
+    return Run(run).stage(name)
+
+
+def _report(run: Path) -> None:
+    from patchsae import report
+    from patchsae.runs import Run
+
+    print(f"report: {report.build(Run(run)).resolve()}")
+
+
+def _open(
+    run: Path, sae: str | None, images: Images, model: Model
+) -> tuple[SplitCLIP, SparseAutoencoder, ImageDataset, dict[str, Any]]:
+    """CLIP, SAE, images, and what to record of them."""
+    from patchsae import opening
+    from patchsae.runs import Run
+
+    autoencoder = opening.autoencoder(Run(run), sae, opening.device(model))
+    origin = autoencoder.config.metadata
+    clip = opening.clip(model, origin)
+    dataset, found = opening.images(images, origin)
+    return clip, autoencoder, dataset, found | ({} if sae is None else {"sae": sae})
+
+
+def _references(run: Run, extract: str | None) -> References | None:
+    """The extraction with the images it refers to; None where none was named and there is none."""
+    from patchsae import opening
+    from patchsae.experiments.explain import References
+    from patchsae.experiments.extraction import Extraction
+
+    if extract is None and not run.stage("extract").finished:
+        return None
+    stage = opening.finished_stage(run, extract or "extract", "--extract")
+    dataset, _ = opening.images(Images(), stage.config or {})
+    return References(Extraction.load(stage), dataset)

@@ -1,0 +1,189 @@
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from patchsae.report import Row, Section, Tile, build, images, plots
+from patchsae.runs import Run
+
+NASTY = "<script>alert(\"1\")</script> & 'x' <img src=http://evil.example/a.png> </svg></style>"
+RESOURCES = {"src", "href", "xlink:href", "srcset", "poster", "data", "action"}
+
+
+class Page(HTMLParser):
+    """Tags, attributes and text of a document."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.attributes, self.texts = [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.attributes += [(tag, name, value) for name, value in attributes]
+
+    def handle_data(self, text):
+        self.texts.append(text)
+
+    def values(self, name):
+        return [value for _, attribute, value in self.attributes if attribute == name]
+
+
+def picture():
+    return Image.fromarray(np.arange(48, dtype=np.uint8).reshape(4, 4, 3))
+
+
+def full_section(name, text):
+    """Every element there is, `text` wherever text goes."""
+    section = Section(name, text, lead=text)
+    section.heading(text)
+    section.text(text)
+    section.code(text)
+    section.facts({text: text, "latents": 49152})
+    section.figure(plots.class_dots([text], {text: [0.5]}, text), text)
+    section.figure(plots.sweep_curves([1, 10], {text: [0.1, 0.2]}, {}, 0.5), text, alt=text)
+    section.figure(picture(), text)
+    section.table({text: [text, None], "x": np.array([0.5, np.nan])}, text)
+    section.gallery([(picture(), text)], text)
+    section.galleries([Row(text, {text: text}, [Tile(picture(), text, picture())]), Row(text, note=text)], shown=1)
+    inner = Section(name, text)
+    inner.text(text)
+    section.details(text, inner)
+    return section
+
+
+def report(root, *sections, config=None, finished=True):
+    run = Run(root)
+    for section in sections:
+        with run.stage(section.stage_name) as stage:
+            stage.begin(config or {"lr": 4e-4}, overwrite=True)
+            section.write(stage)
+            if finished:
+                stage.finish()
+    path = build(run)
+    assert path == run.root / "report.html"
+    return Page(path.read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    root = tmp_path_factory.mktemp("runs") / "demo <1>"
+    return report(root, full_section("train", NASTY), full_section("mask", NASTY), config={"images": NASTY})
+
+
+def test_nothing_is_loaded_from_anywhere(page):
+    resources = [value for _, name, value in page.attributes if name in RESOURCES]
+    assert resources
+    assert all(value.startswith(("data:image/", "#")) for value in resources)
+    urls = [url for _, _, value in page.attributes for url in re.findall(r"url\(([^)]*)\)", value or "")]
+    assert urls
+    assert all(url.startswith("#") for url in urls)
+    style = "".join(text for text in page.texts if "--paper" in text)
+    assert not re.search(r"https?:|@import|url\(", style)
+    assert not {"script", "link", "iframe", "object"} & set(page.tags)
+    assert "default-src 'none'; img-src data:; style-src 'unsafe-inline'" in page.values("content")
+
+
+def test_no_text_becomes_markup(page, tmp_path):
+    plain = report(tmp_path / "demo", full_section("train", "word"), full_section("mask", "word"))
+    assert page.tags == plain.tags
+    shown = "".join(page.texts)
+    assert shown.count(NASTY) >= plain.texts.count("word")
+    assert plain.texts.count("word") > 20
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=20))
+def test_any_text_is_shown_as_it_is(text):
+    section = Section("train", text)
+    section.facts({"name": text})
+    section.table({text: [text]}, text)
+    parsed = Page(section.html)
+    assert parsed.tags == Page(_benign(section)).tags
+    assert parsed.texts.count(text) == 4
+
+
+def _benign(_):
+    section = Section("train", "word")
+    section.facts({"name": "word"})
+    section.table({"word": ["word"]}, "word")
+    return section.html
+
+
+def test_every_picture_says_what_it_shows(page):
+    images_ = page.tags.count("img")
+    assert images_ > 0
+    assert len([value for tag, name, value in page.attributes if (tag, name) == ("img", "alt") and value]) == images_
+    assert len([value for value in page.values("aria-label") if value]) >= page.tags.count("svg") > 0
+
+
+def test_ids_are_unique_and_links_lead_somewhere(page):
+    ids = page.values("id")
+    assert len(ids) == len(set(ids))
+    links = [value[1:] for name in ("href", "xlink:href") for value in page.values(name) if value.startswith("#")]
+    assert set(links) <= set(ids)
+    assert {"train", "train-1", "mask", "mask-1"} <= set(links)
+
+
+def test_markup_is_balanced(page, tmp_path):
+    text = report_text(tmp_path)
+    for tag in ("section", "figure", "details", "article", "table", "svg", "div", "dl", "nav", "main"):
+        assert len(re.findall(rf"<{tag}[ >]", text)) == text.count(f"</{tag}>"), tag
+
+
+def report_text(tmp_path):
+    report(tmp_path / "demo", full_section("train", "word"))
+    return (tmp_path / "demo" / "report.html").read_text(encoding="utf-8")
+
+
+def test_stages_come_in_the_order_of_the_experiment(tmp_path):
+    names = ["zoo", "compare", "extract", "adapt", "train"]
+    page = report(tmp_path / "demo", *(Section(name, f"Title {name}") for name in names))
+    titles = [text for text in page.texts if text.startswith("Title ")]
+    assert titles[:5] == [f"Title {name}" for name in ("train", "extract", "compare", "adapt", "zoo")]
+
+
+def test_settings_are_shown_as_written_and_unfinished_stages_say_so(tmp_path):
+    section = Section("train", "Training")
+    page = report(tmp_path / "demo", section, config={"steps": 2621440, "model": {"lr": 4e-4}}, finished=False)
+    assert {"2621440", "model.lr", "0.0004"} <= set(page.texts)
+    assert any("has not finished" in text for text in page.texts)
+    assert not any("has not finished" in text for text in report(tmp_path / "demo", section).texts)
+
+
+def test_the_same_run_gives_the_same_report(tmp_path):
+    first = report_text(tmp_path)
+    build(Run(tmp_path / "demo"))
+    assert (tmp_path / "demo" / "report.html").read_text(encoding="utf-8") == first
+
+
+def test_a_run_without_stages_and_a_report_of_somebody_else(tmp_path):
+    assert "No stage has run yet." in build(Run(tmp_path / "new")).read_text()
+    other = tmp_path / "other" / "report.html"
+    other.parent.mkdir()
+    other.write_text("<html>mine</html>")
+    with pytest.raises(FileExistsError, match=r"report\.html was not written by patchsae"):
+        build(Run(tmp_path / "other"))
+    assert other.read_text() == "<html>mine</html>"
+
+
+def test_sixty_latents_with_ten_reference_images_stay_under_ten_megabytes(tmp_path):
+    rng = np.random.default_rng(0)
+    section = Section("extract", "Latents")
+    rows = []
+    for latent in range(6):
+        tiles = []
+        for _ in range(10):
+            # as busy as photographs get: noise on every scale
+            fine = rng.integers(0, 256, (224, 224, 3)) * 0.3
+            coarse = Image.fromarray(rng.integers(0, 256, (9, 9, 3), np.uint8)).resize((224, 224))
+            image = Image.fromarray((fine + 0.7 * np.asarray(coarse)).astype(np.uint8))
+            tiles.append(Tile(image, "n01440764 · 0.51", images.overlay(image, rng.random((14, 14)), 1.0)))
+        rows.append(Row(f"Latent {latent}", {"frequency": 0.01}, tiles))
+    section.galleries(rows)
+    report(tmp_path / "demo", section)
+    assert (tmp_path / "demo" / "report.html").stat().st_size < 10e6 * 6 / 60
