@@ -1,0 +1,153 @@
+"""`check`: reads a dataset from end to end and says what is in it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from patchsae.data.base import BadImage, BadImageRecord, ImageDataset
+from patchsae.data.open import describe, find_layout, open_images, source_and_split, splits
+from patchsae.data.workers import in_workers
+
+_CHUNK = 64
+_SHOWN_SIZES = 5
+
+
+@dataclass(frozen=True)
+class SplitReport:
+    """What one split holds."""
+
+    split: str | None
+    name: str
+    images: int
+    classnames: list[str] | None
+    class_counts: list[int]
+    """Images per class, in the order of `classnames`."""
+    unlabelled: int
+    sizes: dict[tuple[int, int], int]
+    """Good images by upright (width, height) in pixels, most frequent first."""
+    bad: list[BadImageRecord]
+
+    def lines(self) -> Iterator[str]:
+        """The report as text: classes, then sizes, then bad files."""
+        yield f"{self.name}: {self.images} images, {self._classes()}"
+        width = len(str(max(self.class_counts, default=0)))
+        for label, (name, count) in enumerate(zip(self.classnames or [], self.class_counts, strict=True)):
+            yield f"  {count:>{width}}  {label}: {name}"
+        yield from self._notes()
+        yield from self._sizes()
+        yield f"  bad files: {len(self.bad)}"
+        for record in self.bad:
+            yield f"    {record.id}: {record.reason}"
+
+    def _classes(self) -> str:
+        if self.classnames is None:
+            return "no labels"
+        used = [count for count in self.class_counts if count]
+        spread = f" of {min(used)} to {max(used)} images" if used else ""
+        return f"{len(self.classnames)} classes{spread}" + (f", {self.unlabelled} unlabelled" * bool(self.unlabelled))
+
+    def _notes(self) -> Iterator[str]:
+        empty = sum(count == 0 for count in self.class_counts)
+        if empty:
+            yield f"  {empty} classes have no image here"
+        for name, count in Counter(self.classnames).items():
+            if count > 1:
+                yield f"  {count} classes are called {name!r}; they stay apart, by label"
+
+    def _sizes(self) -> Iterator[str]:
+        if not self.sizes:
+            return
+        good = sum(self.sizes.values())
+        for side, axis in (("width", 0), ("height", 1)):
+            values = np.repeat([size[axis] for size in self.sizes], list(self.sizes.values()))
+            yield f"  {side}: {values.min()} to {values.max()} px, median {int(np.median(values))}"
+        common = list(self.sizes.items())[:_SHOWN_SIZES]
+        shares = ", ".join(f"{w}x{h} ({count / good:.0%})" for (w, h), count in common)
+        yield f"  {len(self.sizes)} sizes, most often {shares}"
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """What a source holds, split by split."""
+
+    source: str
+    layout: str
+    splits: list[SplitReport]
+
+    @property
+    def ok(self) -> bool:
+        """Whether there are images, and all of them can be read."""
+        return all(part.images and not part.bad for part in self.splits)
+
+    def lines(self) -> Iterator[str]:
+        """The report as lines of text, ready to print."""
+        yield f"{self.source}: {self.layout}"
+        for part in self.splits:
+            yield from part.lines()
+
+
+def check(
+    source: object,
+    split: str | None = None,
+    workers: int = 0,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> CheckReport:
+    """Opens a source and decodes every image of the named split, or of all splits.
+
+    Args:
+        source, split: as for `open_images`.
+        workers: processes that decode; 0 decodes in this one.
+        on_progress: called with (images read, images in all) of the split at hand.
+
+    Raises:
+        DataError: the source cannot be opened at all; a bad image is part of the report instead.
+    """
+    base, _ = source_and_split(source, split)
+    wanted: list[str | None] = [split] if split is not None else [*splits(source)] or [None]
+    parts = [_read(open_images(base, name), name, workers, on_progress) for name in wanted]
+    return CheckReport(describe(base), find_layout(base).name, parts)
+
+
+def _read(
+    dataset: ImageDataset, split: str | None, workers: int, on_progress: Callable[[int, int], None] | None
+) -> SplitReport:
+    sizes: Counter[tuple[int, int]] = Counter()
+    bad: list[BadImageRecord] = []
+    chunks = -(-len(dataset) // _CHUNK)
+    for number, (found, failed) in enumerate(in_workers(_Inspection(dataset), chunks, workers), 1):
+        sizes.update(found)
+        bad.extend(failed)
+        if on_progress is not None:
+            on_progress(min(number * _CHUNK, len(dataset)), len(dataset))
+    labelled = dataset.labels[dataset.labels >= 0]
+    classes = len(dataset.classnames or [])
+    return SplitReport(
+        split=split,
+        name=dataset.name,
+        images=len(dataset),
+        classnames=dataset.classnames,
+        class_counts=np.bincount(labelled, minlength=classes).tolist() if classes else [],
+        unlabelled=len(dataset) - len(labelled),
+        sizes=dict(sorted(sizes.items(), key=lambda item: (-item[1], item[0]))),
+        bad=bad,
+    )
+
+
+@dataclass(frozen=True)
+class _Inspection:
+    """Chunk number -> (sizes of its good images, records of its bad ones): what a worker does."""
+
+    dataset: ImageDataset
+
+    def __call__(self, number: int) -> tuple[list[tuple[int, int]], list[BadImageRecord]]:
+        sizes, bad = [], []
+        for i in range(number * _CHUNK, min((number + 1) * _CHUNK, len(self.dataset))):
+            try:
+                sizes.append(self.dataset.sample(i).image.size)
+            except BadImage as error:
+                bad.append(BadImageRecord(i, error.id, error.reason))
+        return sizes, bad

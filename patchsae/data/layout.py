@@ -1,0 +1,74 @@
+"""What a dataset layout is: how it is recognised, which splits it has, how it is opened."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from patchsae.data.base import DataError, ImageDataset
+
+_SPLIT_NAMES = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation", "dev"),
+    "test": ("test", "testing"),
+}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One way in which datasets come. A file of `patchsae.data.layouts` holds one, named LAYOUT."""
+
+    name: str
+    looks_for: str
+    """What a source of this layout looks like, for the message where nothing matches."""
+    matches: Callable[[object], bool]
+    """Whether a source (text of a path, or an object) has this layout."""
+    splits: Callable[[object], list[str]]
+    """The names of the splits of a matching source; empty where it is one piece."""
+    open: Callable[[object, str | None], ImageDataset]
+    """Opens one split (one of `splits`, or None where there are none)."""
+    precedence: int = 0
+    """Lower ones are asked first: 0 for what is marked unmistakably, more for what is recognised by its contents."""
+    default_split: str | None = None
+    """The split meant where none is named; None: a source with several splits needs one."""
+
+
+def canonical_split(name: str) -> str | None:
+    """ "train", "val" or "test" for the names in use for them (any case), None for other names."""
+    for split, names in _SPLIT_NAMES.items():
+        if name.lower() in names:
+            return split
+    return None
+
+
+def split_rank(name: str) -> tuple[int, str]:
+    """Sorts train, val, test first, then the others by name."""
+    known = list(_SPLIT_NAMES)
+    split = canonical_split(name)
+    return (known.index(split) if split else len(known), name)
+
+
+def dataset_name(base: str, split: str | None) -> str:
+    """What reports call one split of a dataset."""
+    return base if split is None else f"{base}:{split}"
+
+
+def choose_split(split: str | None, available: list[str], source: object, default: str | None = None) -> str | None:
+    """The name in `available` that `split` means; "val" finds "validation" and the like.
+
+    Raises:
+        DataError: a split that is not there, or none named where there are several.
+    """
+    if not available:
+        if split is not None:
+            raise DataError(f"split is {split!r}, but {source} has no splits; expected None")
+        return None
+    if split is None:
+        split = available[0] if len(available) == 1 else default
+    choices = ", ".join(repr(name) for name in available)
+    if split is None:
+        raise DataError(f"split is not given, and {source} has {choices}; expected one of them (also as SOURCE:SPLIT)")
+    for name in available:
+        if name == split or (canonical_split(name) == canonical_split(split) is not None):
+            return name
+    raise DataError(f"split is {split!r}; {source} has {choices}")

@@ -1,0 +1,113 @@
+"""CoOp directories: split_zhou_*.json = {"train": [[path, label, classname], ...], "val": ..., "test": ...}."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from patchsae.data.base import DataError, ImageDataset
+from patchsae.data.files import FileDataset, visible_folders
+from patchsae.data.layout import Layout, dataset_name, split_rank
+
+_PROBES = 16
+
+Entries = list[tuple[str, int, str]]
+
+
+def _matches(source: object) -> bool:
+    return isinstance(source, str) and bool(_split_files(Path(source)))
+
+
+def _split_files(path: Path) -> list[Path]:
+    if path.is_dir():
+        return sorted(path.glob("split_zhou_*.json"))
+    is_one = path.is_file() and path.name.startswith("split_zhou_") and path.suffix == ".json"
+    return [path] if is_one else []
+
+
+def _splits(source: object) -> list[str]:
+    return sorted(_read(source)[1], key=split_rank)
+
+
+def _open(source: object, split: str | None) -> ImageDataset:
+    path, by_split = _read(source)
+    if split is None:
+        raise DataError(f"{path} has no splits; expected an object with train, val and test")
+    classnames = _classnames(path, by_split)
+    entries = by_split[split]
+    root = _image_root(path, entries)
+    labels = np.array([label for _, label, _ in entries], np.int64)
+    name = dataset_name(path.parent.resolve().name, split)
+    return FileDataset(name, root, [entry[0] for entry in entries], labels, classnames)
+
+
+def _read(source: object) -> tuple[Path, dict[str, Entries]]:
+    files = _split_files(Path(str(source)))
+    if len(files) > 1:
+        names = ", ".join(file.name for file in files)
+        raise DataError(f"source {source} holds {len(files)} split files ({names}); expected one: give its path")
+    path = files[0]
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{path} is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise DataError(f"{path} holds a {type(content).__name__}; expected an object with train, val and test")
+    return path, {split: [_entry(path, split, item) for item in items] for split, items in content.items()}
+
+
+def _entry(path: Path, split: str, item: object) -> tuple[str, int, str]:
+    if not (isinstance(item, list) and [type(part) for part in item] == [str, int, str]):
+        raise DataError(f"{path} has {item!r} in {split!r}; expected [path, label, classname]")
+    return item[0], item[1], item[2]
+
+
+def _classnames(path: Path, by_split: dict[str, Entries]) -> list[str]:
+    """Names by label over all splits. Two labels may share a name; they stay two classes."""
+    names: dict[int, str] = {}
+    for entries in by_split.values():
+        for _, label, name in entries:
+            if names.setdefault(label, name) != name:
+                raise DataError(f"{path} calls label {label} both {names[label]!r} and {name!r}; expected one name")
+    if sorted(names) != list(range(len(names))):
+        missing = sorted(set(range(max(names, default=0) + 1)) - set(names))
+        raise DataError(f"{path} has labels {min(names)} .. {max(names)} without {missing[:5]}; expected 0 .. C - 1")
+    return [names[label] for label in range(len(names))]
+
+
+def _image_root(path: Path, entries: Entries) -> Path:
+    """The folder that the paths are relative to: the dataset's own (StanfordCars), else an image folder in it.
+
+    Some files may be missing on disk; the folder under which most of a few probes exist is the one.
+    """
+    if not entries:
+        return path.parent
+    probes = [entry[0] for entry in entries[:: max(1, len(entries) // _PROBES)]]
+    candidates = list(_candidates(path.parent))
+    found = [sum((folder / probe).is_file() for probe in probes) for folder in candidates]
+    if max(found) == 0:
+        tried = ", ".join(str(folder) for folder in candidates[:4])
+        raise DataError(
+            f"{path} lists {probes[0]!r}; no such file below {tried}{' ...' if len(candidates) > 4 else ''}"
+        )
+    return candidates[found.index(max(found))]
+
+
+def _candidates(root: Path) -> Iterator[Path]:
+    yield root
+    first = [root / name for name in visible_folders(root)]
+    yield from first
+    for folder in first[:50]:
+        yield from (folder / name for name in visible_folders(folder)[:50])
+
+
+LAYOUT = Layout(
+    name="CoOp",
+    looks_for="a CoOp directory: ROOT/split_zhou_*.json and its images, or that file",
+    matches=_matches,
+    splits=_splits,
+    open=_open,
+)

@@ -1,0 +1,104 @@
+"""`open_images`: finds the layout of a source and opens it."""
+
+from __future__ import annotations
+
+import glob
+import importlib
+import os
+import pkgutil
+from pathlib import Path
+
+from patchsae.data import layouts
+from patchsae.data.base import DataError, ImageDataset
+from patchsae.data.decode import is_image_name
+from patchsae.data.layout import Layout, choose_split
+
+
+def open_images(source: object, split: str | None = None) -> ImageDataset:
+    """Opens images of any layout in `patchsae.data.layouts`.
+
+    Args:
+        source: a folder of class folders (with or without train/val/test above them), a folder of images, a parquet
+            file, glob or folder of shards in Hugging Face's image layout, a CoOp directory (split_zhou_*.json) or
+            that file, ImageNet or Aircraft as CoOp keeps them, a `save_to_disk` folder, a `datasets.Dataset` or
+            `DatasetDict`, or "shapes" / "shapes:SPLIT?option=value" (a folder of that name is "./shapes").
+            A split may follow the source after a colon: "pets:test".
+        split: one of `splits(source)`; "val" also finds "validation". Not needed where there is one or none.
+
+    Raises:
+        DataError: nothing there, no layout recognised, a split that is missing or not there, labels or class folders
+            that do not fit together.
+    """
+    source, split = source_and_split(source, split)
+    layout = find_layout(source)
+    chosen = choose_split(split, layout.splits(source), describe(source), layout.default_split)
+    return layout.open(source, chosen)
+
+
+def splits(source: object) -> list[str]:
+    """The split names of a source: train, val, test first; the one named in "SOURCE:SPLIT"; empty for one piece."""
+    source, split = source_and_split(source, None)
+    available = find_layout(source).splits(source)
+    return available if split is None else [str(choose_split(split, available, describe(source)))]
+
+
+def find_layout(source: object) -> Layout:
+    """The first layout, by precedence, that recognises a source.
+
+    Raises:
+        DataError: none does; the message says what is there and what was looked for.
+    """
+    known = all_layouts()
+    for layout in known:
+        if layout.matches(source):
+            return layout
+    looked_for = "\n".join(f"  - {layout.looks_for}" for layout in known)
+    raise DataError(f"source {describe(source)}: {_what_came(source)}. Expected one of:\n{looked_for}")
+
+
+def all_layouts() -> list[Layout]:
+    """Every LAYOUT in the files of `patchsae.data.layouts`, by precedence, then name."""
+    names = [module.name for module in pkgutil.iter_modules(layouts.__path__)]
+    found = [importlib.import_module(f"{layouts.__name__}.{name}").LAYOUT for name in names]
+    return sorted(found, key=lambda layout: (layout.precedence, layout.name))
+
+
+def describe(source: object) -> str:
+    """A source in a message: the path, or the type of the object."""
+    return source if isinstance(source, str) else f"a {type(source).__name__}"
+
+
+def source_and_split(source: object, split: str | None) -> tuple[object, str | None]:
+    """Takes "SOURCE:SPLIT" apart, where SOURCE exists and the whole does not; leaves other sources as they are.
+
+    Raises:
+        DataError: `split` names another one.
+    """
+    if isinstance(source, os.PathLike):
+        source = os.fspath(source)
+    if not isinstance(source, str):
+        return source, split
+    source = os.path.expanduser(source)
+    base, colon, tail = source.rpartition(":")
+    if not colon or not base or "/" in tail or os.path.exists(source) or not (os.path.exists(base) or glob.glob(base)):
+        return source, split
+    if split not in (None, tail):
+        raise DataError(f"split is {split!r}, but source {source} names {tail!r}; expected the same or only one")
+    return base, tail
+
+
+def _what_came(source: object) -> str:
+    if not isinstance(source, str):
+        return "not a dataset this package knows"
+    path = Path(source)
+    if glob.has_magic(source) and not path.exists():
+        return "no file matches this pattern"
+    if not path.exists():
+        return "no such file or folder"
+    if path.is_file():
+        return "a single image, not a dataset" if is_image_name(path.name) else "a file of another kind"
+    entries = sorted(entry for entry in path.iterdir() if not entry.name.startswith("."))
+    folders = [entry.name for entry in entries if entry.is_dir()]
+    named = f" ({', '.join(folders[:5])}{', ...' if len(folders) > 5 else ''})" if folders else ""
+    files = len(entries) - len(folders)
+    return f"no images found in this folder: it holds {len(folders)} folders{named} and {files} other files"

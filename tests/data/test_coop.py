@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from patchsae.data import BadImage, DataError, open_images, splits
+
+TRAIN = [["cat/1.png", 1, "tabby"], ["dog/2.png", 0, "terrier"]]
+TEST = [["cat/3.png", 1, "tabby"], ["bird/4.png", 2, "terrier"]]
+FILES = {"cat/1.png": 1, "dog/2.png": 2, "cat/3.png": 3, "bird/4.png": 4}
+
+
+def _dataset(write_files, folder, entries=None):
+    entries = entries or {"train": TRAIN, "val": [], "test": TEST}
+    files = {f"{folder}{name}": number for name, number in FILES.items()}
+    return write_files({**files, "split_zhou_Pets.json": json.dumps(entries)})
+
+
+@pytest.mark.parametrize("folder", ["", "images/", "images/jpg/"])
+def test_paths_are_found_in_the_dataset_or_its_image_folder(write_files, number_of, folder):
+    root = _dataset(write_files, folder)
+    assert splits(root) == ["train", "val", "test"]
+    for split, entries in (("train", TRAIN), ("test", TEST)):
+        dataset = open_images(root, split)
+        assert dataset.classnames == ["terrier", "tabby", "terrier"]
+        for i, (path, label, _) in enumerate(entries):
+            sample = dataset.sample(i)
+            assert (sample.id, sample.label, dataset.labels[i]) == (path, label, label)
+            assert number_of(sample.image) == FILES[path]
+    assert len(open_images(root, "val")) == 0
+
+
+def test_the_file_itself_is_a_source(write_files):
+    root = _dataset(write_files, "images/")
+    assert open_images(root / "split_zhou_Pets.json", "test").ids(1) == "bird/4.png"
+
+
+def test_a_missing_image_is_bad_only_when_read(write_files):
+    root = _dataset(write_files, "images/")
+    (root / "images/cat/1.png").unlink()
+    dataset = open_images(root, "train")
+    with pytest.raises(BadImage, match=r"cat/1\.png.*No such file"):
+        dataset.sample(0)
+    assert dataset.sample(1).label == 0
+
+
+def test_no_images_at_all_is_an_error_that_says_where_it_looked(write_files):
+    root = write_files({"other/x.png": 1, "split_zhou_Pets.json": json.dumps({"train": TRAIN})})
+    with pytest.raises(DataError, match=r"lists 'cat/1\.png'; no such file below .*other"):
+        open_images(root)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"train": [["cat/1.png", 0, "a"], ["cat/3.png", 0, "b"]]}, "label 0 both 'a' and 'b'"),
+        ({"train": [["cat/1.png", 0, "a"], ["cat/3.png", 2, "b"]]}, r"labels 0 .. 2 without \[1\]"),
+        ({"train": [["cat/1.png", "0", "a"]]}, r"\['cat/1.png', '0', 'a'\] in 'train'; expected \[path"),
+        ([1, 2], "holds a list; expected an object"),
+        ({}, "has no splits"),
+    ],
+)
+def test_split_files_that_make_no_sense_are_refused(write_files, content, message):
+    root = write_files({**FILES, "split_zhou_Pets.json": json.dumps(content)})
+    with pytest.raises(DataError, match=message):
+        open_images(root)
+
+
+def test_two_split_files_and_broken_json_are_refused(write_files):
+    root = write_files({"split_zhou_A.json": "{}", "split_zhou_B.json": "{"})
+    with pytest.raises(DataError, match=r"2 split files \(split_zhou_A.json, split_zhou_B.json\)"):
+        open_images(root)
+    with pytest.raises(DataError, match="is not JSON"):
+        open_images(root / "split_zhou_B.json")
+
+
+AIRCRAFT = {
+    "variants.txt": "A300\nBoeing 717\n",
+    "images_variant_train.txt": "01 Boeing 717\n02 A300\n",
+    "images_variant_trainval.txt": "01 Boeing 717\n02 A300\n03 A300\n",
+    "images_variant_val.txt": "03 A300\n",
+    "images/01.jpg": 1,
+    "images/02.jpg": 2,
+    "images/03.jpg": 3,
+}
+
+
+def test_aircraft_has_lists_of_its_own(write_files, number_of):
+    root = write_files(AIRCRAFT)
+    assert splits(root) == ["train", "val"]
+    train = open_images(root, "train")
+    assert train.classnames == ["A300", "Boeing 717"]
+    samples = [train.sample(i) for i in range(2)]
+    assert [(s.id, s.label, number_of(s.image)) for s in samples] == [("images/01.jpg", 1, 1), ("images/02.jpg", 0, 2)]
+
+
+def test_aircraft_lists_with_unknown_variants_are_refused(write_files):
+    root = write_files({**AIRCRAFT, "images_variant_val.txt": "03 Airbus\n"})
+    with pytest.raises(DataError, match="line 1 is '03 Airbus'; expected IMAGE VARIANT"):
+        open_images(root, "val")
