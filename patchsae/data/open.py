@@ -8,7 +8,7 @@ import os
 import pkgutil
 from pathlib import Path
 
-from patchsae.data import layouts
+from patchsae.data import layouts, slices
 from patchsae.data.base import DataError, ImageDataset
 from patchsae.data.decode import is_image_name
 from patchsae.data.layout import Layout, choose_split
@@ -23,16 +23,19 @@ def open_images(source: object, split: str | None = None) -> ImageDataset:
             that file, ImageNet or Aircraft as CoOp keeps them, a `save_to_disk` folder, a `datasets.Dataset` or
             `DatasetDict`, or "shapes" / "shapes:SPLIT?option=value" (a folder of that name is "./shapes").
             A split may follow the source after a colon: "pets:test".
-        split: one of `splits(source)`; "val" also finds "validation". Not needed where there is one or none.
+        split: one of `splits(source)`; "val" also finds "validation". Not needed where there is one or none. A slice
+            such as "train[:80%]" or "[40000:]" takes a part of it; see `patchsae.data.slices`.
 
     Raises:
         DataError: nothing there, no layout recognised, a split that is missing or not there, labels or class folders
             that do not fit together.
     """
+    split, part = slices.cut(split)
     source, split = source_and_split(source, split)
     layout = find_layout(source)
     chosen = choose_split(split, layout.splits(source), describe(source), layout.default_split)
-    return layout.open(source, chosen)
+    dataset = layout.open(source, chosen)
+    return dataset if part is None else part.of(dataset)
 
 
 def splits(source: object) -> list[str]:
