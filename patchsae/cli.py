@@ -233,7 +233,7 @@ def tinyclip(
     out: Path,
     images: Images,
     config: TinyClipConfig,
-    from_: Annotated[Path | None, tyro.conf.arg(name="from")] = None,
+    from_: Annotated[str | None, tyro.conf.arg(name="from")] = None,
     workers: int = 1,
     device: str = "cpu",
 ) -> None:
@@ -241,7 +241,7 @@ def tinyclip(
 
     Args:
         out: folder of the checkpoint (open_clip's local-dir layout; use it as --model local-dir:OUT).
-        from_: a checkpoint of the same layout to go on from.
+        from_: "tiny" or a folder of the same layout to go on from.
         workers: processes that decode images.
         device: "cpu" or "cuda".
     """
@@ -249,7 +249,8 @@ def tinyclip(
     from patchsae.tinyclip import train_clip
 
     dataset, _ = opening.images(images, {})
-    record = train_clip(dataset, out, config, start=from_, workers=workers, device=device)
+    start = None if from_ is None else opening.clip_folder(from_)
+    record = train_clip(dataset, out, config, start=start, workers=workers, device=device)
     print(f"{out}: {record.steps} steps in {record.minutes} min; use it as --model local-dir:{out}")
 
 

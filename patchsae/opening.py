@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from patchsae import clip_weights
 from patchsae.choices import Images, Model
 from patchsae.clip import SplitCLIP, load_clip
 from patchsae.data import ImageDataset, limit, open_images
@@ -66,6 +67,11 @@ def clip(choice: Model, origin: Mapping[str, Any]) -> SplitCLIP:
         device=choice.device,
         dtype=DTYPES[choice.dtype],
     )
+
+
+def clip_folder(name: str) -> Path:
+    """The folder of "tiny", "local-dir:PATH" or PATH."""
+    return clip_weights.TINY if name == "tiny" else Path(name.removeprefix(clip_weights.LOCAL_DIR))
 
 
 def position(dataset: ImageDataset, index: int) -> int:

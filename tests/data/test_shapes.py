@@ -226,6 +226,7 @@ def test_fingerprints_tell_worlds_apart() -> None:
         ("shapes?label=size", "label is 'size'; expected one of shape"),
         ("shapes?n=many", "n is 'many'; expected an integer"),
         ("shapes?n=-1", "n is '-1'"),
+        ("shapes?seed=9999999999999999999", r"expected an integer >= 0 and < 2\*\*62"),
         ("shapes?size=4", "size is 4; expected an integer >= 8"),
         ("shapes?seed", "'seed' in the shapes source has no value"),
         ("shapes?seed=1&seed=2", "key 'seed' comes twice"),

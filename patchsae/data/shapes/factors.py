@@ -156,7 +156,7 @@ class SceneSampler:
 
 
 def _large(values: tuple[str, str, str], u: np.ndarray, smaller: bool) -> ShapeObject:
-    radius = 0.22 + 0.05 * u[0] if smaller else 0.25 + 0.09 * u[0]
+    radius = 0.23 + 0.05 * u[0] if smaller else 0.29 + 0.11 * u[0]
     x, y = radius + 0.02 + (0.96 - 2 * radius) * u[1:3]
     return ShapeObject(*values, float(x), float(y), float(radius), *_angles(u[3:6]))
 

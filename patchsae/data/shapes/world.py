@@ -23,7 +23,7 @@ class ShapesWorld(ImageDataset):
         split: "train", "val" or "test".
         label: the factor (a key of FACTORS) that is the class; the main object's, or the picture's.
         n: number of pictures.
-        seed: any integer >= 0.
+        seed: an integer, 0 <= seed < 2**62.
         size: side of the pictures in pixels.
         only: values that a factor is restricted to, e.g. {"style": ["outline"]}; the shape, colour and texture of the
             main object, not of the small one.
@@ -50,8 +50,8 @@ class ShapesWorld(ImageDataset):
             for value in values:
                 _check_choice(factor, value, FACTORS[factor])
         for argument, number, least in (("n", n, 0), ("seed", seed, 0), ("size", size, 8)):
-            if number < least:
-                raise DataError(f"{argument} is {number}; expected an integer >= {least}")
+            if not least <= number < 2**62:
+                raise DataError(f"{argument} is {number}; expected an integer >= {least} and < 2**62")
         try:
             self.sampler = SceneSampler(split, seed, tuple(wanted.items()))
         except ValueError as error:

@@ -1,0 +1,242 @@
+"""CLIP split at a block: `residual` up to it, `embed` after it, and the text side as a classifier."""
+
+from __future__ import annotations
+
+import importlib.util
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import open_clip
+import torch
+from open_clip.transform import PreprocessCfg, image_transform_v2, merge_preprocess_dict
+from open_clip.transformer import AttentionalPooler, LayerScale, VisionTransformer
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from patchsae import clip_weights, prompts, tower
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+TEXT_BATCH = 256  # prompts per pass of the text tower
+
+
+def load_clip(
+    name: str = "tiny",
+    pretrained: str | None = None,
+    layer: int = -2,
+    device: str | torch.device = "auto",
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+) -> SplitCLIP:
+    """Load a CLIP whose image tower is open_clip's own VisionTransformer, split after block ``layer``.
+
+    Nothing in a local file is executed. Whether the model uses QuickGELU is taken from the weights rather than from
+    the name where they differ (a warning says so); see ``activation_from``.
+
+    Args:
+        name: a model of open_clip, "tiny" (the one that is shipped), or "local-dir:PATH" (``open_clip_config.json``
+            and ``open_clip_model.safetensors``).
+        pretrained: a tag of open_clip (downloaded by it), or a local weights file. None gives random weights from
+            ``seed``, except for "tiny" and "local-dir:", which bring their own; there a file replaces them.
+        layer: block whose output is the residual stream, counted as Python counts: -2 is the 11th of 12.
+        device: "auto" is CUDA where there is one.
+        dtype: float32, bfloat16 or float16; norms and embeddings stay float32, as in OpenAI's fp16 models.
+
+    Raises:
+        ValueError: unknown name or tag, unsupported tower, layer out of range, weights that do not fit, a file that
+            asks for more than tensors (`archives.UnsafeFileError`), or OpenAI-like weights under a GELU name.
+        FileNotFoundError: a local path is missing.
+        RuntimeError: a download failed.
+    """
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype={dtype}; expected one of {', '.join(map(str, DTYPES))}")
+    source = clip_weights.resolve(name, pretrained)
+    index = block_index(layer, source.config["vision_cfg"].get("layers", 12), name)
+    weights = clip_weights.read_weights(source.weights) if source.weights else None
+    activation = clip_weights.decide_activation(source, weights)
+    if activation.warning:
+        warnings.warn(activation.warning, UserWarning, stacklevel=2)
+    model = _build(source, activation.quick_gelu, dtype, seed)
+    if weights is not None:
+        clip_weights.assign(model, weights.state, source)
+    target = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    return SplitCLIP(model.to(target), index, source, activation, dtype)
+
+
+def block_index(layer: int, blocks: int, name: str) -> int:
+    """``layer`` as Python counts -> 0-based block."""
+    if not -blocks <= layer < blocks:
+        raise ValueError(f"layer={layer}; {name!r} has {blocks} blocks: expected {-blocks}..{blocks - 1}")
+    return layer % blocks
+
+
+class SplitCLIP:
+    """A frozen CLIP cut after one block of its image tower.
+
+    ``embed(residual(pixels))`` is open_clip's ``encode_image(pixels, normalize=True)``. Both halves are
+    differentiable in their input; the parameters are frozen.
+
+    Attributes:
+        model: the open_clip model itself, in eval mode.
+        name, pretrained: as given to `load_clip`.
+        layer: the block, 0-based.
+        layers: number of blocks.
+        width: D of the residual stream.
+        grid: patch rows and columns.
+        image_tokens: T, CLS and the patches in raster order.
+        embed_dim: E.
+        logit_scale: factor on cosine similarities (the exponential of the stored parameter).
+        preprocess: PIL image -> float32 ``[3, H, W]``, open_clip's inference transform; picklable.
+        quick_gelu, activation_from: the activation, and how it is known.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        layer: int,
+        source: clip_weights.Source,
+        activation: clip_weights.Activation,
+        dtype: torch.dtype,
+    ) -> None:
+        visual: Any = model.visual
+        if type(visual) is not VisionTransformer:
+            raise ValueError(
+                f"name={source.name!r} has a {type(visual).__name__} as its image tower; "
+                "expected open_clip's own VisionTransformer"
+            )
+        self.model: Any = model.eval().requires_grad_(False)
+        self.name, self.pretrained, self._identifier = source.name, source.pretrained, source.identifier
+        self.layer, self.layers = layer, len(visual.transformer.resblocks)
+        self.width: int = visual.transformer.width
+        self.grid: tuple[int, int] = tuple(visual.grid_size)
+        self.image_size: tuple[int, int] = tuple(visual.image_size)
+        self.image_tokens = self.grid[0] * self.grid[1] + 1
+        self.embed_dim: int = visual.output_dim
+        self.dtype = dtype
+        self.logit_scale = float(self.model.logit_scale.exp())
+        self.quick_gelu, self.activation_from = activation.quick_gelu, activation.known_from
+        self.preprocess: Callable[[Any], Tensor] = image_transform_v2(
+            PreprocessCfg(**visual.preprocess_cfg), is_train=False
+        )
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.visual.conv1.weight.device
+
+    @property
+    def metadata(self) -> dict[str, str | int | float]:
+        """What a SAE keeps in its configuration so that this CLIP can be loaded again."""
+        return {"model": self.name, "pretrained": self.pretrained or "", "layer": self.layer}
+
+    @cached_property
+    def tokenizer(self) -> Callable[[list[str]], Tensor]:
+        """open_clip's tokenizer of this model: list of n texts -> int64 ``[n, context]``.
+
+        Raises:
+            RuntimeError: the model uses a Hugging Face tokenizer and its package or its files are missing.
+        """
+        try:
+            return open_clip.get_tokenizer(self._identifier)
+        except (ImportError, OSError) as error:
+            raise RuntimeError(
+                f"the tokenizer of {self.name!r} cannot be loaded ({error}); it needs the package transformers and the "
+                "tokenizer's files. residual() and embed() work without it"
+            ) from error
+
+    def residual(self, pixels: Tensor) -> Tensor:
+        """Residual stream after the block: ``[B, 3, H, W]`` preprocessed -> ``[B, T, D]`` in ``dtype``.
+
+        Raises:
+            ValueError: the images are not of this model's size.
+        """
+        expected = (3, *self.image_size)
+        if pixels.dim() != 4 or tuple(pixels.shape[1:]) != expected:
+            raise ValueError(f"pixels has shape {tuple(pixels.shape)}; expected [B, 3, H, W] = {('B', *expected)}")
+        pixels = pixels.to(self.device, self.dtype)
+        if len(pixels) == 0:
+            return pixels.new_empty(0, self.image_tokens, self.width)
+        return tower.residual_stream(self.model.visual, pixels, self.layer)
+
+    def embed(self, residual: Tensor) -> Tensor:
+        """The rest of the tower: residual stream ``[B, T, D]`` -> unit-norm embedding ``[B, E]`` in ``dtype``.
+
+        More tokens than T are accepted (prompt tokens follow the image's). Where the pooling takes CLS, the last
+        block computes CLS alone.
+
+        Raises:
+            ValueError: wrong number of dimensions or wrong width.
+        """
+        if residual.dim() != 3 or residual.shape[2] != self.width:
+            raise ValueError(
+                f"residual has shape {tuple(residual.shape)}; "
+                f"expected [B, T, D] = ('B', {self.image_tokens}, {self.width})"
+            )
+        return F.normalize(tower.pooled(self.model.visual, residual.to(self.dtype), self.layer), dim=-1)
+
+    def encode_text(self, texts: Sequence[str]) -> Tensor:
+        """Unit-norm text embeddings: n texts -> ``[n, E]`` in ``dtype``."""
+        parts = [self._encode_prompts(list(texts[i : i + TEXT_BATCH])) for i in range(0, len(texts), TEXT_BATCH)]
+        return torch.cat(parts) if parts else torch.empty(0, self.embed_dim, device=self.device, dtype=self.dtype)
+
+    def text_classifier(self, classnames: Sequence[str], templates: Sequence[str], renormalise: bool = True) -> Tensor:
+        """Zero-shot weights ``[C, E]``: per class, the mean of the unit-norm embeddings of its filled templates.
+
+        Scores are ``clip.logit_scale * embedding @ weights.T``. A class name that occurs twice gives two rows.
+
+        Args:
+            templates: texts with exactly one ``{}``.
+            renormalise: bring the mean back to unit norm, as open_clip users expect; PatchSAE's code does not.
+
+        Raises:
+            ValueError: no classes, an empty class name, no templates, or a template without exactly one ``{}``.
+        """
+        return prompts.classifier(self._encode_prompts, classnames, templates, renormalise, TEXT_BATCH)
+
+    def _encode_prompts(self, texts: list[str]) -> Tensor:
+        tokens = self.tokenizer(texts).to(self.device)
+        return self.model.encode_text(tokens, normalize=True)
+
+
+def _build(source: clip_weights.Source, quick_gelu: bool, dtype: torch.dtype, seed: int) -> nn.Module:
+    """open_clip's model of this configuration with random weights from ``seed``; the global generator is untouched."""
+    config = dict(source.config)
+    model_class = _model_class(config)
+    text = dict(config["text_cfg"])
+    if "hf_model_name" in text:
+        _require_transformers(source.name, text["hf_model_name"])
+        text["hf_model_pretrained"] = False
+    config.update(text_cfg=text, quick_gelu=quick_gelu, cast_dtype=None if dtype == torch.float32 else dtype)
+    config.pop("custom_text", None)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)  # the CPU's alone: torch.manual_seed would reseed the GPUs too
+        model = model_class(**config)
+    if dtype != torch.float32:
+        _lower_precision(model, dtype)
+    settings = merge_preprocess_dict(PreprocessCfg(), source.preprocess)
+    settings["size"] = model.visual.image_size
+    open_clip.set_model_preprocess_cfg(model, settings)
+    return model
+
+
+def _model_class(config: Mapping[str, Any]) -> Any:
+    """The class that `open_clip.create_model` would choose; calling that instead would configure the root logger."""
+    if not (config.get("custom_text", False) or "hf_model_name" in config["text_cfg"]):
+        return open_clip.CLIP
+    return open_clip.CoCa if "multimodal_cfg" in config else open_clip.CustomTextCLIP
+
+
+def _require_transformers(name: str, tower_name: str) -> None:
+    if importlib.util.find_spec("transformers") is None:
+        raise RuntimeError(
+            f"the text tower of {name!r} is Hugging Face's {tower_name}, which needs the package transformers: "
+            "pip install transformers"
+        )
+
+
+def _lower_precision(model: nn.Module, dtype: torch.dtype) -> None:
+    """Linear layers and convolutions to ``dtype``; also the modules that open_clip's own conversion leaves mixed."""
+    open_clip.convert_weights_to_lp(model, dtype)
+    for module in model.modules():
+        if isinstance(module, (LayerScale, AttentionalPooler)):
+            module.to(dtype)

@@ -1,0 +1,202 @@
+"""Two models on the same images, or one model on two datasets, read through one autoencoder: what changes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+import patchsae_kernels as pk
+from patchsae import prompts
+from patchsae.clip import SplitCLIP
+from patchsae.data import Batch, ImageDataset
+from patchsae.experiments.accumulators import LatentStatistics, TopImages, image_means
+from patchsae.experiments.adaptation_section import section
+from patchsae.experiments.comparison import Comparison
+from patchsae.experiments.config import MAY_DIFFER, CompareOptions
+from patchsae.experiments.extract import require_fit
+from patchsae.experiments.fold import FoldResult, discard_state, fold
+from patchsae.experiments.identity import describe_images, describe_model, describe_sae, stage_config
+from patchsae.experiments.pair_table import PairTable
+from patchsae.experiments.pairing import ByClass, Pairing, SameImages
+from patchsae.sae import SparseAutoencoder
+
+if TYPE_CHECKING:
+    from patchsae.runs import Stage
+
+
+@dataclass(frozen=True, eq=False)
+class Side:
+    """A model and the images it looks at."""
+
+    name: str
+    """What tables and the report call it."""
+    clip: SplitCLIP
+    dataset: ImageDataset
+
+
+def run(
+    first: Side,
+    second: Side,
+    sae: SparseAutoencoder,
+    stage: Stage,
+    options: CompareOptions | None = None,
+    *,
+    settings: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+) -> Comparison:
+    """Compare side A with side B and leave tables, figures and a report section in the stage; a stopped run goes on.
+
+    Where both sides hold the same dataset, every image is compared with itself (two models): decoded once, one tower
+    pass per model. Otherwise the j-th image of a class is compared with the j-th of that class on the other side.
+
+    Args:
+        first, second: sides A and B. Their models must preprocess images alike and have tokens of the autoencoder's
+            width.
+        sae: the autoencoder that reads both, S latents.
+        stage: folder of the results: ``accuracy.csv`` and ``classes.csv`` (with labels), ``images.parquet``,
+            ``latents.parquet``, tensors and the report's section.
+        options: see :class:`CompareOptions`.
+        settings: what the caller wants recorded, and compared on resume, beside these (how things were opened).
+        overwrite: begin again even if the stage is finished or holds part of a run.
+
+    Raises:
+        ValueError: the sides cannot be compared: other preprocessing, another grid, or two datasets without common
+            classes.
+    """
+    options = options or CompareOptions()
+    pairing = _pairing(first, second)
+    for side in (first, second):
+        require_fit(side.clip, sae, side.dataset)
+    config = stage_config(
+        options,
+        settings,
+        sae=describe_sae(sae),
+        side_a={"name": first.name, "clip": describe_model(first.clip), "dataset": describe_images(first.dataset)},
+        side_b={"name": second.name, "clip": describe_model(second.clip), "dataset": describe_images(second.dataset)},
+    )
+    with stage:
+        if stage.begin(config, overwrite, device=str(first.clip.device), may_differ=MAY_DIFFER):
+            comparison, folded = _compare(first, second, sae, pairing, stage, options)
+            comparison.save(stage)
+            _write_tables(comparison, (first.dataset, second.dataset), stage)
+            section(comparison, (first.clip, second.clip), (first.dataset, second.dataset), sae, folded, options).write(
+                stage
+            )
+            discard_state(stage)
+            stage.finish()
+    return Comparison.load(stage)
+
+
+def _pairing(first: Side, second: Side) -> Pairing:
+    ours, theirs = repr(first.clip.preprocess), repr(second.clip.preprocess)
+    if ours != theirs:
+        raise ValueError(f"{second.name} preprocesses images by {theirs}; expected what {first.name} does, {ours}")
+    if first.clip.image_tokens != second.clip.image_tokens:
+        raise ValueError(
+            f"{second.name} has {second.clip.image_tokens} tokens per image; "
+            f"expected those of {first.name}, {first.clip.image_tokens}"
+        )
+    if first.dataset.fingerprint == second.dataset.fingerprint:
+        return SameImages(first.dataset)
+    return ByClass(first.dataset, second.dataset)
+
+
+class _SideCollector:
+    """The accumulators of one side."""
+
+    def __init__(self, side: Side, sae: SparseAutoencoder, options: CompareOptions) -> None:
+        self.clip, self.sae, self.tokens = side.clip, sae, side.clip.image_tokens
+        names = side.dataset.classnames
+        size, device = sae.config.d_sae, side.clip.device
+        self.statistics = LatentStatistics(size, self.tokens, options.threshold, len(names) if names else None, device)
+        self.top_images = TopImages(size, options.top, device)
+        self.classifier: Tensor | None = None
+        if names:
+            templates = list(options.templates) or prompts.imagenet_templates()
+            with torch.no_grad():
+                self.classifier = side.clip.text_classifier(names, templates, renormalise=options.renormalise)
+
+    def update(self, pixels: Tensor, index: Tensor, labels: Tensor) -> tuple[pk.SparseLatents, Tensor]:
+        """Mean activations [B, S] of a batch, and which of its images are classified correctly, bool [B]."""
+        residual = self.clip.residual(pixels)
+        latents = self.sae.encode(residual[:, : self.tokens])
+        means = image_means(latents, self.tokens)
+        self.statistics.update(latents, labels)
+        self.top_images.update(means, index)
+        if self.classifier is None:
+            return means, torch.zeros(len(labels), dtype=torch.bool)
+        embedding = self.clip.embed(residual)
+        predicted = (embedding @ self.classifier.to(embedding).T).argmax(dim=1)
+        return means, predicted.cpu() == labels
+
+
+def _compare(
+    first: Side,
+    second: Side,
+    sae: SparseAutoencoder,
+    pairing: Pairing,
+    stage: Stage,
+    options: CompareOptions,
+) -> tuple[Comparison, FoldResult]:
+    collectors = [_SideCollector(side, sae, options) for side in (first, second)]
+    table = PairTable(options.top)
+
+    @torch.no_grad()
+    def update(batch: Batch) -> None:
+        pairs = pairing.pairs(batch)
+        if len(pairs.labels) == 0:
+            return
+        (means_a, correct_a), (means_b, correct_b) = (
+            collector.update(pixels, index, pairs.labels)
+            for collector, pixels, index in zip(collectors, pairs.pixels, pairs.index, strict=True)
+        )
+        table.update((means_a, means_b), pairs.index, pairs.labels, (correct_a, correct_b))
+
+    parts: dict[str, Any] = {"pairs": table}
+    for letter, collector in zip("ab", collectors, strict=True):
+        parts |= {f"statistics_{letter}": collector.statistics, f"top_images_{letter}": collector.top_images}
+    streaming = replace(options, batch_size=options.batch_size * pairing.images_per_pair)
+    folded = fold(pairing.stream, first.clip.preprocess, update, parts, streaming, label="compare", stage=stage)
+    return _comparison((first, second), collectors, table, options), folded
+
+
+def _comparison(
+    sides: tuple[Side, Side], collectors: list[_SideCollector], table: PairTable, options: CompareOptions
+) -> Comparison:
+    stats = [collector.statistics.finalize() for collector in collectors]
+    if stats[0].images == 0:
+        raise ValueError("no pair of images could be read; expected at least one")
+    classes = [s.class_counts for s in stats if s.class_counts is not None]
+    names = sides[0].dataset.classnames
+    return Comparison(
+        names=(sides[0].name, sides[1].name),
+        top=options.top,
+        classnames=None if names is None else tuple(names),
+        pairs=table.finalize(),
+        mean_activation=torch.stack([s.sums / s.tokens for s in stats]).cpu(),
+        noise=torch.stack([s.sums / s.tokens_per_image / s.image_counts.clamp_min(1) for s in stats]).cpu(),
+        frequency=torch.stack([s.image_counts.double() / s.images for s in stats]).cpu(),
+        counts=torch.stack([s.counts for s in stats]).cpu(),
+        class_counts=torch.stack(classes).cpu() if classes else None,
+        top_images=torch.stack([collector.top_images.finalize().images for collector in collectors]).cpu(),
+    )
+
+
+def _write_tables(comparison: Comparison, datasets: tuple[ImageDataset, ImageDataset], stage: Stage) -> None:
+    stage.write_table("images.parquet", comparison.image_columns(datasets))
+    stage.write_table("latents.parquet", comparison.latent_columns())
+    accuracies = comparison.accuracies
+    if accuracies is not None:
+        names, delta = comparison.names, comparison.delta
+        columns: dict[str, list[Any]] = {
+            "side": ["a", "b"],
+            "name": list(names),
+            "accuracy": list(accuracies),
+            "delta": [None, delta],
+        }
+        stage.write_table("accuracy.csv", columns)
+        stage.write_table("classes.csv", comparison.class_columns())

@@ -1,0 +1,145 @@
+"""What every experiment can be told. Imports no torch, so that the command line can show it at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+KS = (1, 2, 5, 10, 50, 100, 500, 1000, 2000)
+RANKINGS = ("class", "dataset", "random")
+MAY_DIFFER = ("workers", "on_bad_image", "save_minutes")
+"""Settings that do not decide a result, so that a resumed run may change them (`Stage.begin`)."""
+
+
+@dataclass(frozen=True)
+class StreamOptions:
+    """How images stream by."""
+
+    batch_size: int = 32
+    """Images that go through the tower together."""
+    workers: int = 0
+    """Processes that decode images; 0 decodes in this one."""
+    on_bad_image: str = "stop"
+    """`stop` names the first image that cannot be decoded; `skip` leaves such images out, counts and reports them."""
+    save_minutes: float = 1.0
+    """Minutes after which the state is saved, so that a killed run loses no more than that."""
+
+    def __post_init__(self) -> None:
+        require(self.batch_size >= 1, "batch_size", self.batch_size, "an integer of at least 1")
+        require(self.workers >= 0, "workers", self.workers, "an integer of at least 0")
+        require(self.on_bad_image in ("stop", "skip"), "on_bad_image", self.on_bad_image, "stop or skip")
+        require(self.save_minutes >= 0, "save_minutes", self.save_minutes, "a number of at least 0")
+
+
+@dataclass(frozen=True)
+class DisplayOptions:
+    """What of the latents a report shows. Tables and tensors always hold all of them."""
+
+    noisy_above: float = 0.1
+    """Latents whose mean activation over the dataset exceeds this are left out of displays."""
+    show_latents: int = 12
+    """Latents in the report's gallery."""
+    show_images: int = 5
+    """Reference images shown of every latent."""
+
+    def __post_init__(self) -> None:
+        require(self.show_latents >= 0, "show_latents", self.show_latents, "an integer of at least 0")
+        require(self.show_images >= 1, "show_images", self.show_images, "an integer of at least 1")
+
+
+@dataclass(frozen=True)
+class ExtractOptions(StreamOptions, DisplayOptions):
+    """`patchsae extract`: read the latents in one pass over a dataset."""
+
+    threshold: float = 0.2
+    """tau: a token counts for a latent when its activation is larger."""
+    top: int = 10
+    """Reference images and top patches kept of every latent."""
+
+    def __post_init__(self) -> None:
+        StreamOptions.__post_init__(self)
+        DisplayOptions.__post_init__(self)
+        require(self.threshold >= 0, "threshold", self.threshold, "a number of at least 0")
+        require(self.top >= 1, "top", self.top, "an integer of at least 1")
+
+
+@dataclass(frozen=True)
+class ClassesOptions:
+    """`patchsae classes`: order the latents by class, by dataset and at random."""
+
+    top: int = 10
+    """Latents of every class in the table."""
+    seed: int = 0
+    """Seed of the random ordering."""
+    common_top: int = 20
+    """With `common_classes`: how far down a class's ranking a latent counts as found."""
+    common_classes: int = 0
+    """Latents found in more classes than this go to the end of every class ranking (the authors' later library: 500 of
+    ImageNet's 1000); 0 leaves the rankings as they are."""
+
+    def __post_init__(self) -> None:
+        require(self.top >= 1, "top", self.top, "an integer of at least 1")
+        require(self.seed >= 0, "seed", self.seed, "an integer of at least 0")
+        require(self.common_top >= 1, "common_top", self.common_top, "an integer of at least 1")
+        require(self.common_classes >= 0, "common_classes", self.common_classes, "an integer of at least 0")
+
+
+@dataclass(frozen=True)
+class MaskOptions(StreamOptions):
+    """`patchsae mask`: classify with only the first k latents of a ranking kept, or with those ablated."""
+
+    ks: tuple[int, ...] = KS
+    """Numbers of latents; those above S are dropped and S is always added."""
+    rankings: tuple[str, ...] = RANKINGS
+    """Rankings to sweep, of those that `patchsae classes` made."""
+    budget_mb: int = 512
+    """Bound on the reconstructions held at a time, in MB."""
+    templates: tuple[str, ...] = ()
+    """Prompts with "{}" for the class name; empty means OpenAI's 80 for ImageNet."""
+    renormalise: bool = True
+    """Whether the mean of a class's prompt embeddings is scaled back to unit norm (open_clip does, the released code
+    does not)."""
+    bias_offset: float = 0.0
+    """Added to every element of every reconstruction. The released code adds 0.105131256516992, left over from one
+    checkpoint."""
+
+    def __post_init__(self) -> None:
+        StreamOptions.__post_init__(self)
+        require(all(k >= 1 for k in self.ks), "ks", self.ks, "numbers of at least 1")
+        require(len(self.rankings) >= 1, "rankings", self.rankings, "at least one name")
+        require(self.budget_mb >= 1, "budget_mb", self.budget_mb, "an integer of at least 1")
+
+
+@dataclass(frozen=True)
+class CompareOptions(StreamOptions, DisplayOptions):
+    """`patchsae compare`: two models, or two datasets, through one SAE."""
+
+    threshold: float = 0.2
+    """tau: a token counts for a latent when its activation is larger."""
+    top: int = 10
+    """Latents of an image or a class that are compared, and reference images kept of every latent."""
+    templates: tuple[str, ...] = ()
+    """Prompts with "{}" for the class name; empty means OpenAI's 80 for ImageNet."""
+    renormalise: bool = True
+    """Whether the mean of a class's prompt embeddings is scaled back to unit norm."""
+
+    def __post_init__(self) -> None:
+        StreamOptions.__post_init__(self)
+        DisplayOptions.__post_init__(self)
+        require(self.threshold >= 0, "threshold", self.threshold, "a number of at least 0")
+        require(self.top >= 1, "top", self.top, "an integer of at least 1")
+
+
+@dataclass(frozen=True)
+class ExplainOptions(DisplayOptions):
+    """`patchsae explain`: the top latents of images, or of one patch of each."""
+
+    patch: tuple[int, int] | None = None
+    """Row and column of a patch on the token grid, from 0 at the top left; None explains the whole image."""
+    show_latents: int = 5
+    """Latents explained of every image."""
+
+
+def require(holds: bool, name: str, value: object, expected: str) -> None:
+    """ValueError that names a setting, what came and what was expected."""
+    if not holds:
+        raise ValueError(f"{name} is {value!r}; expected {expected}")

@@ -1,0 +1,258 @@
+"""The top latents of given images, or of one patch of each: where they are active, and which other images they like."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+import patchsae_kernels as pk
+from patchsae.clip import SplitCLIP
+from patchsae.data import ImageDataset
+from patchsae.experiments.config import ExplainOptions
+from patchsae.experiments.extract_section import latent_row
+from patchsae.experiments.extraction import Extraction
+from patchsae.experiments.identity import describe_images, describe_model, describe_sae, stage_config
+from patchsae.experiments.pictures import Activation, activation, encode_images, picture_of, reference_tiles
+from patchsae.report import Row, Section, Tile
+from patchsae.report.images import contact_sheet, thumbnail
+from patchsae.sae import SparseAutoencoder
+
+if TYPE_CHECKING:
+    from patchsae.runs import Stage
+
+_CELL = 128  # pixels of a picture in the sheet
+
+
+@dataclass(frozen=True, eq=False)
+class Explained:
+    """The top latents of one image, best first."""
+
+    name: str
+    latents: tuple[int, ...]
+    values: tuple[float, ...]
+    """Mean activation over the image's tokens, or the activation at the chosen patch."""
+    activations: tuple[Activation, ...]
+    """Where each latent is active in the image."""
+
+
+@dataclass(frozen=True, eq=False)
+class References:
+    """What an extract stage knows of the latents, and the images that its positions refer to."""
+
+    extraction: Extraction
+    dataset: ImageDataset
+
+
+def run(
+    clip: SplitCLIP,
+    sae: SparseAutoencoder,
+    images: Mapping[str, Image.Image],
+    stage: Stage,
+    options: ExplainOptions | None = None,
+    *,
+    references: References | None = None,
+    settings: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+) -> list[Explained]:
+    """Explain images by their latents; write pictures, a table and a report section, and print the table.
+
+    Args:
+        clip: split model. sae: autoencoder of its residual stream, S latents.
+        images: name (a path, for instance) -> RGB picture; at least one.
+        stage: folder of the results: a PNG per image, ``explain.csv`` (a row per image and latent), the report's
+            section.
+        options: see :class:`ExplainOptions`.
+        references: statistics and reference images of the latents; without them there are no reference images and noisy
+            latents are not known, so none is left out.
+        settings: what the caller wants recorded, and compared on resume, beside these (how things were opened).
+        overwrite: begin again even if the stage is finished.
+
+    Raises:
+        ValueError: no images, a patch outside the grid, or an extraction of another number of latents.
+    """
+    options = options or ExplainOptions()
+    if not images:
+        raise ValueError("images is empty; expected at least one")
+    if references is not None and references.extraction.latents != sae.config.d_sae:
+        raise ValueError(
+            f"references knows {references.extraction.latents} latents; the autoencoder has {sae.config.d_sae}"
+        )
+    explained = explain(clip, sae, images, options, None if references is None else references.extraction)
+    made_from = {} if references is None else {"references": describe_images(references.dataset)}
+    config = stage_config(
+        options, settings, clip=describe_model(clip), sae=describe_sae(sae), pictures=list(images), **made_from
+    )
+    with stage:
+        if stage.begin(config, overwrite, device=str(clip.device)):
+            _write(explained, clip, sae, references, stage, options)
+            stage.finish()
+    for line in table_lines(explained, None if references is None else references.extraction):
+        print(line)
+    return explained
+
+
+@torch.no_grad()
+def explain(
+    clip: SplitCLIP,
+    sae: SparseAutoencoder,
+    images: Mapping[str, Image.Image],
+    options: ExplainOptions | None = None,
+    extraction: Extraction | None = None,
+) -> list[Explained]:
+    """The top latents of every image (or of the patch ``options.patch`` of it), noisy ones left out if they are
+    known."""
+    options = options or ExplainOptions()
+    token = None if options.patch is None else token_of(options.patch, clip.grid)
+    hidden = torch.zeros(sae.config.d_sae, dtype=torch.bool)
+    if extraction is not None:
+        hidden = extraction.noisy(options.noisy_above)
+    found = []
+    for name, image in images.items():
+        pixels = clip.preprocess(image.convert("RGB"))
+        (latents,) = encode_images(clip, sae, pixels[None])
+        top, values = _top(latents, token, hidden.to(latents.device), options.show_latents)
+        picture = picture_of(clip, pixels)
+        shown = tuple(activation(clip, latents, latent, picture) for latent in top)
+        found.append(Explained(name, tuple(top), tuple(values), shown))
+    return found
+
+
+def token_of(patch: tuple[int, int], grid: tuple[int, int]) -> int:
+    """Token (CLS is 0) of the patch in a row and column of the grid, counted from 0 at the top left."""
+    (row, column), (rows, columns) = patch, grid
+    if not (0 <= row < rows and 0 <= column < columns):
+        raise ValueError(
+            f"patch is row {row}, column {column}; expected rows 0..{rows - 1} and columns 0..{columns - 1} "
+            f"of the {rows} x {columns} grid"
+        )
+    return 1 + row * columns + column
+
+
+def table_lines(explained: Sequence[Explained], extraction: Extraction | None) -> list[str]:
+    """The result as lines of text, a block per image."""
+    lines = []
+    for one in explained:
+        lines.append(one.name)
+        if not one.latents:
+            lines.append("  no active latent is left to show")
+        for latent, value, where in zip(one.latents, one.values, one.activations, strict=True):
+            row, column = divmod(int(where.grid.argmax()), where.grid.shape[1])
+            line = f"  latent {latent:>6}  activation {value:8.4f}  strongest at row {row}, column {column}"
+            lines.append(line + _about(extraction, latent))
+    return lines
+
+
+def _about(extraction: Extraction | None, latent: int) -> str:
+    if extraction is None or bool(extraction.never_fired[latent]):
+        return ""
+    known = latent_row(extraction, latent)
+    mostly = known.get("mostly")
+    return f"  active in {known['active in']}" + (f", mostly {mostly}" if mostly is not None else "")
+
+
+def _top(latents: pk.SparseLatents, token: int | None, hidden: Tensor, n: int) -> tuple[list[int], list[float]]:
+    """The ``n`` strongest latents of an image [T, S] that are not hidden, with their activations; ties to the lower."""
+    if token is None:
+        pooled = pk.pool_tokens(latents, tokens_per_image=latents.shape[0])
+        indices, values = pooled.indices.long(), pooled.values / latents.shape[0]
+    else:
+        indices, values = latents.row(token)
+        indices = indices.long()
+    shown = ~hidden[indices] & (values > 0)
+    indices, values = indices[shown], values[shown]
+    order = values.argsort(descending=True, stable=True)[:n]
+    return indices[order].tolist(), values[order].tolist()
+
+
+def _write(
+    explained: Sequence[Explained],
+    clip: SplitCLIP,
+    sae: SparseAutoencoder,
+    references: References | None,
+    stage: Stage,
+    options: ExplainOptions,
+) -> None:
+    tiles = _reference_tiles(explained, clip, sae, references, options)
+    pictures = []
+    for number, one in enumerate(explained, start=1):
+        pictures.append(f"image-{number:03d}.png")
+        stage.write_bytes(pictures[-1], _sheet(one, tiles))
+    rows = [(number, rank) for number, one in enumerate(explained) for rank in range(len(one.latents))]
+    stage.write_table(
+        "explain.csv",
+        {
+            "image": [explained[number].name for number, _ in rows],
+            "picture": [pictures[number] for number, _ in rows],
+            "rank": [rank + 1 for _, rank in rows],
+            "latent": [explained[number].latents[rank] for number, rank in rows],
+            "activation": [explained[number].values[rank] for number, rank in rows],
+            "activation_cls": [explained[number].activations[rank].cls for number, rank in rows],
+            "largest_patch": [float(explained[number].activations[rank].grid.max()) for number, rank in rows],
+        },
+    )
+    _section(explained, references, tiles, options).write(stage)
+
+
+def _reference_tiles(
+    explained: Sequence[Explained],
+    clip: SplitCLIP,
+    sae: SparseAutoencoder,
+    references: References | None,
+    options: ExplainOptions,
+) -> dict[int, list[Tile]]:
+    if references is None:
+        return {}
+    latents = sorted({latent for one in explained for latent in one.latents})
+    positions = references.extraction.top_images.images[latents, : options.show_images]
+    return reference_tiles(clip, sae, references.dataset, latents, positions)
+
+
+def _sheet(one: Explained, tiles: Mapping[int, Sequence[Tile]]) -> bytes:
+    """A PNG with a row per latent: the image, its heatmap, then the reference images with theirs."""
+    width = 2 + max((len(tiles.get(latent, ())) for latent in one.latents), default=0)
+    empty = Image.new("RGB", (_CELL, _CELL), "white")
+    cells = []
+    for latent, where in zip(one.latents, one.activations, strict=True):
+        row = [thumbnail(where.image, _CELL, enlarge=True), _own_overlay(where)]
+        row += [tile.heatmap for tile in tiles.get(latent, ()) if isinstance(tile.heatmap, Image.Image)]
+        cells += row + [empty] * (width - len(row))
+    buffer = io.BytesIO()
+    contact_sheet(cells or [empty], width, _CELL).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _own_overlay(where: Activation) -> Image.Image:
+    return where.overlay(float(where.grid.max()), _CELL)
+
+
+def _section(
+    explained: Sequence[Explained],
+    references: References | None,
+    tiles: Mapping[int, Sequence[Tile]],
+    options: ExplainOptions,
+) -> Section:
+    of = "the image" if options.patch is None else f"the patch in row {options.patch[0]}, column {options.patch[1]}"
+    lead = f"The {options.show_latents} latents most active on {of}, and where each is active."
+    if references is not None:
+        lead += f" Beside it: the latent's reference images out of {references.dataset.name}."
+    part = Section("explain", "Explained images", lead)
+    for one in explained:
+        part.heading(one.name)
+        rows = []
+        for latent, value, where in zip(one.latents, one.values, one.activations, strict=True):
+            statistics: dict[str, float | int | str | None] = {"activation": value, "at CLS": where.cls}
+            if references is not None:
+                statistics |= latent_row(references.extraction, latent)
+            own = Tile(where.image, "this image", _own_overlay(where))
+            rows.append(Row(f"Latent {latent}", statistics, [own, *tiles.get(latent, ())]))
+        if rows:
+            part.galleries(rows)
+        else:
+            part.text("No active latent is left to show.")
+    return part

@@ -1,0 +1,121 @@
+"""The report's section on the latents: the scatter, and a gallery of latents worth looking at."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from patchsae.clip import SplitCLIP
+from patchsae.data import ImageDataset
+from patchsae.experiments.config import ExtractOptions
+from patchsae.experiments.extraction import Extraction
+from patchsae.experiments.fold import FoldResult
+from patchsae.experiments.pictures import reference_tiles
+from patchsae.report import Row, Section, plots
+from patchsae.sae import SparseAutoencoder
+
+
+def section(
+    clip: SplitCLIP,
+    sae: SparseAutoencoder,
+    dataset: ImageDataset,
+    extraction: Extraction,
+    folded: FoldResult,
+    options: ExtractOptions,
+) -> Section:
+    """What the latents of an extraction are like, in figures and pictures."""
+    lead = (
+        f"{extraction.latents:,} latents read on {extraction.images:,} images of {dataset.name}, "
+        f"{extraction.tokens_per_image} tokens each."
+    )
+    part = Section("extract", "Latents", lead)
+    part.facts(counts(extraction, options))
+    if folded.bad:
+        part.text("\n\n".join(folded.lines()))
+    frequency = extraction.frequency.numpy()
+    entropy, defined = extraction.entropy
+    coloured = None if extraction.classnames is None else np.where(defined.numpy(), entropy.numpy(), np.nan)
+    caption = (
+        "Every latent by the share of images in which it is active and its mean activation in those"
+        + ("" if coloured is None else ", coloured by the entropy of its reference images' labels (grey: undefined)")
+        + f". {plots.never_fired(frequency)}"
+    )
+    part.figure(plots.frequency_scatter(frequency, extraction.mean_activation.numpy(), coloured), caption)
+    _gallery(part, clip, sae, dataset, extraction, options)
+    return part
+
+
+def counts(extraction: Extraction, options: ExtractOptions) -> dict[str, int]:
+    """How many latents are of which kind."""
+    weak = (extraction.counts == 0) & ~extraction.never_fired
+    return {
+        "latents": extraction.latents,
+        "never fired": int(extraction.never_fired.sum()),
+        f"fired, never above {options.threshold:g}": int(weak.sum()),
+        f"noisy (mean activation above {options.noisy_above:g})": int(extraction.noisy(options.noisy_above).sum()),
+    }
+
+
+def interesting(extraction: Extraction, noisy_above: float, n: int) -> list[int]:
+    """Up to ``n`` latents worth showing: not noisy, with a full set of reference images of few labels, strong.
+
+    With labels they are ordered by label entropy, then by largest activation, and every label gives its best latent
+    before any gives its second. Without labels the order is that of the largest activation.
+    """
+    entropy, defined = extraction.entropy
+    shown = ~extraction.never_fired & ~extraction.noisy(noisy_above)
+    labels = extraction.majority_label
+    if extraction.classnames is not None:
+        shown &= defined
+    chosen = shown.nonzero().squeeze(1)
+    strength = extraction.top_patches.values[chosen, 0].double()
+    by = np.lexsort((chosen.numpy(), -strength.numpy(), entropy[chosen].numpy()))
+    ordered = chosen[torch.from_numpy(by)].tolist()
+    turn: dict[int, int] = {}
+    turns = []
+    for latent in ordered:
+        label = int(labels[latent])
+        turns.append(turn.get(label, 0) if label >= 0 else 0)
+        turn[label] = turn.get(label, 0) + 1
+    return [ordered[i] for i in np.argsort(turns, kind="stable")[:n]]
+
+
+def latent_row(extraction: Extraction, latent: int) -> dict[str, float | int | str | None]:
+    """The statistics of a latent for a display."""
+    entropy, defined = extraction.entropy
+    label = int(extraction.majority_label[latent])
+    names = extraction.classnames
+    row: dict[str, float | int | str | None] = {
+        "active in": f"{float(extraction.frequency[latent]):.2%} of images",
+        "mean activation": float(extraction.mean_activation[latent]),
+        "largest": float(extraction.top_patches.values[latent, 0]),
+    }
+    if names is not None:
+        row["label entropy"] = float(entropy[latent]) if defined[latent] else None
+        row["mostly"] = names[label] if label >= 0 else None
+    return row
+
+
+def _gallery(
+    part: Section,
+    clip: SplitCLIP,
+    sae: SparseAutoencoder,
+    dataset: ImageDataset,
+    extraction: Extraction,
+    options: ExtractOptions,
+) -> None:
+    part.heading("Reference images")
+    latents = interesting(extraction, options.noisy_above, options.show_latents)
+    if not latents:
+        part.text("No latent is left to show: all are noisy, never fired, or have too few reference images.")
+        return
+    which = "whose reference images agree most on a label"
+    if extraction.classnames is None:
+        which = "with the largest activations"
+    part.text(
+        f"Latents {which}; noisy ones (mean activation above {options.noisy_above:g}) are left out. Below every image: "
+        "where the latent is active in it."
+    )
+    references = extraction.top_images.images[latents, : options.show_images]
+    tiles = reference_tiles(clip, sae, dataset, latents, references)
+    part.galleries([Row(f"Latent {latent}", latent_row(extraction, latent), tiles[latent]) for latent in latents])

@@ -1,0 +1,140 @@
+"""Top-k latent masking: zero-shot accuracy with only the first k latents of a ranking kept, or with those ablated.
+
+Lim et al., arXiv 2412.05276. Every image is masked by the ranking of its ground-truth class. One tower pass
+and one encode serve all masks of a batch (:mod:`patchsae.experiments.sweep`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from patchsae import prompts
+from patchsae.clip import SplitCLIP
+from patchsae.data import Batch, ImageDataset
+from patchsae.experiments.classes import Rankings
+from patchsae.experiments.config import MAY_DIFFER, MaskOptions
+from patchsae.experiments.extract import require_fit
+from patchsae.experiments.fold import FoldResult, discard_state, fold
+from patchsae.experiments.identity import describe_images, describe_model, describe_sae, fingerprint, stage_config
+from patchsae.experiments.mask_result import MaskResult
+from patchsae.experiments.masking_section import section
+from patchsae.experiments.recall import RecallCounts
+from patchsae.experiments.sweep import sweep_embeddings, sweep_ks, variants
+from patchsae.sae import SparseAutoencoder
+
+if TYPE_CHECKING:
+    from patchsae.runs import Stage
+
+
+def run(
+    clip: SplitCLIP,
+    sae: SparseAutoencoder,
+    dataset: ImageDataset,
+    rankings: Rankings,
+    stage: Stage,
+    options: MaskOptions | None = None,
+    *,
+    settings: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+) -> MaskResult:
+    """Sweep the masks over a labelled dataset and leave tables, a plot and a report section; a stopped run goes on.
+
+    Args:
+        clip: split model, also the source of the zero-shot classifier [C, E].
+        sae: autoencoder of its residual stream, S latents.
+        dataset: images to classify, with the classes of the rankings. Use another split than the one that was ranked.
+        rankings: from :func:`patchsae.experiments.classes.run`.
+        stage: folder of the results: ``accuracy.csv`` (a row per variant), ``recall.csv`` (a row per variant and
+            class), ``correct.safetensors`` and the report's section.
+        options: see :class:`MaskOptions`.
+        settings: what the caller wants recorded, and compared on resume, beside these (how things were opened).
+        overwrite: begin again even if the stage is finished or holds part of a run.
+
+    Raises:
+        ValueError: an image has no label, the classes are not those of the rankings, or a ranking does not exist.
+    """
+    options = options or MaskOptions()
+    require_fit(clip, sae, dataset)
+    ranks = _checked_ranks(dataset, rankings, options, sae.config.d_sae)
+    config = stage_config(
+        options,
+        settings,
+        clip=describe_model(clip),
+        sae=describe_sae(sae),
+        dataset=describe_images(dataset),
+        ranked={"fingerprint": fingerprint(ranks)},
+    )
+    with stage:
+        if stage.begin(config, overwrite, device=str(clip.device), may_differ=MAY_DIFFER):
+            result, folded = _sweep(clip, sae, dataset, ranks, stage, options)
+            result.save(stage)
+            section(result, dataset, folded, options).write(stage)
+            discard_state(stage)
+            stage.finish()
+    return MaskResult.load(stage)
+
+
+def _checked_ranks(dataset: ImageDataset, rankings: Rankings, options: MaskOptions, latents: int) -> dict[str, Tensor]:
+    """The rankings to sweep, once dataset, rankings and options are known to belong together."""
+    unlabelled = np.flatnonzero(dataset.labels < 0)
+    if dataset.classnames is None or len(unlabelled):
+        came = f"image {dataset.ids(int(unlabelled[0]))!r} has none" if len(unlabelled) else "there are none"
+        raise ValueError(f"masking needs the label of every image of {dataset.name!r}; {came}")
+    if tuple(dataset.classnames) != rankings.classnames:
+        raise ValueError(
+            f"dataset {dataset.name!r} has the classes {_few(dataset.classnames)}; the rankings are of "
+            f"{_few(rankings.classnames)}: expected the same classes in the same order"
+        )
+    missing = [name for name in options.rankings if name not in rankings.ranks]
+    if missing:
+        raise ValueError(f"rankings has {missing[0]!r}; expected names out of {', '.join(rankings.ranks)}")
+    ranks = {name: rankings.ranks[name] for name in options.rankings}
+    for name, rank in ranks.items():
+        if rank.shape[-1] != latents:
+            raise ValueError(f"ranking {name!r} orders {rank.shape[-1]} latents; the autoencoder has {latents}")
+    return ranks
+
+
+def _few(names: list[str] | tuple[str, ...]) -> str:
+    return ", ".join(names[:3]) + (f", ... ({len(names)})" if len(names) > 3 else "")
+
+
+def _sweep(
+    clip: SplitCLIP,
+    sae: SparseAutoencoder,
+    dataset: ImageDataset,
+    ranks: Mapping[str, Tensor],
+    stage: Stage,
+    options: MaskOptions,
+) -> tuple[MaskResult, FoldResult]:
+    assert dataset.classnames is not None
+    ks = sweep_ks(options.ks, sae.config.d_sae)
+    templates = list(options.templates) or prompts.imagenet_templates()
+    with torch.no_grad():
+        classifier = clip.text_classifier(dataset.classnames, templates, renormalise=options.renormalise)
+    counts = RecallCounts(variants(list(ranks), ks), classifier)
+    ranks = {name: rank.to(clip.device) for name, rank in ranks.items()}
+
+    def update(batch: Batch) -> None:
+        embeddings = sweep_embeddings(
+            clip,
+            sae,
+            batch.pixels,
+            batch.labels,
+            ranks,
+            ks,
+            budget_mb=options.budget_mb,
+            bias_offset=options.bias_offset,
+        )
+        counts.update(embeddings, batch.labels)
+
+    folded = fold(dataset, clip.preprocess, update, {"recall": counts}, options, label="mask", stage=stage)
+    if folded.used == 0:
+        raise ValueError(f"no image of dataset {dataset.name!r} could be read; expected at least one")
+    correct, images = counts.finalize()
+    return MaskResult(counts.variants, tuple(dataset.classnames), correct, images), folded

@@ -1,0 +1,68 @@
+"""The report's section on the masking sweep: accuracy curves, the same numbers as a table, recall per class."""
+
+from __future__ import annotations
+
+from patchsae.data import ImageDataset
+from patchsae.experiments.config import MaskOptions
+from patchsae.experiments.fold import FoldResult
+from patchsae.experiments.mask_result import MaskResult
+from patchsae.experiments.sweep import ABLATE, KEEP, RECONSTRUCTION, UNMODIFIED, Variant
+from patchsae.report import Section, plots
+
+_SHOWN_CLASSES = 40
+_SHOWN_K = 10
+
+
+def section(result: MaskResult, dataset: ImageDataset, folded: FoldResult, options: MaskOptions) -> Section:
+    """What keeping and ablating latents does to zero-shot classification."""
+    prompts = f"{len(options.templates)} templates" if options.templates else "OpenAI's 80 ImageNet templates"
+    lead = (
+        f"Zero-shot accuracy on {int(result.images.sum()):,} images of {dataset.name} ({len(result.classnames):,} "
+        f"classes, {prompts}) when all tokens are replaced by what the first k latents of a ranking decode to (keep), "
+        "or all the others (ablate). The class ranking is that of each image's own class."
+    )
+    part = Section("mask", "Top-k latent masking", lead)
+    unmodified, full = result.accuracy(UNMODIFIED), result.accuracy(RECONSTRUCTION)
+    chance = 1 / len(result.classnames)
+    part.facts({"unmodified": f"{unmodified:.1%}", "all latents kept": f"{full:.1%}", "chance": f"{chance:.1%}"})
+    if folded.bad:
+        part.text("\n\n".join(folded.lines()))
+    if options.bias_offset:
+        part.text(f"{options.bias_offset} was added to every element of every reconstruction.")
+    ks = result.ks
+    keep, ablate = (
+        {name: [result.accuracy(Variant(name, mode, k)) for k in ks] for name in result.rankings}
+        for mode in (KEEP, ABLATE)
+    )
+    figure = plots.sweep_curves(ks, keep, ablate, unmodified, chance, full)
+    part.figure(figure, "Accuracy against the number of latents kept (left) or ablated (right), by ranking.")
+    columns: dict[str, list[int] | list[float]] = {"k": ks}
+    for name in result.rankings:
+        columns |= {
+            f"keep {name}, %": [100 * a for a in keep[name]],
+            f"ablate {name}, %": [100 * a for a in ablate[name]],
+        }
+    part.table(columns, "The same accuracies in per cent.")
+    _per_class(part, result)
+    return part
+
+
+def _per_class(part: Section, result: MaskResult) -> None:
+    """Recall of every class at one k, for the ranking that is about classes."""
+    ks = [k for k in result.ks if k <= _SHOWN_K]
+    name = result.rankings[0]
+    seen = [label for label, images in enumerate(result.images.tolist()) if images][:_SHOWN_CLASSES]
+    if not ks or not seen:
+        return
+    chosen = {
+        "unmodified": UNMODIFIED,
+        f"only top {ks[-1]} kept": Variant(name, KEEP, ks[-1]),
+        f"top {ks[-1]} ablated": Variant(name, ABLATE, ks[-1]),
+    }
+    series = {title: [result.recall(variant)[label] or 0.0 for label in seen] for title, variant in chosen.items()}
+    part.heading("Recall per class")
+    rest = (
+        "" if len(seen) == len(result.classnames) else f" {len(seen)} of {len(result.classnames):,} classes are shown."
+    )
+    figure = plots.class_dots([result.classnames[label] for label in seen], series, "recall")
+    part.figure(figure, f"Share of every class's images classified correctly ({name} ranking).{rest} All: recall.csv.")

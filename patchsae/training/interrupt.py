@@ -1,0 +1,61 @@
+"""Ctrl-C and SIGTERM as a request that the training loop answers between two steps."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from types import FrameType, TracebackType
+from typing import Any
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Interrupted(SystemExit):
+    """Training stopped on a signal, after its checkpoint was written.
+
+    Uncaught it ends the process with the status 128 + `signum`, as shells expect, and without a traceback.
+    """
+
+    def __init__(self, signum: int, message: str) -> None:
+        super().__init__(128 + signum)
+        self.signum = signum
+        self.message = message
+        """How far training came and how to go on."""
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class StopRequest:
+    """While entered, the first SIGINT or SIGTERM is only noted in `.signum`; a second one acts as before.
+
+    Python delivers signals to the main thread alone: entered on another thread, nothing is installed.
+    """
+
+    def __init__(self) -> None:
+        self.signum: int | None = None
+        self._owner = os.getpid()
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> StopRequest:
+        if threading.current_thread() is threading.main_thread():
+            self._previous = {signum: signal.signal(signum, self._note) for signum in SIGNALS}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._restore()
+
+    def _note(self, signum: int, frame: FrameType | None) -> None:
+        # A forked data worker inherits this handler, and Ctrl-C reaches the whole process group: the trainer answers.
+        # (For SIGTERM torch gives its workers a handler of their own.)
+        if os.getpid() == self._owner:
+            self.signum = signum
+            self._restore()
+
+    def _restore(self) -> None:
+        for signum, handler in self._previous.items():
+            signal.signal(signum, handler)
+        self._previous = {}

@@ -1,0 +1,63 @@
+"""The training part of the report."""
+
+from __future__ import annotations
+
+from patchsae.report import Section
+from patchsae.report.plots import training_curves
+from patchsae.runs import Stage
+from patchsae.sae import SparseAutoencoder
+from patchsae.training.checkpoint import TrainState
+from patchsae.training.config import TrainConfig
+
+TABLE_ROWS = 12
+COLUMNS = {
+    "step": "step",
+    "images": "images",
+    "mse": "mse",
+    "l1_norm": "L1",
+    "ghost": "ghost",
+    "l0": "L0",
+    "explained_variance": "explained variance",
+    "dead": "dead share",
+    "images_per_s": "images/s",
+}
+
+
+def training_section(stage: Stage, config: TrainConfig, sae: SparseAutoencoder, state: TrainState) -> Section:
+    """What was trained on what, how the losses went, and which images were left out."""
+    rows = stage.metrics()
+    last = rows[-1] if rows else {}
+    origin = sae.config.metadata
+    section = Section(
+        stage.name,
+        "Training",
+        f"A sparse autoencoder of {sae.config.d_sae:,} latents on the residual stream (width {sae.config.d_in:,}) "
+        f"after block {origin['layer']} of {origin['model']}, trained for {state.step:,} steps on {state.images:,} "
+        f"images of {origin['dataset']}, all tokens alike.",
+    )
+    section.facts({name: _shown(last.get(key)) for key, name in COLUMNS.items() if key not in ("step", "images")})
+    if rows:
+        section.figure(training_curves(rows), "Training, step by step. Each point is one batch.")
+        shown = _spread(rows)
+        section.table(
+            {name: [_shown(row[key]) for row in shown] for key, name in COLUMNS.items()},
+            "Some steps of metrics.jsonl. L1 is without its coefficient; explained variance is about the batch's mean; "
+            f"a latent is dead after more than {config.dead_window:,} steps without firing.",
+        )
+    if state.bad:
+        section.text(f"{len(state.bad):,} images could not be decoded and were left out:")
+        section.table({"image": [b.id for b in state.bad], "reason": [b.reason for b in state.bad]}, "Images left out.")
+    return section
+
+
+def _spread(rows: list[dict]) -> list[dict]:
+    """At most TABLE_ROWS of `rows`, evenly spaced, with the first and the last."""
+    if len(rows) <= TABLE_ROWS:
+        return rows
+    return [rows[round(i * (len(rows) - 1) / (TABLE_ROWS - 1))] for i in range(TABLE_ROWS)]
+
+
+def _shown(value: float | None) -> str:
+    if value is None:
+        return "not defined"
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"

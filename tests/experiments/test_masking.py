@@ -1,0 +1,170 @@
+"""The masking experiment: accuracies against full forward passes, named rows, refusals, resuming."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from benches.naive_masking import naive_sweep
+from patchsae.data import Sample
+from patchsae.data.shapes import ShapesWorld
+from patchsae.experiments import classes, extract, masking
+from patchsae.experiments.classes import Rankings
+from patchsae.experiments.config import ExtractOptions, MaskOptions
+from patchsae.experiments.mask_result import MaskResult
+from patchsae.experiments.recall import RecallCounts
+from patchsae.experiments.sweep import ABLATE, KEEP, RECONSTRUCTION, UNMODIFIED, Variant
+from patchsae.runs import Run
+from tests.experiments.worlds import S, make_images, pixels_of
+
+ROOT = Path(__file__).parents[2]
+OPTIONS = MaskOptions(batch_size=4, ks=(1, 10, 1000), templates=("a {}.", "the {}."), save_minutes=0)
+EVALUATED = 11
+
+
+@pytest.fixture(scope="module")
+def rankings(clip, sae, tmp_path_factory) -> Rankings:
+    run = Run(tmp_path_factory.mktemp("ranked"))
+    return classes.run(
+        extract.run(clip, sae, make_images(), run.stage("extract"), ExtractOptions(show_latents=0)),
+        run.stage("classes"),
+    )
+
+
+@pytest.fixture(scope="module")
+def swept(clip, sae, rankings, tmp_path_factory) -> tuple[MaskResult, Run]:
+    run = Run(tmp_path_factory.mktemp("swept"))
+    result = masking.run(clip, sae, make_images(EVALUATED, "val"), rankings, run.stage("mask"), OPTIONS)
+    return result, run
+
+
+def test_counts_equal_those_of_full_forward_passes(clip, sae, rankings, swept) -> None:
+    result, _ = swept
+    dataset = make_images(EVALUATED, "val")
+    labels = torch.from_numpy(dataset.labels)
+    naive = naive_sweep(
+        clip.model, clip.layer, sae.state_dict(), pixels_of(clip, dataset), labels, rankings.ranks, (1, 10, S)
+    )
+    classifier = clip.text_classifier(dataset.classnames, list(OPTIONS.templates))
+    assert set(result.variants) == naive.keys()
+    for variant, embedding in naive.items():
+        right = (embedding @ classifier.T).argmax(1) == labels
+        expected = torch.bincount(labels[right], minlength=len(dataset.classnames))
+        assert torch.equal(result.correct[result.variants.index(variant)], expected), variant
+    assert torch.equal(result.images, torch.bincount(labels, minlength=len(dataset.classnames)))
+
+
+def test_tables_have_named_rows(swept) -> None:
+    result, run = swept
+    stage = run.stage("mask")
+    accuracy = stage.read_table("accuracy.csv")
+    assert accuracy["variant"][:3] == ["unmodified", "reconstruction", "keep class top 1"]
+    assert len(accuracy["variant"]) == len(set(accuracy["variant"])) == 2 + 3 * 2 * 3
+    for name, value in zip(accuracy["variant"], accuracy["accuracy"], strict=True):
+        (variant,) = [v for v in result.variants if v.name == name]
+        assert value == result.accuracy(variant)
+    recall = stage.read_table("recall.csv")
+    assert len(recall["variant"]) == len(accuracy["variant"]) * len(result.classnames)
+    assert recall["class"][: len(result.classnames)] == list(result.classnames)
+    row = recall["label"].tolist().index(2)
+    n = int(result.images[2])
+    assert recall["recall"][row] == (int(result.correct[0, 2]) / n if n else None)
+
+
+def test_keeping_all_classifies_as_the_reconstruction_does(swept) -> None:
+    result, _ = swept
+    for name in ("class", "dataset", "random"):
+        row = result.correct[result.variants.index(Variant(name, KEEP, S))]
+        assert torch.equal(row, result.correct[result.variants.index(RECONSTRUCTION)])
+    gone = {result.accuracy(Variant(name, ABLATE, S)) for name in ("class", "dataset", "random")}
+    assert len(gone) == 1
+
+
+def test_a_class_without_images_has_no_recall() -> None:
+    result = MaskResult((UNMODIFIED,), ("a", "b"), torch.tensor([[1, 0]]), torch.tensor([2, 0]))
+    assert result.recall(UNMODIFIED) == [0.5, None]
+    assert result.accuracy(UNMODIFIED) == 0.5
+
+
+class Interrupting(ShapesWorld):
+    """The same pictures, but the user presses Ctrl-C at the ninth."""
+
+    def sample(self, i: int) -> Sample:
+        if i == 8:
+            raise KeyboardInterrupt
+        return super().sample(i)
+
+
+def test_a_stopped_sweep_goes_on_to_the_same_counts(clip, sae, rankings, swept, tmp_path) -> None:
+    expected, _ = swept
+    stage = Run(tmp_path).stage("mask")
+    with pytest.raises(KeyboardInterrupt):
+        masking.run(clip, sae, Interrupting("val", n=EVALUATED), rankings, stage, OPTIONS)
+    assert int(stage.load_tensors("fold")["position"]) == 8
+    result = masking.run(clip, sae, make_images(EVALUATED, "val"), rankings, stage, OPTIONS)
+    assert torch.equal(result.correct, expected.correct)
+
+
+def test_other_classes_than_the_ranked_ones_are_refused(clip, sae, rankings, tmp_path) -> None:
+    others = Rankings(rankings.classnames[::-1], rankings.ranks)
+    with pytest.raises(ValueError, match="same classes in the same order"):
+        masking.run(clip, sae, make_images(3), others, Run(tmp_path).stage("mask"), OPTIONS)
+
+
+def test_an_image_without_label_is_refused_by_name(clip, sae, rankings, tmp_path) -> None:
+    dataset = make_images(3)
+    dataset.labels[1] = -1
+    with pytest.raises(ValueError, match=dataset.ids(1)):
+        masking.run(clip, sae, dataset, rankings, Run(tmp_path).stage("mask"), OPTIONS)
+
+
+def test_an_unknown_ranking_is_refused(clip, sae, rankings, tmp_path) -> None:
+    with pytest.raises(ValueError, match="'size'.*class, dataset, random"):
+        masking.run(
+            clip, sae, make_images(3), rankings, Run(tmp_path).stage("mask"), replace(OPTIONS, rankings=("size",))
+        )
+
+
+def test_counts_of_other_variants_do_not_merge() -> None:
+    first, second = (RecallCounts([variant], torch.eye(2)) for variant in (UNMODIFIED, RECONSTRUCTION))
+    with pytest.raises(ValueError, match="variants"):
+        first.merge(second)
+
+
+def test_merged_counts_are_those_of_one_pass() -> None:
+    labels = torch.tensor([0, 1, 1, 0])
+    embeddings = torch.tensor([[1.0, 0], [0, 1], [1, 0], [0, 1]])
+    whole, first, second = (RecallCounts([UNMODIFIED], torch.eye(2)) for _ in range(3))
+    whole.update({UNMODIFIED: embeddings}, labels)
+    first.update({UNMODIFIED: embeddings[:1]}, labels[:1])
+    second.update({UNMODIFIED: embeddings[1:]}, labels[1:])
+    second.merge(first)
+    assert whole.finalize()[0].tolist() == second.finalize()[0].tolist() == [[1, 1]]
+    assert second.finalize()[1].tolist() == [2, 2]
+
+
+MEASURE = """
+import resource, sys
+from benches.bench_masking import build_case, ours
+case = build_case(images=8, active=int(sys.argv[1]))
+with open("/proc/self/statm") as statm:
+    loaded = int(statm.read().split()[1]) * resource.getpagesize()
+ours(case)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - loaded)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("active", [149, 24_576])
+def test_peak_memory_of_eight_vit_b_16_images(active) -> None:
+    """Above the loaded weights, with the activity of a trained dictionary and with half of all latents active, as at
+    the released start. The peak includes setting the case up."""
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, str(active)], cwd=ROOT, check=True, capture_output=True, text=True
+    )
+    assert int(done.stdout.split()[-1]) < 3e9

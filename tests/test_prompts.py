@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+import open_clip
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from patchsae import prompts
+from patchsae.clip import SplitCLIP, load_clip
+
+from .small_clips import write_clip
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> SplitCLIP:
+    return load_clip(f"local-dir:{write_clip(tmp_path_factory.mktemp('clip'))}", device="cpu")
+
+
+def counting(texts: list[str]) -> torch.Tensor:
+    """A stand-in text tower of known values: unit vectors that depend on the text alone."""
+    rows = [[float(len(text)), float(text.count("a")), 1.0] for text in texts]
+    return torch.nn.functional.normalize(torch.tensor(rows), dim=-1)
+
+
+def test_imagenet_has_openais_80_templates_and_1000_names_two_of_them_twice() -> None:
+    assert len(prompts.IMAGENET_TEMPLATES) == 80
+    assert all(template.count("{}") == 1 for template in prompts.IMAGENET_TEMPLATES)
+    assert "itap of a {}." in prompts.IMAGENET_TEMPLATES
+    names = prompts.IMAGENET_CLASSNAMES
+    assert len(names) == 1000
+    assert sorted({name for name in names if names.count(name) > 1}) == ["missile", "sunglasses"]
+
+
+@pytest.mark.parametrize(
+    ("dataset", "template"),
+    [
+        ("OxfordPets", "a photo of a {}, a type of pet."),
+        ("oxford_flowers", "a photo of a {}, a type of flower."),
+        ("fgvc-aircraft", "a photo of a {}, a type of aircraft."),
+        ("Food101", "a photo of {}, a type of food."),
+        ("DTD", "{} texture."),
+        ("DescribableTextures", "{} texture."),
+        ("EuroSAT", "a centered satellite photo of {}."),
+        ("UCF101", "a photo of a person doing {}."),
+        ("ImageNet", "a photo of a {}."),
+        ("cifar10", "a photo of a {}."),
+    ],
+)
+def test_datasets_have_the_templates_of_the_adaptation_experiments(dataset: str, template: str) -> None:
+    assert prompts.templates_for(dataset) == [template]
+
+
+def test_classifier_is_what_open_clip_builds(clip: SplitCLIP) -> None:
+    names, templates = ["red square", "dog", "dog", "a {} brace"], ["a photo of a {}.", "{} texture."]
+    expected = open_clip.build_zero_shot_classifier(
+        clip.model, clip.tokenizer, names, [lambda c: f"a photo of a {c}.", lambda c: f"{c} texture."]
+    ).T
+    weights = clip.text_classifier(names, templates)
+    torch.testing.assert_close(weights, expected, rtol=0, atol=1e-6)
+    assert torch.equal(weights[1], weights[2])
+
+
+def test_without_renormalising_the_mean_keeps_its_length(clip: SplitCLIP) -> None:
+    templates = ["a photo of a {}.", "{} texture."]
+    embeddings = clip.encode_text(["a photo of a cat.", "cat texture."])
+    weights = clip.text_classifier(["cat"], templates, renormalise=False)
+    torch.testing.assert_close(weights[0], embeddings.mean(0), rtol=0, atol=1e-6)
+    assert weights.norm() < 1 - 1e-6
+
+
+@given(
+    classes=st.lists(st.text("abc", min_size=1, max_size=4), min_size=1, max_size=7),
+    count=st.integers(1, 5),
+    batch=st.integers(1, 11),
+)
+def test_the_batch_size_changes_nothing_and_bounds_every_call(classes: list[str], count: int, batch: int) -> None:
+    templates = [f"{'a' * i} {{}}" for i in range(count)]
+    sizes: list[int] = []
+
+    def encode(texts: list[str]) -> torch.Tensor:
+        sizes.append(len(texts))
+        return counting(texts)
+
+    cut = prompts.classifier(encode, classes, templates, batch_size=batch)
+    whole = prompts.classifier(counting, classes, templates, batch_size=1000)
+    assert max(sizes) <= batch
+    torch.testing.assert_close(cut, whole, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("classnames", "templates", "message"),
+    [
+        ([], ["{}"], "classnames is empty"),
+        (["cat", " "], ["{}"], r"classnames\[1\] is ' '"),
+        (["cat"], [], "templates is empty"),
+        (["cat"], ["a photo"], r"'a photo' has 0 times '\{\}'"),
+        (["cat"], ["{} and {}"], "has 2 times"),
+        ("cat", ["{}"], "classnames is the text 'cat'"),
+        (["cat"], "{}", "templates is the text"),
+    ],
+)
+def test_bad_prompts_are_named(classnames: list[str], templates: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        prompts.classifier(counting, classnames, templates)
+
+
+def test_texts_keep_their_order_over_batches(clip: SplitCLIP, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = ["a", "bb", "ccc", "dd", "e"]
+    whole = clip.encode_text(texts)
+    monkeypatch.setattr("patchsae.clip.TEXT_BATCH", 2)
+    torch.testing.assert_close(clip.encode_text(texts), whole, rtol=0, atol=1e-6)
+    assert clip.encode_text([]).shape == (0, clip.embed_dim)

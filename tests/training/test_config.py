@@ -1,0 +1,35 @@
+"""The configuration: the released values by default, wrong ones refused by name, and no torch needed to read it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from patchsae.training.config import TrainConfig
+
+
+def test_defaults_are_the_released_run() -> None:
+    config = TrainConfig()
+    assert config.steps == 20_480
+    assert (config.l1, config.lr, config.warm_up_steps, config.batch_size) == (8e-5, 4e-4, 500, 128)
+    assert (config.expansion, config.dead_window, config.seed) == (64, 64, 42)
+
+
+def test_steps_are_rounded_up() -> None:
+    assert [TrainConfig(batch_size=4, total_images=n).steps for n in (1, 4, 5)] == [1, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("batch_size", 0), ("lr", 0.0), ("l1", -1e-5), ("start", "median"), ("on_bad_image", "warn"), ("log_every", 0)],
+)
+def test_wrong_values_are_refused_by_name(name: str, value: object) -> None:
+    with pytest.raises(ValueError, match=f"TrainConfig.{name} is {value!r}"):
+        TrainConfig(**{name: value})
+
+
+def test_reading_the_configuration_imports_no_torch() -> None:
+    code = "import sys, patchsae.training.config; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

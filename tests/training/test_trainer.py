@@ -1,0 +1,202 @@
+"""The trainer on pictures and a tiny random CLIP, against the dense float64 re-implementation of the released loop."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from patchsae.clip import SplitCLIP
+from patchsae.data import BadImage, ImageDataset, open_images, train_order
+from patchsae.data.base import Sample, Subset
+from patchsae.runs import ConfigDiffers
+from patchsae.sae import load_sae
+from patchsae.training.init import start_sae
+from patchsae.training.interrupt import Interrupted
+from patchsae.training.trainer import NonFiniteLoss
+
+from .dense_loss import NAMES, dense_loop
+from .tiny import SOURCE, final_bytes, short_config, timeless, train_in
+
+
+def residual_batches(clip: SplitCLIP, batch_size: int, steps: int, seed: int) -> list[torch.Tensor]:
+    """The residual streams of the first batch, which centres b_dec, and of every step."""
+    dataset = open_images(SOURCE)
+    order = train_order(len(dataset), batch_size * (steps + 1), seed, dataset.read_groups)
+    pixels = [
+        torch.stack([clip.preprocess(dataset.sample(i).image) for i in part]) for part in np.split(order, steps + 1)
+    ]
+    return [clip.residual(batch) for batch in pixels]
+
+
+def test_steps_equal_the_dense_loop(tmp_path: Path, clip: SplitCLIP) -> None:
+    config = short_config(cls_weight=2.0)
+    first, *rest = residual_batches(clip, config.batch_size, config.steps, config.seed)
+    start = start_sae(first, expansion=config.expansion, seed=config.seed).parameters_by_name()
+    loop = {name: getattr(config, name) for name in ("lr", "warm_up_steps", "dead_window", "l1", "ghost", "cls_weight")}
+    history, params, _ = dense_loop(rest, start, **loop)
+
+    sae, stage = train_in(tmp_path, clip, config)
+
+    rows = stage.metrics()
+    assert len(rows) == config.steps == 12
+    assert sum(row["ghost"] > 0 for row in rows) > 3
+    for row, terms in zip(rows, history, strict=True):
+        for name in ("total", "mse", "l1", "ghost", "l0"):
+            assert row[name] == pytest.approx(getattr(terms, name).item(), rel=1e-4, abs=1e-7), (row["step"], name)
+    params["W_dec"] /= params["W_dec"].norm(dim=1, keepdim=True)
+    for name in NAMES:
+        moved = (params[name] - start[name].double()).norm()
+        assert (getattr(sae, name) - params[name]).norm() < 1e-3 * moved, name
+
+
+def test_a_finished_stage_holds_the_autoencoder_and_its_report(tmp_path: Path, clip: SplitCLIP) -> None:
+    config = short_config(total_images=9)
+    sae, stage = train_in(tmp_path, clip, config)
+    assert stage.finished
+    loaded = load_sae(stage.path)
+    for name in NAMES:
+        assert torch.equal(getattr(loaded, name), getattr(sae, name))
+    assert loaded.config.metadata["images"] == SOURCE
+    assert {key: loaded.config.metadata[key] for key in clip.metadata} == clip.metadata
+    assert stage.config is not None
+    assert {key: stage.config[key] for key in ("model", "layer", "images", "lr")} == {
+        "model": clip.name,
+        "layer": clip.layer,
+        "images": SOURCE,
+        "lr": config.lr,
+    }
+    assert "128 latents" in stage.load_json("section")["html"]
+    assert not (stage.path / "checkpoint.safetensors").exists()
+    torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.ones(128))
+
+
+def test_a_finished_stage_is_left_alone(tmp_path: Path, clip: SplitCLIP) -> None:
+    config = short_config(total_images=8)
+    sae, stage = train_in(tmp_path, clip, config)
+    before = {path: path.stat().st_mtime_ns for path in stage.path.iterdir() if path.suffix == ".safetensors"}
+    again, _ = train_in(tmp_path, clip, config)
+    assert torch.equal(again.W_enc, sae.W_enc)
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+    with pytest.raises(ConfigDiffers, match="lr"):
+        train_in(tmp_path, clip, short_config(total_images=8, lr=0.5))
+    other, _ = train_in(tmp_path, clip, short_config(total_images=8, lr=0.5), overwrite=True)
+    assert not torch.equal(other.W_enc, sae.W_enc)
+
+
+def test_metrics_are_logged_at_the_first_and_last_step_and_every_interval(tmp_path: Path, clip: SplitCLIP) -> None:
+    _, stage = train_in(tmp_path, clip, short_config(log_every=5, total_images=28))
+    rows = stage.metrics()
+    assert [row["step"] for row in rows] == [1, 5, 7]
+    assert [row["images"] for row in rows] == [4, 20, 28]
+    assert [row["lr"] for row in rows] == pytest.approx([0.002, 0.01, 0.01])
+    assert all(row["images_per_s"] > 0 for row in rows)
+    assert rows[0]["l1_norm"] == pytest.approx(rows[0]["l1"] / 0.1)
+
+
+def test_training_lowers_the_loss(tmp_path: Path, clip: SplitCLIP) -> None:
+    _, stage = train_in(tmp_path, clip, short_config(total_images=480, log_every=10, l1=8e-5))
+    rows = stage.metrics()
+    assert rows[-1]["total"] < 0.5 * rows[0]["total"]
+    assert rows[-1]["explained_variance"] > rows[0]["explained_variance"]
+    assert rows[-1]["explained_variance"] > 0.5
+
+
+class SignalsOnce(Subset):
+    """A dataset that sends its own process a signal when an image is asked for the n-th time."""
+
+    def __init__(self, parent: ImageDataset, signum: int, at: int) -> None:
+        super().__init__(parent, np.arange(len(parent)))
+        self.signum, self.at = signum, at
+
+    def sample(self, i: int) -> Sample:
+        self.at -= 1
+        if self.at == 0:
+            os.kill(os.getpid(), self.signum)
+        return super().sample(i)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_the_same_command_ends_with_the_same_bits(
+    tmp_path: Path, clip: SplitCLIP, signum: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, unbroken = train_in(tmp_path / "unbroken", clip, short_config())
+    handler = signal.getsignal(signum)
+    dataset = SignalsOnce(open_images(SOURCE), signum, at=30)  # the first 4 centre b_dec: within step 7
+    with pytest.raises(Interrupted) as stopped:
+        train_in(tmp_path / "broken", clip, short_config(), dataset)
+    assert stopped.value.code == 128 + signum
+    assert "stopped after step 7 of 12" in capsys.readouterr().err
+    assert signal.getsignal(signum) == handler
+    _, resumed = train_in(tmp_path / "broken", clip, short_config(checkpoint_steps=3))
+    assert "going on after step 7 of 12" in capsys.readouterr().err
+    assert final_bytes(resumed) == final_bytes(unbroken)
+    assert timeless(resumed) == timeless(unbroken)
+
+
+def test_a_loss_that_is_not_finite_names_step_and_images_and_keeps_the_checkpoint(
+    tmp_path: Path, clip: SplitCLIP
+) -> None:
+    config = short_config(lr=1e30, warm_up_steps=0, checkpoint_steps=1)
+    with pytest.raises(NonFiniteLoss, match="step 2") as error:
+        train_in(tmp_path, clip, config)
+    dataset = open_images(SOURCE)
+    order = train_order(len(dataset), 12, config.seed)
+    assert error.value.ids == [dataset.ids(i) for i in order[8:12]]
+    checkpoint = tmp_path / "train" / "checkpoint.safetensors"
+    assert checkpoint.exists()
+    stored = load_file(checkpoint)
+    assert int(stored["step"]) == 1
+    assert all(tensor.isfinite().all() for tensor in stored.values())
+
+
+@pytest.fixture
+def folder_with_a_bad_image(tmp_path: Path) -> Path:
+    dataset = open_images(SOURCE)
+    for i in range(8):
+        folder = tmp_path / "images" / f"class{i % 2}"
+        folder.mkdir(parents=True, exist_ok=True)
+        dataset.sample(i).image.save(folder / f"{i}.png")
+    (tmp_path / "images" / "class1" / "3.png").write_bytes(b"no picture")
+    return tmp_path / "images"
+
+
+def test_bad_images_stop_or_are_left_out_and_reported(
+    tmp_path: Path, clip: SplitCLIP, folder_with_a_bad_image: Path
+) -> None:
+    images = open_images(folder_with_a_bad_image)
+    with pytest.raises(BadImage, match=r"3\.png"):
+        train_in(tmp_path / "run", clip, short_config(total_images=16), images)
+    _, stage = train_in(tmp_path / "run", clip, short_config(total_images=16, on_bad_image="skip"), images)
+    bad = next(i for i in range(8) if images.ids(i).endswith("3.png"))
+    order = train_order(8, 20, short_config().seed)
+    assert stage.metrics()[-1]["images"] == 16 - int((order[4:] == bad).sum()) < 16
+    assert "3.png" in stage.load_json("section")["html"]
+
+
+def test_a_first_batch_without_images_is_an_error(tmp_path: Path, clip: SplitCLIP) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    (folder / "a.png").write_bytes(b"no picture")
+    with pytest.raises(ValueError, match="none of the images of the first batch"):
+        train_in(tmp_path / "run", clip, short_config(on_bad_image="skip"), open_images(folder))
+
+
+def test_the_result_does_not_depend_on_workers(tmp_path: Path, clip: SplitCLIP) -> None:
+    _, alone = train_in(tmp_path / "alone", clip, short_config(total_images=16))
+    _, helped = train_in(tmp_path / "helped", clip, short_config(total_images=16), workers=2)
+    assert final_bytes(alone) == final_bytes(helped)
+
+
+def test_grey_and_large_pictures_are_trained_on_like_any_other(tmp_path: Path, clip: SplitCLIP) -> None:
+    (tmp_path / "images").mkdir()
+    for i in range(4):
+        Image.fromarray(np.full((40, 90), 60 * i, np.uint8)).save(tmp_path / "images" / f"{i}.png")
+    _, stage = train_in(tmp_path / "run", clip, short_config(total_images=8), open_images(tmp_path / "images"))
+    assert stage.metrics()[-1]["images"] == 8

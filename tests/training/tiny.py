@@ -1,0 +1,83 @@
+"""A very small random CLIP on disk, and a short training run on it; as a script, that run in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import open_clip
+import torch
+from safetensors.torch import save_file
+
+from patchsae.clip import SplitCLIP, load_clip
+from patchsae.data import ImageDataset, open_images
+from patchsae.runs import Run, Stage
+from patchsae.sae import SparseAutoencoder
+from patchsae.training.config import TrainConfig
+from patchsae.training.trainer import train
+
+SIZES = {
+    "embed_dim": 8,
+    "vision_cfg": {"image_size": 16, "patch_size": 8, "width": 16, "layers": 3, "head_width": 8},
+    "text_cfg": {"context_length": 8, "vocab_size": 49_408, "width": 8, "heads": 1, "layers": 1},
+}
+SOURCE = "shapes:train?n=23&seed=5&size=16"
+
+
+def write_clip(folder: Path) -> Path:
+    """A CLIP of T = 5 tokens and D = 16 with random weights, in open_clip's local-dir layout."""
+    folder.mkdir()
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        model = open_clip.CLIP(**SIZES)
+    save_file(model.state_dict(), folder / "open_clip_model.safetensors")
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": SIZES, "preprocess_cfg": {}}))
+    return folder
+
+
+def open_clip_dir(folder: Path) -> SplitCLIP:
+    return load_clip(f"local-dir:{folder}", device="cpu")
+
+
+def short_config(**changes: object) -> TrainConfig:
+    """Twelve steps of four images, in which some latents die and every pass over the data is reshuffled."""
+    values = {
+        "expansion": 8,
+        "batch_size": 4,
+        "total_images": 48,
+        "lr": 0.01,
+        "warm_up_steps": 5,
+        "l1": 0.1,
+        "dead_window": 0,
+        "log_every": 1,
+        "checkpoint_steps": 5,
+    }
+    return TrainConfig(**{**values, **changes})  # type: ignore[arg-type]
+
+
+def train_in(
+    root: Path, clip: SplitCLIP, config: TrainConfig, dataset: ImageDataset | None = None, **options: object
+) -> tuple[SparseAutoencoder, Stage]:
+    stage = Run(root).stage("train")
+    images = open_images(SOURCE) if dataset is None else dataset
+    return train(clip, images, config, stage, origin={"images": SOURCE}, **options), stage  # type: ignore[arg-type]
+
+
+def timeless(stage: Stage) -> list[dict]:
+    """metrics.jsonl without the one number that depends on the clock."""
+    return [{key: value for key, value in row.items() if key != "images_per_s"} for row in stage.metrics()]
+
+
+def final_bytes(stage: Stage) -> bytes:
+    return (stage.path / "sae.safetensors").read_bytes()
+
+
+if __name__ == "__main__":
+    run_folder, clip_folder, changes, worker_count = sys.argv[1:]
+    train_in(
+        Path(run_folder),
+        open_clip_dir(Path(clip_folder)),
+        short_config(**json.loads(changes)),
+        workers=int(worker_count),
+    )
