@@ -37,8 +37,8 @@ def load_clip(
     Args:
         name: a model of open_clip, "tiny" (the one that is shipped), or "local-dir:PATH" (``open_clip_config.json``
             and ``open_clip_model.safetensors``).
-        pretrained: a tag of open_clip (downloaded by it), or a local weights file. None gives random weights from
-            ``seed``, except for "tiny" and "local-dir:", which bring their own; there a file replaces them.
+        pretrained: a tag of open_clip (downloaded by it), or a local weights file. None (or "") gives random weights
+            from ``seed``, except for "tiny" and "local-dir:", which bring their own; there a file replaces them.
         layer: block whose output is the residual stream, counted as Python counts: -2 is the 11th of 12.
         device: "auto" is CUDA where there is one.
         dtype: float32, bfloat16 or float16; norms and embeddings stay float32, as in OpenAI's fp16 models.
@@ -51,7 +51,7 @@ def load_clip(
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype={dtype}; expected one of {', '.join(map(str, DTYPES))}")
-    source = clip_weights.resolve(name, pretrained)
+    source = clip_weights.resolve(name, pretrained or None)
     index = block_index(layer, source.config["vision_cfg"].get("layers", 12), name)
     weights = clip_weights.read_weights(source.weights) if source.weights else None
     activation = clip_weights.decide_activation(source, weights)
@@ -61,7 +61,7 @@ def load_clip(
     if weights is not None:
         clip_weights.assign(model, weights.state, source)
     target = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
-    return SplitCLIP(model.to(target), index, source, activation, dtype)
+    return SplitCLIP(model.to(target), index, source, activation, dtype, seed if weights is None else None)
 
 
 def block_index(layer: int, blocks: int, name: str) -> int:
@@ -88,6 +88,7 @@ class SplitCLIP:
         embed_dim: E.
         logit_scale: factor on cosine similarities (the exponential of the stored parameter).
         preprocess: PIL image -> float32 ``[3, H, W]``, open_clip's inference transform; picklable.
+        seed: of random weights; None where the weights came from a file.
         quick_gelu, activation_from: the activation, and how it is known.
     """
 
@@ -98,6 +99,7 @@ class SplitCLIP:
         source: clip_weights.Source,
         activation: clip_weights.Activation,
         dtype: torch.dtype,
+        seed: int | None,
     ) -> None:
         visual: Any = model.visual
         if type(visual) is not VisionTransformer:
@@ -113,7 +115,7 @@ class SplitCLIP:
         self.image_size: tuple[int, int] = tuple(visual.image_size)
         self.image_tokens = self.grid[0] * self.grid[1] + 1
         self.embed_dim: int = visual.output_dim
-        self.dtype = dtype
+        self.dtype, self.seed = dtype, seed
         self.logit_scale = float(self.model.logit_scale.exp())
         self.quick_gelu, self.activation_from = activation.quick_gelu, activation.known_from
         self.preprocess: Callable[[Any], Tensor] = image_transform_v2(
@@ -126,8 +128,13 @@ class SplitCLIP:
 
     @property
     def metadata(self) -> dict[str, str | int | float]:
-        """What a SAE keeps in its configuration so that this CLIP can be loaded again."""
-        return {"model": self.name, "pretrained": self.pretrained or "", "layer": self.layer}
+        """What `load_clip` needs to give this CLIP again, for a SAE's configuration; "" is no ``pretrained``."""
+        record: dict[str, str | int | float] = {
+            "model": self.name,
+            "pretrained": self.pretrained or "",
+            "layer": self.layer,
+        }
+        return record if self.seed is None else {**record, "model_seed": self.seed}
 
     @cached_property
     def tokenizer(self) -> Callable[[list[str]], Tensor]:

@@ -204,7 +204,9 @@ class Stage:
 
     def keep_metrics(self, keep: Callable[[dict[str, Any]], bool]) -> None:
         """Drop rows for which `keep` is false: on resume, those after the checkpoint, which will be written again."""
-        lines = [line for line in _whole_lines(self.own(_METRICS)) if keep(json.loads(line))]
+        if not self.own(_METRICS).exists():
+            return
+        lines = [line for line in _whole_lines(self.path / _METRICS) if keep(json.loads(line))]
         atomic.write_bytes(self.path / _METRICS, b"".join(lines))
 
     def own(self, name: str) -> Path:

@@ -18,10 +18,14 @@ class PreparedWeights:
     def __init__(self, W_enc: Tensor, b_enc: Tensor, b_dec: Tensor) -> None:
         checks.encoder_weights(W_enc, b_enc, b_dec)
         self.W_enc, self.b_enc, self.b_dec = W_enc, b_enc, b_dec
+        self._versions: tuple[int, ...] = ()  # none yet: a first refresh while tracing leaves the check to a later one
         self.refresh()
 
     def refresh(self) -> None:
-        """Call after the weights changed in place (an optimiser step, a load): checks them and drops packed copies.
+        """Call after the weights changed in place (an optimiser step, a load): checks them anew.
+
+        An implementation that packs weights keeps its copies on this object and makes them again here; the reference
+        needs none.
 
         Raises:
             ValueError: a weight is NaN or infinite.

@@ -137,6 +137,7 @@ def test_weights_are_prepared_once() -> None:
     assert sae.prepared is sae.prepared
 
 
+@pytest.mark.slow
 def test_it_compiles_as_one_graph_and_still_runs_without() -> None:
     sae, r = make(), tokens(2, 5)
     compiled = torch.compile(sae, fullgraph=True, backend="aot_eager")(r)

@@ -19,7 +19,7 @@ _DIGITS = 16
 
 def stage_config(options: Any, settings: Mapping[str, Any] | None, **made_from: Any) -> dict[str, Any]:
     """The configuration of a stage: the caller's settings, the experiment's options, and what it is made from."""
-    return {**(settings or {}), **asdict(options), **made_from}
+    return {**(settings or {}), **asdict(options), "made_from": made_from}
 
 
 def describe_model(clip: SplitCLIP) -> dict[str, Any]:

@@ -139,8 +139,7 @@ class _Training:
             self.sae = self._start(first, metadata)
             self.state = self._fresh_state()
             self._note_bad(first)
-        if stage.metrics():
-            stage.keep_metrics(lambda row: row["step"] <= self.state.step)
+        stage.keep_metrics(lambda row: row["step"] <= self.state.step)
         self._logged = (time.monotonic(), self.state.images)
 
     def run(self) -> None:

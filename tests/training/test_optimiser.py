@@ -1,4 +1,4 @@
-"""The optimiser step of training against torch.optim.Adam on the projected gradient, rows rescaled, over several steps."""
+"""The optimiser step of training against torch.optim.Adam on the projected gradient with rows rescaled."""
 
 from __future__ import annotations
 
