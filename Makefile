@@ -11,7 +11,7 @@ demo: $(READY)
 	RUN=$(RUN) PATH="$(CURDIR)/$(BIN):$$PATH" sh examples/demo.sh
 
 test: $(READY)
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal  # two processes of two threads would starve each other
 
 lint: $(READY)
 	$(BIN)/ruff check .

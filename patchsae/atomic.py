@@ -18,8 +18,10 @@ def replacing(path: Path) -> Iterator[Path]:
     A process killed inside the block leaves `path` untouched and the temporary file for `remove_partial`.
     """
     temporary = _free_name(path)
+    mode = temporary.stat().st_mode  # what this user's umask gives; safetensors makes its files private
     try:
         yield temporary
+        temporary.chmod(mode)
         _sync(temporary)
         os.replace(temporary, path)
     finally:

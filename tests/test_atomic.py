@@ -53,3 +53,14 @@ def test_remove_partial_removes_only_temporary_files(tmp_path):
         os.link(temporary, tmp_path / ".c.txt.1-0.partial")
     atomic.remove_partial(tmp_path)
     assert sorted(tmp_path.iterdir()) == sorted([*kept, tmp_path / "b.txt"])
+
+
+def test_the_mode_is_the_users_whoever_writes(tmp_path):
+    def private_writer(path):
+        path.unlink()
+        os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600))
+
+    with atomic.replacing(tmp_path / "tensors") as temporary:
+        private_writer(temporary)
+    (tmp_path / "plain").write_text("")
+    assert (tmp_path / "tensors").stat().st_mode == (tmp_path / "plain").stat().st_mode

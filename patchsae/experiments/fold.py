@@ -19,7 +19,7 @@ from torch import Tensor
 from patchsae import progress
 from patchsae.data import BadImageRecord, Batch, ImageDataset, batches
 from patchsae.experiments.config import StreamOptions
-from patchsae.training.interrupt import Interrupted, StopRequest
+from patchsae.interrupt import Interrupted, StopRequest
 
 if TYPE_CHECKING:
     from patchsae.runs import Stage

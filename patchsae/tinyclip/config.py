@@ -23,7 +23,7 @@ class TinyClipConfig:
     """Size of the joint embedding."""
     text_width: int = 64
     """Width of the text tower."""
-    text_layers: int = 3
+    text_layers: int = 2
     """Blocks of the text tower."""
     context_length: int = 32
     """Text tokens, start and end included."""
@@ -31,7 +31,7 @@ class TinyClipConfig:
     """Optimiser steps."""
     batch_size: int = 64
     """Images per step."""
-    lr: float = 1e-3
+    lr: float = 1.5e-3
     """Peak learning rate: linear warm-up over a twentieth of the steps, then a cosine down to zero."""
     weight_decay: float = 0.05
     """Of AdamW, on matrices only."""

@@ -40,7 +40,7 @@ class TextGroup:
 def text_groups(dataset: ImageDataset, index: np.ndarray, rng: random.Random) -> list[TextGroup]:
     """The groups of the images at `index` (int [B]).
 
-    Shapes world: one group per factor, one with a random choice of two to four factors, one with full captions.
+    Shapes world: a group for every factor, and one with full captions or with those of two to four factors.
     Other datasets: one group of class names in templates.
 
     Raises:
@@ -63,10 +63,10 @@ def named(name: str, rng: random.Random) -> str:
 
 def _shape_groups(scenes: list[Scene], rng: random.Random) -> list[TextGroup]:
     groups = [_factor_group(scenes, factor, rng) for factor in FACTORS]
-    some = [f for f in FACTORS if f in rng.sample(list(FACTORS), rng.choice((2, 3, 4)))]
-    groups.append(_phrase_group(scenes, some, False, rng))
-    groups.append(_phrase_group(scenes, list(FACTORS), True, rng))
-    return groups
+    if rng.random() < 0.5:
+        return [*groups, _phrase_group(scenes, list(FACTORS), True, rng)]
+    some = rng.sample(list(FACTORS), rng.choice((2, 3, 4)))
+    return [*groups, _phrase_group(scenes, some, False, rng)]
 
 
 def _factor_group(scenes: list[Scene], factor: str, rng: random.Random) -> TextGroup:

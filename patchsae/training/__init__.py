@@ -13,7 +13,6 @@ _SUBMODULES = (
     "config",
     "dead",
     "init",
-    "interrupt",
     "losses",
     "metrics",
     "schedule",

@@ -22,7 +22,7 @@ from patchsae.training.checkpoint import TrainState
 from patchsae.training.config import TrainConfig
 from patchsae.training.dead import DeadCounter
 from patchsae.training.init import start_sae
-from patchsae.training.interrupt import Interrupted, StopRequest
+from patchsae.interrupt import Interrupted, StopRequest
 from patchsae.training.schedule import learning_rate
 from patchsae.training.section import training_section
 

@@ -14,12 +14,13 @@ import numpy as np
 import pytest
 import torch
 
-from patchsae.data import BadImage, open_images
+from patchsae.data import BadImage, Sample, open_images
+from patchsae.data.shapes import ShapesWorld
 from patchsae.experiments import extract
 from patchsae.experiments.config import ExtractOptions
 from patchsae.experiments.extract_section import interesting
 from patchsae.experiments.extraction import Extraction
-from patchsae.runs import ConfigDiffers, Run
+from patchsae.runs import ConfigDiffers, Run, Stage
 from tests.experiments.extract_process import OPTIONS
 from tests.experiments.worlds import S, dense_latents, make_images, make_sae, pixels_of
 
@@ -90,26 +91,49 @@ def test_noisy_latents_are_not_shown(extraction) -> None:
 
 
 @pytest.mark.slow  # a process of its own imports torch and torchvision first
-@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGINT])
-def test_a_stopped_process_resumes_to_the_same_bits(clip, sae, clip_folder, tmp_path, signum) -> None:
+def test_a_killed_process_resumes_to_the_same_bits(clip, sae, clip_folder, tmp_path) -> None:
     n = 120
     arguments = [sys.executable, "-m", "tests.experiments.extract_process", clip_folder, tmp_path / "broken", str(n)]
-    process = subprocess.Popen(arguments, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
-    state = tmp_path / "broken" / "extract" / "fold.safetensors"
-    while not state.exists() and process.poll() is None:
+    process = subprocess.Popen(arguments, cwd=ROOT)
+    while not (tmp_path / "broken" / "extract" / "fold.safetensors").exists() and process.poll() is None:
         time.sleep(0.01)
-    process.send_signal(signum)
-    assert process.wait() == (-signal.SIGKILL if signum == signal.SIGKILL else 128 + signal.SIGINT)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
     broken, whole = Run(tmp_path / "broken").stage("extract"), Run(tmp_path / "whole").stage("extract")
     assert 0 < int(broken.load_tensors("fold")["position"]) < n
     for stage in (broken, whole):
         extract.run(clip, sae, make_images(n), stage, replace(OPTIONS, save_minutes=1.0))
+    assert_same_bits(broken, whole)
+
+
+class Interrupting(ShapesWorld):
+    """The same pictures, but the user presses Ctrl-C while the eighth is drawn."""
+
+    def sample(self, i: int) -> Sample:
+        if i == 7:
+            os.kill(os.getpid(), signal.SIGINT)
+        return super().sample(i)
+
+
+def test_ctrl_c_saves_and_the_same_call_goes_on_to_the_same_bits(clip, sae, tmp_path) -> None:
+    broken, whole = Run(tmp_path / "broken").stage("extract"), Run(tmp_path / "whole").stage("extract")
+    options = replace(OPTIONS, save_minutes=60.0)
+    with pytest.raises(SystemExit) as stopped:
+        extract.run(clip, sae, Interrupting(n=20), broken, options)
+    assert stopped.value.code == 128 + signal.SIGINT
+    assert int(broken.load_tensors("fold")["position"]) == 9
+    for stage in (broken, whole):
+        extract.run(clip, sae, make_images(20), stage, options)
+    assert_same_bits(broken, whole)
+
+
+def assert_same_bits(resumed: Stage, unbroken: Stage) -> None:
     for name in ("latents", "top", "class_counts"):
-        resumed, unbroken = (stage.load_tensors(name) for stage in (broken, whole))
-        assert resumed.keys() == unbroken.keys()
-        for key in resumed:
-            assert resumed[key].numpy().tobytes() == unbroken[key].numpy().tobytes(), key
-    assert not state.exists()
+        tensors, expected = resumed.load_tensors(name), unbroken.load_tensors(name)
+        assert tensors.keys() == expected.keys()
+        for key in tensors:
+            assert tensors[key].numpy().tobytes() == expected[key].numpy().tobytes(), key
+    assert not (resumed.path / "fold.safetensors").exists()
 
 
 def test_a_finished_stage_is_not_run_again(clip, sae, tmp_path, capsys) -> None:

@@ -18,7 +18,7 @@ from patchsae.data.base import Sample, Subset
 from patchsae.runs import ConfigDiffers
 from patchsae.sae import load_sae
 from patchsae.training.init import start_sae
-from patchsae.training.interrupt import Interrupted
+from patchsae.interrupt import Interrupted
 from patchsae.training.trainer import NonFiniteLoss
 
 from .dense_loss import NAMES, dense_loop

@@ -60,37 +60,37 @@ def _surface(
     """The object's own colours, float64 [size, size, 3], defined everywhere and shown where the object covers."""
     base = np.array(COLOURS[thing.colour]) / 255
     ink = _texture(thing, u, v, size)[..., None]
-    colour = base * (1 - 0.68 * ink)
+    colour = base * (1 - 0.72 * ink)
     if style == "shaded":
         light = np.clip(0.78 - 0.42 * (u + v), 0.25, 1.15)[..., None]
         shine = np.exp(-((u + 0.32) ** 2 + (v + 0.36) ** 2) / 0.05)[..., None]
         colour = np.clip(colour * light, 0, 1) * (1 - 0.8 * shine) + 0.8 * shine
     if style == "outline":
-        band = np.clip(distance * size + 0.16 * thing.radius * size + 0.5, 0, 1)[..., None]
+        band = np.clip(distance * size + 0.11 * thing.radius * size + 0.5, 0, 1)[..., None]
         colour = colour + band * (1 - colour)
     return colour
 
 
 def _texture(thing: ShapeObject, u: np.ndarray, v: np.ndarray, size: int) -> np.ndarray:
-    """Share of dark ink at every pixel."""
+    """Share of dark ink at every pixel. Textures have the same grain on large and small objects."""
     if thing.texture == "plain":
         return np.zeros_like(u)
-    cos, sin = np.cos(thing.texture_angle), np.sin(thing.texture_angle)
-    pixel = 1 / (thing.radius * size)
+    x, y = u * thing.radius, v * thing.radius
     if thing.texture == "ringed":
-        return _ink(np.cos(2 * np.pi * (np.hypot(u, v) / 0.38 + thing.texture_phase)), pixel / 0.38)
-    a, b = cos * u + sin * v + thing.texture_phase, cos * v - sin * u
+        return _ink(np.cos(2 * np.pi * (np.hypot(x, y) / 0.094 + thing.texture_phase)), 0.094 * size)
+    cos, sin = np.cos(thing.texture_angle), np.sin(thing.texture_angle)
+    a, b = cos * x + sin * y + 0.1 * thing.texture_phase, cos * y - sin * x
     if thing.texture == "striped":
-        return _ink(np.cos(2 * np.pi * a / 0.46), pixel / 0.46)
+        return _ink(np.cos(2 * np.pi * a / 0.094), 0.094 * size)
     if thing.texture == "checkered":
-        return _ink(np.cos(np.pi * a / 0.36) * np.cos(np.pi * b / 0.36), pixel / 0.5)
-    a, b = (a / 0.44) % 1 - 0.5, (b / 0.44) % 1 - 0.5
-    return np.clip((0.29 - np.hypot(a, b)) * 0.44 / pixel + 0.5, 0, 1)
+        return _ink(np.cos(np.pi * a / 0.075) * np.cos(np.pi * b / 0.075), 0.11 * size)
+    a, b = (a / 0.1) % 1 - 0.5, (b / 0.1) % 1 - 0.5
+    return np.clip((0.031 - 0.1 * np.hypot(a, b)) * size + 0.5, 0, 1)
 
 
-def _ink(wave: np.ndarray, step: float) -> np.ndarray:
-    """A wave of amplitude 1 cut at zero, its edge one pixel wide; `step` is a pixel in periods."""
-    return np.clip(wave / (2 * np.pi * step) + 0.5, 0, 1)
+def _ink(wave: np.ndarray, period: float) -> np.ndarray:
+    """A wave of amplitude 1 and a period in pixels, cut at zero with edges one pixel wide."""
+    return np.clip(wave * period / (2 * np.pi) + 0.5, 0, 1)
 
 
 # Shapes: signed distance to the edge at (u, v), both in radii of the object, v down. None reaches farther than 1.
@@ -129,11 +129,11 @@ def _heart(u: np.ndarray, v: np.ndarray) -> np.ndarray:
 
 def _cross(u: np.ndarray, v: np.ndarray) -> np.ndarray:
     u, v = np.abs(u), np.abs(v)
-    return np.minimum(np.maximum(u - 0.32, v - 0.95), np.maximum(v - 0.32, u - 0.95))
+    return np.minimum(np.maximum(u - 0.36, v - 0.92), np.maximum(v - 0.36, u - 0.92))
 
 
 def _ring(u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    return np.abs(np.hypot(u, v) - 0.72) - 0.25
+    return np.abs(np.hypot(u, v) - 0.68) - 0.29
 
 
 def _moon(u: np.ndarray, v: np.ndarray) -> np.ndarray:

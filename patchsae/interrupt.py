@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a request that the training loop answers between two steps."""
+"""Ctrl-C and SIGTERM as a request that long work answers between two steps."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupted(SystemExit):
-    """Training stopped on a signal, after its checkpoint was written.
+    """Long work stopped on a signal, after its state was saved.
 
     Uncaught it ends the process with the status 128 + `signum`, as shells expect, and without a traceback.
     """
@@ -21,7 +21,7 @@ class Interrupted(SystemExit):
         super().__init__(128 + signum)
         self.signum = signum
         self.message = message
-        """How far training came and how to go on."""
+        """How far it came and how to go on."""
 
     def __str__(self) -> str:
         return self.message
