@@ -90,12 +90,13 @@ def _chunk(
     norm = x.norm(dim=1, keepdim=True)
     scaled = error.square() / norm
     grad_y = error * (2 * weight / (norm * (tokens * x.shape[1])))
-    active = h > 0
-    fired |= active.any(0)
+    gate = torch.gt(h, 0, out=torch.empty_like(h))  # 1 where active; sums and products of booleans are slow on a CPU
+    fired |= gate.amax(0) > 0
     grads.W_dec.addmm_(h.t(), grad_y)
-    total_h, total_active = h.sum(dtype=torch.float64), active.sum()
+    # Sums over a row in the dtype of x, over rows in float64: a float64 sum of everything costs as much as two products.
+    total_h, total_active = (m.sum(1).sum(dtype=torch.float64) for m in (h, gate))
     grad_pre = torch.mm(grad_y, w.W_dec.t(), out=h)  # h is not needed any more: its memory is
-    grad_pre.add_(l1 / tokens).mul_(active)
+    grad_pre.add_(l1 / tokens).mul_(gate)
     ghost = _ghost(error, scaled, exp_dead, dead, w, grads, grad_pre, tokens) if dead is not None else 0.0
     grads.W_enc.t().addmm_(grad_pre.t(), centred)
     grad_b = grad_pre.sum(0)

@@ -27,11 +27,11 @@ class TinyClipConfig:
     """Blocks of the text tower."""
     context_length: int = 32
     """Text tokens, start and end included."""
-    steps: int = 4000
+    steps: int = 5000
     """Optimiser steps."""
     batch_size: int = 64
     """Images per step."""
-    lr: float = 1.5e-3
+    lr: float = 1e-3
     """Peak learning rate: linear warm-up over a twentieth of the steps, then a cosine down to zero."""
     weight_decay: float = 0.05
     """Of AdamW, on matrices only."""

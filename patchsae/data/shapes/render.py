@@ -16,7 +16,7 @@ COLOURS: Mapping[str, tuple[int, int, int]] = MappingProxyType(
     {
         "red": (222, 24, 30),
         "orange": (255, 130, 0),
-        "yellow": (255, 232, 10),
+        "yellow": (248, 212, 0),
         "green": (20, 190, 40),
         "cyan": (0, 226, 226),
         "blue": (20, 60, 240),
@@ -58,9 +58,7 @@ def _surface(
     thing: ShapeObject, style: str, distance: np.ndarray, u: np.ndarray, v: np.ndarray, size: int
 ) -> np.ndarray:
     """The object's own colours, float64 [size, size, 3], defined everywhere and shown where the object covers."""
-    base = np.array(COLOURS[thing.colour]) / 255
-    ink = _texture(thing, u, v, size)[..., None]
-    colour = base * (1 - 0.72 * ink)
+    colour = _textured(thing, u, v, size)
     if style == "shaded":
         light = np.clip(0.78 - 0.42 * (u + v), 0.25, 1.15)[..., None]
         shine = np.exp(-((u + 0.32) ** 2 + (v + 0.36) ** 2) / 0.05)[..., None]
@@ -71,26 +69,33 @@ def _surface(
     return colour
 
 
-def _texture(thing: ShapeObject, u: np.ndarray, v: np.ndarray, size: int) -> np.ndarray:
-    """Share of dark ink at every pixel. Textures have the same grain on large and small objects."""
-    if thing.texture == "plain":
-        return np.zeros_like(u)
+def _textured(thing: ShapeObject, u: np.ndarray, v: np.ndarray, size: int) -> np.ndarray:
+    """The object's colour with its pattern, float64 [size, size, 3]: dark stripes and dots, light checks and rings.
+
+    Patterns have the same grain on large and small objects.
+    """
+    base = np.array(COLOURS[thing.colour]) / 255
     x, y = u * thing.radius, v * thing.radius
-    if thing.texture == "ringed":
-        return _ink(np.cos(2 * np.pi * (np.hypot(x, y) / 0.094 + thing.texture_phase)), 0.094 * size)
     cos, sin = np.cos(thing.texture_angle), np.sin(thing.texture_angle)
     a, b = cos * x + sin * y + 0.1 * thing.texture_phase, cos * y - sin * x
     if thing.texture == "striped":
-        return _ink(np.cos(2 * np.pi * a / 0.094), 0.094 * size)
+        return _inked(base, 0.28 * base, np.cos(2 * np.pi * a / 0.094), 0.094 * size)
+    if thing.texture == "dotted":
+        dot = 0.031 - 0.1 * np.hypot((a / 0.1) % 1 - 0.5, (b / 0.1) % 1 - 0.5)
+        return _inked(base, 0.28 * base, dot, 2 * np.pi * size)
+    light = 0.15 * base + 0.85
     if thing.texture == "checkered":
-        return _ink(np.cos(np.pi * a / 0.075) * np.cos(np.pi * b / 0.075), 0.11 * size)
-    a, b = (a / 0.1) % 1 - 0.5, (b / 0.1) % 1 - 0.5
-    return np.clip((0.031 - 0.1 * np.hypot(a, b)) * size + 0.5, 0, 1)
+        return _inked(base, light, np.cos(np.pi * a / 0.075) * np.cos(np.pi * b / 0.075), 0.11 * size)
+    if thing.texture == "ringed":
+        ring = np.cos(2 * np.pi * (np.hypot(x, y) / 0.094 + thing.texture_phase)) - 0.5
+        return _inked(base, light, ring, 0.094 * size)
+    return base + np.zeros((size, size, 1))
 
 
-def _ink(wave: np.ndarray, period: float) -> np.ndarray:
-    """A wave of amplitude 1 and a period in pixels, cut at zero with edges one pixel wide."""
-    return np.clip(wave * period / (2 * np.pi) + 0.5, 0, 1)
+def _inked(base: np.ndarray, ink: np.ndarray, wave: np.ndarray, period: float) -> np.ndarray:
+    """`ink` where a wave of amplitude 1 and a period in pixels is positive, with edges about one pixel wide."""
+    share = np.clip(wave * period / (2 * np.pi) + 0.5, 0, 1)[..., None]
+    return base + share * (ink - base)
 
 
 # Shapes: signed distance to the edge at (u, v), both in radii of the object, v down. None reaches farther than 1.
