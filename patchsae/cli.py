@@ -24,21 +24,34 @@ if TYPE_CHECKING:
 
 
 def train(
-    run: Path, images: Images, model: Model, recipe: TrainConfig, workers: int = 0, overwrite: bool = False
+    run: Path,
+    images: Images,
+    model: Model,
+    recipe: TrainConfig,
+    workers: int = 0,
+    resume: bool = False,
+    overwrite: bool = False,
 ) -> None:
     """Train a sparse autoencoder on the patch tokens of a frozen CLIP (the released recipe).
+
+    A training that was stopped goes on when the same command is given again.
 
     Args:
         run: directory of the whole experiment; the result is RUN/train.
         workers: processes that decode images; 0 decodes in this one.
+        resume: only go on; an error where there is no checkpoint to go on from.
         overwrite: start again even if RUN/train is finished or holds part of a training.
     """
     from patchsae import opening
+    from patchsae.training import checkpoint
     from patchsae.training.trainer import train as fit
 
+    stage = _stage(run, opening.TRAIN)
+    if resume and not (checkpoint.exists(stage) or stage.finished):
+        raise FileNotFoundError(f"{stage.path} holds no checkpoint to resume; leave --resume out to start")
     clip = opening.clip(model, {})
     dataset, origin = opening.images(images, {})
-    fit(clip, dataset, recipe, _stage(run, opening.TRAIN), origin=origin, workers=workers, overwrite=overwrite)
+    fit(clip, dataset, recipe, stage, origin=origin, workers=workers, overwrite=overwrite)
     _report(run)
 
 

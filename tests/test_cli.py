@@ -1,4 +1,4 @@
-"""The command line as a user meets it: the whole chain on the shapes world, help at once, mistakes without a traceback."""
+"""The command line as a user meets it: the whole chain, help at once, mistakes without a traceback."""
 
 import json
 import resource
@@ -95,6 +95,7 @@ def test_a_finished_verb_does_nothing_and_other_settings_are_refused(run, capsys
         (["data", "check", "RUN/nothing"], "no such file or folder"),
         (["train", "--run", "RUN", "--images", "shapes?n=x"], "n is 'x'"),
         (["train", "--run", "RUN", "--images", "shapes", "--split", "best"], "split is 'best'"),
+        (["train", "--run", "RUN", "--resume"], "no checkpoint to resume"),
         (["train", "--run", "RUN", "--model", "ViT-Z"], "not a model of open_clip"),
         (["bench", "--op", "decod"], "op is decod; expected one of encode"),
     ],

@@ -15,6 +15,7 @@ from patchsae import progress
 from patchsae.checkpoints import ours
 from patchsae.clip import SplitCLIP
 from patchsae.data import Batch, BatchIterator, ImageDataset, batches, train_order
+from patchsae.interrupt import Interrupted, StopRequest
 from patchsae.runs import Stage
 from patchsae.sae import SAEConfig, SparseAutoencoder, load_sae
 from patchsae.training import checkpoint, metrics
@@ -22,7 +23,6 @@ from patchsae.training.checkpoint import TrainState
 from patchsae.training.config import TrainConfig
 from patchsae.training.dead import DeadCounter
 from patchsae.training.init import start_sae
-from patchsae.interrupt import Interrupted, StopRequest
 from patchsae.training.schedule import learning_rate
 from patchsae.training.section import training_section
 

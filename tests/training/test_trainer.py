@@ -15,10 +15,10 @@ from safetensors.torch import load_file
 from patchsae.clip import SplitCLIP
 from patchsae.data import BadImage, ImageDataset, open_images, train_order
 from patchsae.data.base import Sample, Subset
+from patchsae.interrupt import Interrupted
 from patchsae.runs import ConfigDiffers
 from patchsae.sae import load_sae
 from patchsae.training.init import start_sae
-from patchsae.interrupt import Interrupted
 from patchsae.training.trainer import NonFiniteLoss
 
 from .dense_loss import NAMES, dense_loop
