@@ -93,7 +93,7 @@ def _chunk(
     gate = torch.gt(h, 0, out=torch.empty_like(h))  # 1 where active; sums and products of booleans are slow on a CPU
     fired |= gate.amax(0) > 0
     grads.W_dec.addmm_(h.t(), grad_y)
-    # Sums over a row in the dtype of x, over rows in float64: a float64 sum of everything costs as much as two products.
+    # Float64 only over the rows' sums: a float64 sum of everything costs as much as two of the products.
     total_h, total_active = (m.sum(1).sum(dtype=torch.float64) for m in (h, gate))
     grad_pre = torch.mm(grad_y, w.W_dec.t(), out=h)  # h is not needed any more: its memory is
     grad_pre.add_(l1 / tokens).mul_(gate)

@@ -51,24 +51,28 @@ class Inputs:
     class_ids: Tensor  # [N] int64
 
 
+class Work(NamedTuple):
+    """Something to time, and what to call it."""
+
+    name: str
+    run: Callable[[Inputs], Any]
+
+
 @dataclass(frozen=True)
 class Case:
     """One op: ours, the dense baseline, and the floor that no implementation can pass.
 
     Attributes:
-        check: raises AssertionError unless ours and the baseline agree; gets both results.
         floor: does only what cannot be left out (a product by the vendor's library, or a copy of the bytes that must
             move); the share of the limit is its time over ours.
-        floor_name: what that is.
+        check: raises AssertionError unless the results of ours and of the baseline agree.
     """
 
     name: str
     ours: Callable[[Inputs], Any]
-    baseline: Callable[[Inputs], Any]
+    baseline: Work
+    floor: Work
     check: Callable[[Inputs, Any, Any], None]
-    floor: Callable[[Inputs], Any]
-    floor_name: str
-    baseline_name: str
 
 
 def make_inputs(size: Size, device: str = "cpu", seed: int = 0) -> Inputs:
@@ -127,89 +131,83 @@ def _dense_jump(i: Inputs) -> Tensor:
     return pre * (pre > 0.3)
 
 
-def _dense_topk(i: Inputs) -> Any:
-    return torch.topk(_dense_pre(i).relu_(), min(64, i.size.d_sae), dim=1)
+def _topk(i: Inputs) -> int:
+    return min(64, i.size.d_sae)
 
 
 def _encode_cases() -> list[Case]:
-    product = {"floor": _dense_pre, "floor_name": "fp32 product"}
+    product = Work("fp32 product", _dense_pre)
     return [
         Case(
             "encode",
             lambda i: pk.encode(i.x, i.weights),
-            lambda i: _dense_pre(i).relu_(),
+            Work("addmm + relu, fp32", lambda i: _dense_pre(i).relu_()),
+            product,
             lambda i, ours, dense: _close_latents(ours, dense),
-            baseline_name="addmm + relu, fp32",
-            **product,
         ),
         Case(
             "encode_topk",
-            lambda i: pk.encode(i.x, i.weights, activation="topk", k=min(64, i.size.d_sae)),
-            _dense_topk,
+            lambda i: pk.encode(i.x, i.weights, activation="topk", k=_topk(i)),
+            Work("addmm + relu + topk 64, fp32", lambda i: torch.topk(_dense_pre(i).relu_(), _topk(i), dim=1)),
+            product,
             _check_topk,
-            baseline_name="addmm + relu + topk 64, fp32",
-            **product,
         ),
         Case(
             "encode_jumprelu",
             lambda i: pk.encode(i.x, i.weights, activation="jumprelu", threshold=torch.full_like(i.b_enc, 0.3)),
-            _dense_jump,
+            Work("addmm + compare + multiply, fp32", _dense_jump),
+            product,
             lambda i, ours, dense: _close_latents(ours, dense),
-            baseline_name="addmm + compare + multiply, fp32",
-            **product,
         ),
     ]
 
 
 def _decode_cases() -> list[Case]:
-    moved = {"floor": _copy_decode_bytes, "floor_name": "copy of W_dec, z and y"}
+    moved = Work("copy of W_dec, z and y", _copy_decode_bytes)
     return [
         Case(
             "decode",
             lambda i: pk.decode(i.z, i.W_dec, i.b_dec),
-            lambda i: torch.addmm(i.b_dec, i.dense, i.W_dec),
+            Work("dense product, fp32", lambda i: torch.addmm(i.b_dec, i.dense, i.W_dec)),
+            moved,
             lambda i, ours, dense: torch.testing.assert_close(ours, dense, rtol=1e-4, atol=1e-4),
-            baseline_name="dense product, fp32",
-            **moved,
         ),
         Case(
             "decode_masked",
             lambda i: pk.decode_masked(i.z, i.rank < 100, i.W_dec, i.b_dec, i.class_ids),
-            lambda i: torch.addmm(i.b_dec, i.dense * (i.rank < 100)[i.class_ids], i.W_dec),
+            Work(
+                "mask + dense product, fp32",
+                lambda i: torch.addmm(i.b_dec, i.dense * (i.rank < 100)[i.class_ids], i.W_dec),
+            ),
+            moved,
             lambda i, ours, dense: torch.testing.assert_close(ours, dense, rtol=1e-4, atol=1e-4),
-            baseline_name="mask + dense product, fp32",
-            **moved,
         ),
         Case(
             "decode_sweep",
             lambda i: pk.decode_sweep(i.z, i.rank, sweep_ks(i.size.d_sae), i.W_dec, i.b_dec, i.class_ids),
-            dense_sweep,
+            Work("2K masked dense products, fp32", dense_sweep),
+            Work("writing the output", lambda i: i.x.new_zeros(2 * len(sweep_ks(i.size.d_sae)), *i.x.shape)),
             _check_sweep,
-            lambda i: [torch.zeros(2 * len(sweep_ks(i.size.d_sae)), *i.x.shape, device=i.x.device)],
-            "writing the output",
-            "2K masked dense products, fp32",
         ),
     ]
 
 
 def _statistics_cases() -> list[Case]:
-    tokens = {"floor": lambda i: (i.z.values.clone(), i.z.indices.clone()), "floor_name": "copy of z"}
+    copied = Work("copy of z", lambda i: (i.z.values.clone(), i.z.indices.clone()))
     return [
         Case(
             "latent_stats",
             lambda i: pk.latent_stats(i.z, i.size.tokens, 0.2, i.labels, CLASSES),
-            _dense_stats,
+            Work("dense sums, counts, maxima", _dense_stats),
+            copied,
             _check_stats,
-            baseline_name="dense sums, counts, maxima",
-            **tokens,
         ),
         Case(
             "pool_tokens",
             lambda i: pk.pool_tokens(i.z, i.size.tokens),
-            lambda i: i.dense.view(i.size.images, i.size.tokens, -1).sum(1),
+            Work("dense sum over tokens", lambda i: i.dense.view(i.size.images, i.size.tokens, -1).sum(1)),
+            copied,
             lambda i, ours, dense: torch.testing.assert_close(ours.to_dense(), dense, rtol=1e-4, atol=1e-4),
-            baseline_name="dense sum over tokens",
-            **tokens,
         ),
     ]
 
@@ -219,20 +217,16 @@ def _training_cases() -> list[Case]:
         Case(
             "sae_step",
             lambda i: pk.sae_step(_images(i), _parameters(i), l1=8e-5),
-            _dense_step,
+            Work("dense autograd step, fp32", _dense_step),
+            Work("one fp32 product", _dense_pre),
             _check_step,
-            _dense_pre,
-            "one fp32 product",
-            "dense autograd step, fp32",
         ),
         Case(
             "adam_step",
             _our_adam,
-            _torch_adam,
+            Work("torch.optim.Adam + projection + rescaling", _torch_adam),
+            Work("copy of the bytes it moves", lambda i: [i.W_dec.clone() for _ in range(7)]),
             lambda i, ours, dense: torch.testing.assert_close(ours, dense, rtol=1e-4, atol=1e-5),
-            lambda i: [i.W_dec.clone() for _ in range(7)],
-            "copy of the bytes it moves",
-            "torch.optim.Adam + projection + rescaling",
         ),
     ]
 
@@ -266,7 +260,7 @@ def _dense_step(i: Inputs) -> tuple[Tensor, list[Tensor]]:
     error = torch.addmm(b_dec, h, W_dec) - i.x
     total = (error.square() / i.x.norm(dim=1, keepdim=True)).mean() + 8e-5 * h.sum(1).mean()
     total.backward()
-    return total.detach(), [leaf.grad for leaf in leaves if leaf.grad is not None]
+    return total.detach(), [_gradient(leaf) for leaf in leaves]
 
 
 def _check_step(i: Inputs, ours: Any, dense: Any) -> None:
@@ -286,11 +280,16 @@ def _torch_adam(i: Inputs) -> Tensor:
     params = [p.clone(memory_format=torch.preserve_format).requires_grad_() for p in _parameters(i).values()]
     for p, grad in zip(params, _parameters(i).values(), strict=True):
         p.grad = grad.clone(memory_format=torch.preserve_format)
-    W, grad = params[2].detach(), params[2].grad
-    assert grad is not None
+    W = params[2].detach()
+    grad = _gradient(params[2])
     grad -= (grad * W).sum(1, keepdim=True) * W
     torch.optim.Adam(params, lr=4e-4).step()
     return W / W.norm(dim=1, keepdim=True)
+
+
+def _gradient(parameter: Tensor) -> Tensor:
+    assert parameter.grad is not None
+    return parameter.grad
 
 
 def _dense_stats(i: Inputs) -> tuple[Tensor, ...]:

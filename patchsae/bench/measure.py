@@ -47,13 +47,13 @@ class Record:
 
 def measure(case: Case, inputs: Inputs, size: str, rounds: int = 5) -> Record:
     """Check one case, then time it. AssertionError where ours and the baseline disagree."""
-    ours, baseline = case.ours(inputs), case.baseline(inputs)
+    ours, baseline = case.ours(inputs), case.baseline.run(inputs)
     case.check(inputs, ours, baseline)
     del ours, baseline
     device = inputs.x.device
     peak = peak_mb(lambda: case.ours(inputs), device)
     times: dict[str, list[float]] = {"ours": [], "baseline": [], "floor": []}
-    calls = {"ours": case.ours, "baseline": case.baseline, "floor": case.floor}
+    calls = {"ours": case.ours, "baseline": case.baseline.run, "floor": case.floor.run}
     for call in calls.values():
         _timed(call, inputs, device)
     for _ in range(rounds):
@@ -64,10 +64,10 @@ def measure(case: Case, inputs: Inputs, size: str, rounds: int = 5) -> Record:
         size=size,
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         milliseconds=1e3 * statistics.median(times["ours"]),
-        baseline=case.baseline_name,
+        baseline=case.baseline.name,
         baseline_milliseconds=1e3 * statistics.median(times["baseline"]),
         ratio=_median_ratio(times["baseline"], times["ours"]),
-        floor=case.floor_name,
+        floor=case.floor.name,
         floor_milliseconds=1e3 * statistics.median(times["floor"]),
         share_of_limit=_median_ratio(times["floor"], times["ours"]),
         peak_mb=peak,
