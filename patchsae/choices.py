@@ -14,7 +14,7 @@ class Images:
     """A folder of class folders, a folder of images, parquet files (a path or a quoted glob), a CoOp directory, a
     `save_to_disk` folder, or "shapes" (drawn by this package). Left out: those the SAE was trained on."""
     split: str | None = None
-    """Split of the source, such as "train" or "test"; a slice such as "train[:80%%]" or "[40000:]" takes a part."""
+    """Split of the source, such as "train" or "test"; a slice such as "train[:80%]" or "[40000:]" takes a part."""
     limit: int | None = None
     """At most this many images, drawn evenly over the classes."""
     limit_seed: int = 0
@@ -29,10 +29,10 @@ class Model:
     """A model of open_clip ("ViT-B-16-quickgelu"), "tiny" (shipped with this package) or "local-dir:PATH". Left out:
     the one the SAE was trained on; for `train`, "tiny"."""
     pretrained: str | None = None
-    """A tag of open_clip ("openai") or a file of weights."""
+    """A tag of open_clip ("openai"), a file of weights, or "random"."""
     layer: int | None = None
     """Block whose output is the residual stream, counted as Python counts; for `train`, -2: the last but one."""
     device: str = "auto"
-    """"cpu", "cuda" or "auto"."""
+    """"cpu", "cuda", "cuda:1", ...; "auto" is CUDA where there is one."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Arithmetic of the CLIP; the SAE works in float32."""

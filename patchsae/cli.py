@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from patchsae.choices import Images, Model
+from patchsae.errors import PatchsaeError
 from patchsae.experiments.config import ClassesOptions, CompareOptions, ExplainOptions, ExtractOptions, MaskOptions
+from patchsae.interrupt import Interrupted
 from patchsae.tinyclip.config import TinyClipConfig
 from patchsae.training.config import TrainConfig
 
@@ -50,7 +52,7 @@ def train(
     if resume and not (checkpoint.exists(stage) or stage.finished):
         raise FileNotFoundError(f"{stage.path} holds no checkpoint to resume; leave --resume out to start")
     clip = opening.clip(model, {})
-    dataset, origin = opening.images(images, {})
+    dataset, origin = opening.images(images, {}, default="shapes")
     fit(clip, dataset, recipe, stage, origin=origin, workers=workers, overwrite=overwrite)
     _report(run)
 
@@ -95,7 +97,7 @@ def classes(
     from patchsae.experiments.extraction import Extraction
     from patchsae.runs import Run
 
-    found = Extraction.load(opening.finished_stage(Run(run), extract, "--extract"))
+    found = Extraction.load(opening.finished_stage(Run(run), extract, "extract", "--extract NAME"))
     experiment.run(found, _stage(run, name), options, settings={"extract": extract}, overwrite=overwrite)
     _report(run)
 
@@ -126,7 +128,7 @@ def mask(
     from patchsae.experiments.classes import Rankings
     from patchsae.runs import Run
 
-    rankings = Rankings.load(opening.finished_stage(Run(run), classes, "--classes"))
+    rankings = Rankings.load(opening.finished_stage(Run(run), classes, "classes", "--classes NAME"))
     clip, autoencoder, dataset, origin = _open(run, sae, images, model)
     masking.run(clip, autoencoder, dataset, rankings, _stage(run, name), options, settings=origin, overwrite=overwrite)
     _report(run)
@@ -211,6 +213,8 @@ def explain(
     from patchsae.experiments import explain as experiment
     from patchsae.runs import Run
 
+    if not paths and not index:
+        raise ValueError("nothing to explain: give image files, or --index with positions in --images")
     autoencoder = opening.autoencoder(Run(run), sae, opening.device(model))
     clip = opening.clip(model, autoencoder.config.metadata)
     pictures = {str(path): load_image(path) for path in paths}
@@ -224,7 +228,7 @@ def explain(
     _report(run)
 
 
-def data_check(source: tyro.conf.Positional[str], split: str | None = None) -> None:
+def data_check(source: tyro.conf.Positional[str], split: str | None = None, workers: int = 0) -> None:
     """Look through a dataset: layout, classes, counts, sizes, files that cannot be decoded.
 
     Exits with status 1 where something is wrong.
@@ -232,14 +236,29 @@ def data_check(source: tyro.conf.Positional[str], split: str | None = None) -> N
     Args:
         source: path, glob or "shapes", as for --images.
         split: one split; left out: all.
+        workers: processes that decode images; 0 decodes in this one.
     """
+    from patchsae import progress
     from patchsae.data import check
 
-    report = check(source, split)
+    with progress.track(None, "data check") as shown:
+        report = check(source, split, workers, _increments(shown.advance))
     for line in report.lines():
         print(line)
     if not report.ok:
         raise SystemExit(1)
+
+
+def _increments(advance: Callable[[int], None]) -> Callable[[int, int], None]:
+    """From (images read of a split, images in it) to images read since the last call."""
+    last = 0
+
+    def update(done: int, _: int) -> None:
+        nonlocal last
+        advance(done - last if done > last else done)
+        last = done
+
+    return update
 
 
 def tinyclip(
@@ -249,6 +268,8 @@ def tinyclip(
     from_: Annotated[str | None, tyro.conf.arg(name="from")] = None,
     workers: int = 1,
     device: str = "cpu",
+    measure: bool = False,
+    overwrite: bool = False,
 ) -> None:
     """Train a small CLIP, or fine-tune one (--from), on captions of the shapes world or the class names of a dataset.
 
@@ -257,11 +278,28 @@ def tinyclip(
         from_: "tiny" or a folder of the same layout to go on from.
         workers: processes that decode images.
         device: "cpu" or "cuda".
+        measure: afterwards, or of a checkpoint that is there already, measure zero-shot accuracy on combinations of the
+            shapes world that no training saw; the figures go to OUT/zero_shot.json.
+        overwrite: train even if OUT holds a checkpoint.
     """
+    if overwrite or not (out / "open_clip_config.json").exists():
+        _train_clip(out, images, config, from_, workers, device)
+    else:
+        print(f"{out}: there is a checkpoint already (--overwrite trains again)")
+    if measure:
+        from patchsae.tinyclip.zero_shot import measure_shapes
+
+        for prompts, accuracy in measure_shapes(out)["accuracy"].items():
+            print(f"{prompts}: " + ", ".join(f"{factor} {share:.1%}" for factor, share in accuracy.items()))
+
+
+def _train_clip(
+    out: Path, images: Images, config: TinyClipConfig, from_: str | None, workers: int, device: str
+) -> None:
     from patchsae import opening
     from patchsae.tinyclip import train_clip
 
-    dataset, _ = opening.images(images, {})
+    dataset, _ = opening.images(images, {}, default="shapes")
     start = None if from_ is None else opening.clip_folder(from_)
     record = train_clip(dataset, out, config, start=start, workers=workers, device=device)
     print(f"{out}: {record.steps} steps in {record.minutes} min; use it as --model local-dir:{out}")
@@ -322,7 +360,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit(f"patchsae: there is no verb {argv[0]!r}\n\n{_overview()}")
     try:
         tyro.cli(VERBS[verb], prog=f"patchsae {verb}", args=rest, config=(tyro.conf.OmitArgPrefixes,))
-    except (ValueError, OSError, ImportError) as error:
+    except Interrupted as stop:
+        print(stop, file=sys.stderr)
+        raise
+    except (ValueError, OSError, ImportError, PatchsaeError) as error:
         if os.environ.get("PATCHSAE_TRACEBACK"):
             raise
         print(f"patchsae {verb}: {error}", file=sys.stderr)
@@ -380,6 +421,6 @@ def _references(run: Run, extract: str | None) -> References | None:
 
     if extract is None and not run.stage("extract").finished:
         return None
-    stage = opening.finished_stage(run, extract or "extract", "--extract")
+    stage = opening.finished_stage(run, extract or "extract", "extract", "--extract NAME")
     dataset, _ = opening.images(Images(), stage.config or {})
     return References(Extraction.load(stage), dataset)

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from patchsae import clip_weights, prompts, tower
+from patchsae.errors import PatchsaeError
+from patchsae.hashing import fingerprint
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 TEXT_BATCH = 256  # prompts per pass of the text tower
@@ -47,7 +49,7 @@ def load_clip(
         ValueError: unknown name or tag, unsupported tower, layer out of range, weights that do not fit, a file that
             asks for more than tensors (`archives.UnsafeFileError`), or OpenAI-like weights under a GELU name.
         FileNotFoundError: a local path is missing.
-        RuntimeError: a download failed.
+        PatchsaeError: a download failed, or the text tower needs the package transformers and it is missing.
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype={dtype}; expected one of {', '.join(map(str, DTYPES))}")
@@ -137,16 +139,21 @@ class SplitCLIP:
         return record if self.seed is None else {**record, "model_seed": self.seed}
 
     @cached_property
+    def fingerprint(self) -> str:
+        """16 hex digits that depend on every weight and its dtype, not on where the files lie nor on the device."""
+        return fingerprint(self.model.state_dict())
+
+    @cached_property
     def tokenizer(self) -> Callable[[list[str]], Tensor]:
         """open_clip's tokenizer of this model: list of n texts -> int64 ``[n, context]``.
 
         Raises:
-            RuntimeError: the model uses a Hugging Face tokenizer and its package or its files are missing.
+            PatchsaeError: the model uses a Hugging Face tokenizer and its package or its files are missing.
         """
         try:
             return open_clip.get_tokenizer(self._identifier)
         except (ImportError, OSError) as error:
-            raise RuntimeError(
+            raise PatchsaeError(
                 f"the tokenizer of {self.name!r} cannot be loaded ({error}); it needs the package transformers and the "
                 "tokenizer's files. residual() and embed() work without it"
             ) from error
@@ -235,7 +242,7 @@ def _model_class(config: Mapping[str, Any]) -> Any:
 
 def _require_transformers(name: str, tower_name: str) -> None:
     if importlib.util.find_spec("transformers") is None:
-        raise RuntimeError(
+        raise PatchsaeError(
             f"the text tower of {name!r} is Hugging Face's {tower_name}, which needs the package transformers: "
             "pip install transformers"
         )

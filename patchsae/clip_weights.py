@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from patchsae import archives
+from patchsae.errors import PatchsaeError
 
 LOCAL_DIR = "local-dir:"
 TINY = Path(__file__).parent / "assets" / "tiny-clip"
@@ -85,8 +86,9 @@ def resolve(name: str, pretrained: str | None) -> Source:
     Raises:
         ValueError: unknown name or tag, or an image tower that is not open_clip's own VisionTransformer.
         FileNotFoundError: a local directory or file is missing.
+        PatchsaeError: a download failed.
     """
-    source = _resolve_directory(name, pretrained) if _is_directory(name) else _resolve_builtin(name, pretrained)
+    source = _resolve_directory(name, pretrained) if is_directory(name) else _resolve_builtin(name, pretrained)
     refuse_other_towers(name, source.config)
     return source if source.weights or not source.tag else _download(source)
 
@@ -190,7 +192,7 @@ def _activation_name(quick_gelu: bool) -> str:
     return "QuickGELU" if quick_gelu else "GELU"
 
 
-def _is_directory(name: str) -> bool:
+def is_directory(name: str) -> bool:
     return name == "tiny" or name.startswith(LOCAL_DIR)
 
 
@@ -241,7 +243,7 @@ def _download(source: Source) -> Source:
     try:
         path = open_clip.download_pretrained(source.tag)
     except (OSError, RuntimeError) as error:
-        raise RuntimeError(
+        raise PatchsaeError(
             f"pretrained={source.pretrained!r} of {source.name!r} could not be downloaded ({error}); "
             "download the weights elsewhere and give the file's path"
         ) from error

@@ -7,10 +7,12 @@ import os
 import time
 from pathlib import Path
 
+from patchsae.errors import PatchsaeError
+
 _ORPHAN_WAIT = 10.0  # seconds
 
 
-class StageLocked(RuntimeError):
+class StageLocked(PatchsaeError):
     """Another process is writing the folder."""
 
 

@@ -5,33 +5,40 @@ A run directory remembers: what a verb is not told, it takes from the stage that
 
 from __future__ import annotations
 
+import glob
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import open_clip
 import torch
 
 from patchsae import clip_weights
 from patchsae.choices import Images, Model
 from patchsae.clip import SplitCLIP, load_clip
 from patchsae.data import ImageDataset, limit, open_images
+from patchsae.data.open import is_shapes
 from patchsae.runs import Run, Stage
 from patchsae.sae import SparseAutoencoder, load_sae
 
 TRAIN = "train"
-DEFAULT_IMAGES = "shapes"
 DEFAULT_MODEL = "tiny"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def finished_stage(run: Run, name: str, option: str) -> Stage:
-    """A stage whose results another verb needs; FileNotFoundError says which verb makes them."""
+def finished_stage(run: Run, name: str, verb: str, instead: str) -> Stage:
+    """A stage whose results another verb needs.
+
+    Raises FileNotFoundError that says which command makes it, and what else could be given (``instead``).
+    """
     stage = run.stage(name)
     if not stage.finished:
         state = "is not finished" if stage.path.exists() else "does not exist"
+        named = "" if name == verb else f" --name {name}"
         have = ", ".join(s.name for s in run.stages() if s.finished) or "none"
         raise FileNotFoundError(
-            f"{stage.path} {state} ({option} names it); run `patchsae {name} --run {run.root}` first. "
+            f"{stage.path} {state}: run `patchsae {verb} --run {run.root}{named}` first, or give {instead}. "
             f"Finished stages there: {have}"
         )
     return stage
@@ -39,33 +46,56 @@ def finished_stage(run: Run, name: str, option: str) -> Stage:
 
 def autoencoder(run: Run, sae: str | None, device: torch.device | str) -> SparseAutoencoder:
     """The SAE that ``--sae`` names, or the one trained in this run."""
-    return load_sae(finished_stage(run, TRAIN, "--sae left out").path if sae is None else sae, device)
+    return load_sae(finished_stage(run, TRAIN, TRAIN, "--sae CHECKPOINT").path if sae is None else sae, device)
 
 
-def images(choice: Images, origin: Mapping[str, Any]) -> tuple[ImageDataset, dict[str, Any]]:
-    """The dataset of a choice, and what to record of it. What is left out comes from ``origin``."""
-    source = choice.images or origin.get("images") or DEFAULT_IMAGES
+def images(
+    choice: Images, origin: Mapping[str, Any], default: str | None = None
+) -> tuple[ImageDataset, dict[str, Any]]:
+    """The dataset of a choice, and what to record of it; what is left out comes from ``origin``, then ``default``.
+
+    Raises ValueError when nobody says which images.
+    """
+    source = choice.images or origin.get("images") or default
+    if source is None:
+        raise ValueError("--images is not given, and the SAE does not say which images it was trained on")
     inherited = origin if choice.images is None and choice.split is None else {}
     split = choice.split or inherited.get("split")
-    most, seed = choice.limit or inherited.get("limit"), inherited.get("limit_seed", choice.limit_seed)
+    most, seed = choice.limit, choice.limit_seed
+    if most is None and "limit" in inherited:
+        most, seed = inherited["limit"], inherited.get("limit_seed", 0)
     dataset = open_images(source, split)
     if most is not None:
         dataset = limit(dataset, most, seed)
-    found = {"images": _portable(source), "split": split, "limit": most, "limit_seed": seed if most else None}
+    found = {"images": _whole(source), "split": split, "limit": most, "limit_seed": None if most is None else seed}
     return dataset, {key: value for key, value in found.items() if value is not None}
 
 
 def clip(choice: Model, origin: Mapping[str, Any]) -> SplitCLIP:
-    """The CLIP of a choice; what is left out comes from ``origin``, the metadata of a SAE."""
-    same = choice.model is None or choice.model == origin.get("model")
-    pretrained = choice.pretrained or (origin.get("pretrained") or None if same else None)
+    """The CLIP of a choice; what is left out comes from ``origin``, the metadata of a SAE.
+
+    Raises ValueError for a model of open_clip without weights: random ones are for those who ask ("random").
+    """
+    name = choice.model or str(origin.get("model", DEFAULT_MODEL))
     layer = choice.layer if choice.layer is not None else int(origin.get("layer", -2))
+    pretrained, seed = choice.pretrained, 0
+    if pretrained is None and name == origin.get("model"):
+        pretrained, seed = origin.get("pretrained") or None, int(origin.get("model_seed", 0))
+        random = "model_seed" in origin
+    else:
+        random = pretrained == "random"
+    if pretrained is None and not random and not clip_weights.is_directory(name):
+        tags = ", ".join(open_clip.list_pretrained_tags_by_model(name.replace("/", "-"))) or "none"
+        raise ValueError(
+            f"--pretrained is not given for {name!r}: expected a tag ({tags}), a file of weights, or 'random'"
+        )
     return load_clip(
-        choice.model or str(origin.get("model", DEFAULT_MODEL)),
-        pretrained,
+        _whole(name),
+        None if random else pretrained and _whole(pretrained),
         layer=layer,
         device=choice.device,
         dtype=DTYPES[choice.dtype],
+        seed=seed,
     )
 
 
@@ -86,6 +116,13 @@ def device(choice: Model) -> str:
     return ("cuda" if torch.cuda.is_available() else "cpu") if choice.device == "auto" else choice.device
 
 
-def _portable(source: str) -> str:
-    """A path is recorded whole, so that a later verb finds it from another directory."""
-    return str(Path(source).resolve()) if Path(source).exists() else source
+def _whole(name: str) -> str:
+    """A name that is a path (also PATH:SPLIT, a glob, local-dir:PATH) made absolute, so that it holds from anywhere."""
+    if is_shapes(name):
+        return name
+    if name.startswith(clip_weights.LOCAL_DIR):
+        return clip_weights.LOCAL_DIR + os.path.abspath(os.path.expanduser(name.removeprefix(clip_weights.LOCAL_DIR)))
+    path = os.path.expanduser(name)
+    if os.path.exists(path) or os.path.exists(path.rpartition(":")[0]) or glob.glob(path):
+        return os.path.abspath(path)
+    return name

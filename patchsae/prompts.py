@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 DEFAULT_TEMPLATE = "a photo of a {}."
+IMAGENET = "imagenet"  # what `resolve` calls OpenAI's 80 templates
 # The templates of CoOp, CoCoOp and MaPLe, as the adaptation experiments of PatchSAE use them.
 TEMPLATES = {
     "oxfordpets": "a photo of a {}, a type of pet.",
@@ -59,8 +60,30 @@ def templates_for(dataset_name: str) -> list[str]:
 
     Datasets without one of their own get "a photo of a {}.". Masking uses the 80 `imagenet_templates` on every dataset.
     """
-    plain = "".join(letter for letter in dataset_name.lower() if letter.isalnum())
-    return [TEMPLATES.get(ALIASES.get(plain, plain), DEFAULT_TEMPLATE)]
+    return [TEMPLATES.get(_plain(dataset_name), DEFAULT_TEMPLATE)]
+
+
+def resolve(templates: Sequence[str]) -> list[str]:
+    """The prompts that a setting stands for, duplicates and order kept.
+
+    "imagenet" stands for OpenAI's 80, the name of a dataset with a template of its own (`TEMPLATES`, in any spelling of
+    `templates_for`) for that template, and a text with one "{}" for itself. None at all is "imagenet".
+
+    Raises ValueError for anything else.
+    """
+    prompts: list[str] = []
+    for given in templates or [IMAGENET]:
+        if "{}" in given:
+            _check_template(given)
+            prompts.append(given)
+        elif _plain(given) == IMAGENET:
+            prompts += imagenet_templates()
+        elif _plain(given) in TEMPLATES:
+            prompts += templates_for(given)
+        else:
+            names = ", ".join((IMAGENET, *TEMPLATES))
+            raise ValueError(f"templates has {given!r}; expected a text with '{{}}' for the class name, or of {names}")
+    return prompts
 
 
 def classifier(
@@ -106,5 +129,15 @@ def check_prompts(classnames: Sequence[str], templates: Sequence[str]) -> None:
         if not name.strip():
             raise ValueError(f"classnames[{label}] is {name!r}; expected a name")
     for template in templates:
-        if template.count("{}") != 1:
-            raise ValueError(f"template {template!r} has {template.count('{}')} times '{{}}'; expected exactly one")
+        _check_template(template)
+
+
+def _check_template(template: str) -> None:
+    if template.count("{}") != 1:
+        raise ValueError(f"template {template!r} has {template.count('{}')} times '{{}}'; expected exactly one")
+
+
+def _plain(dataset_name: str) -> str:
+    """The key in `TEMPLATES` of a dataset that has one, whatever its spelling."""
+    plain = "".join(letter for letter in dataset_name.lower() if letter.isalnum())
+    return ALIASES.get(plain, plain)

@@ -182,11 +182,12 @@ class SparseAutoencoder(nn.Module):
         self.register_load_state_dict_post_hook(_restore_layout)
 
 
-def load_sae(source: str | Path, device: str | torch.device = "cpu") -> SparseAutoencoder:
+def load_sae(source: str | Path, device: str | torch.device = "auto") -> SparseAutoencoder:
     """Load a SAE from a file or directory of any format in `patchsae.checkpoints`, or from the Hugging Face Hub.
 
     Args:
         source: a path, or where no such path exists a Hub id ``owner/name`` or ``owner/name/folder/in/it``.
+        device: "auto" is CUDA where there is one, as for `load_clip`.
 
     Raises:
         FileNotFoundError: neither a path nor a Hub id.
@@ -196,7 +197,8 @@ def load_sae(source: str | Path, device: str | torch.device = "cpu") -> SparseAu
     """
     from patchsae.checkpoints import load
 
-    return load(source).to(device)
+    found = "cuda" if torch.cuda.is_available() else "cpu"
+    return load(source).to(found if device == "auto" else device)
 
 
 def check_shape(name: str, shape: tuple[int, ...], config: SAEConfig) -> None:

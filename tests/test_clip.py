@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from patchsae import clip_weights, tower
 from patchsae.clip import load_clip
+from patchsae.errors import PatchsaeError
 
 from .small_clips import VARIANTS, VISION, pixels, write_clip
 
@@ -167,7 +168,7 @@ def test_wrong_shapes_are_named(directories: dict[str, Path]) -> None:
 
 @pytest.mark.skipif(importlib.util.find_spec("transformers") is not None, reason="transformers is installed")
 def test_a_text_tower_of_hugging_face_says_what_it_needs() -> None:
-    with pytest.raises(RuntimeError, match="roberta-ViT-B-32.*roberta-base.*transformers"):
+    with pytest.raises(PatchsaeError, match="roberta-ViT-B-32.*roberta-base.*transformers"):
         load_clip("roberta-ViT-B-32")
 
 
@@ -178,7 +179,7 @@ def test_a_tokenizer_that_cannot_be_had_stops_only_the_text_side(tmp_path: Path)
     (directory / "open_clip_config.json").write_text(changed)
     clip = load_clip(f"local-dir:{directory}")
     assert clip.embed(clip.residual(pixels(1))).shape == (1, 24)
-    with pytest.raises(RuntimeError, match=r"tokenizer.*transformers"):
+    with pytest.raises(PatchsaeError, match=r"tokenizer.*transformers"):
         clip.encode_text(["a cat"])
 
 

@@ -12,6 +12,7 @@ from torch import nn
 from patchsae import archives
 from patchsae.clip import load_clip
 from patchsae.clip_weights import Weights, decide_activation, read_weights, resolve
+from patchsae.errors import PatchsaeError
 
 from . import malice
 from .small_clips import pixels, write_clip
@@ -145,5 +146,7 @@ def test_a_file_without_a_state_dict_is_refused(tmp_path: Path) -> None:
 def test_a_download_that_fails_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(RuntimeError, match=r"'laion2b_s34b_b88k' of 'ViT-B-16' could not be downloaded.*give the file"):
+    with pytest.raises(
+        PatchsaeError, match=r"'laion2b_s34b_b88k' of 'ViT-B-16' could not be downloaded.*give the file"
+    ):
         resolve("ViT-B-16", "laion2b_s34b_b88k")

@@ -51,6 +51,24 @@ def test_datasets_have_the_templates_of_the_adaptation_experiments(dataset: str,
     assert prompts.templates_for(dataset) == [template]
 
 
+def test_templates_are_texts_or_names_of_them() -> None:
+    assert prompts.resolve([]) == prompts.resolve(["imagenet"]) == prompts.resolve(("ImageNet",))
+    assert prompts.resolve(()) == prompts.imagenet_templates()
+    for name in (*prompts.TEMPLATES, *prompts.ALIASES, "Oxford_Pets"):
+        assert prompts.resolve([name]) == prompts.templates_for(name)
+    mixed = prompts.resolve(["a {}", "imagenet", "dtd", "a {}"])
+    assert mixed == ["a {}", *prompts.imagenet_templates(), "{} texture.", "a {}"]
+
+
+@pytest.mark.parametrize(
+    ("templates", "message"),
+    [(["cifar10"], "'cifar10'.*imagenet, oxfordpets.*ucf101"), (["a {}", ""], "''"), (["{} {}"], "2 times")],
+)
+def test_other_templates_are_refused(templates: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        prompts.resolve(templates)
+
+
 def test_classifier_is_what_open_clip_builds(clip: SplitCLIP) -> None:
     names, templates = ["red square", "dog", "dog", "a {} brace"], ["a photo of a {}.", "{} texture."]
     expected = open_clip.build_zero_shot_classifier(

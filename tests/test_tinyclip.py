@@ -36,7 +36,7 @@ SMALL = TinyClipConfig(
     steps=3,
     batch_size=8,
 )
-BARS = {"shape": 0.8, "colour": 0.9, "texture": 0.8, "background": 0.9, "style": 0.9}
+BARS = {"shape": 0.6, "colour": 0.95, "texture": 0.9, "background": 0.95, "style": 0.95}
 
 
 def weights(directory: Path) -> bytes:
@@ -75,7 +75,7 @@ def test_the_shipped_model_is_small_and_says_how_it_was_made() -> None:
     assert {value.dtype for value in state.values()} == {torch.float16}
     assert 2e6 < sum(value.numel() for value in state.values()) < 5e6
     words_known = int(state["token_embedding.weight"].any(1).sum())
-    assert 100 < words_known < 2000
+    assert 50 < words_known < 2000
     record = json.loads((SHIPPED / "training.json").read_text())
     assert record["config"] == asdict(TinyClipConfig(**record["config"]))
     figures = json.loads((SHIPPED / "zero_shot.json").read_text())
@@ -101,9 +101,11 @@ def test_the_same_seed_gives_the_same_weights_whoever_decodes(tmp_path: Path) ->
     assert weights(tmp_path / "a") == weights(tmp_path / "b") != weights(tmp_path / "c")
 
 
+@pytest.mark.slow
 def test_training_on_class_names_learns_them(tmp_path: Path) -> None:
     """A subset is an ordinary labelled dataset: the script sees classes, no captions."""
-    config = TinyClipConfig(**(asdict(SMALL) | {"steps": 60, "batch_size": 32, "augment": True, "lr": 3e-3}))
+    learns = {"steps": 120, "batch_size": 32, "augment": True, "lr": 3e-3, "text_width": 32}
+    config = TinyClipConfig(**(asdict(SMALL) | learns))
     seen = ShapesWorld(n=400, size=32, label="background").subset(np.arange(400))
     train_clip(seen, tmp_path / "clip", config, workers=0)
     held_out = ShapesWorld("test", n=100, size=32, label="background").subset(np.arange(100))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -45,10 +46,14 @@ class Inputs:
     b_dec: Tensor  # [D]
     weights: pk.PreparedWeights
     z: pk.SparseLatents  # ReLU latents of x
-    dense: Tensor  # [N, S], the same latents for the dense baselines
     rank: Tensor  # [C, S] int32
     labels: Tensor  # [B] int64
     class_ids: Tensor  # [N] int64
+
+    @cached_property
+    def dense(self) -> Tensor:
+        """[N, S], the same latents for the dense baselines: what they are about, and made only for them."""
+        return self.z.to_dense()
 
 
 class Work(NamedTuple):
@@ -101,7 +106,6 @@ def make_inputs(size: Size, device: str = "cpu", seed: int = 0) -> Inputs:
         b_dec=b_dec,
         weights=weights,
         z=z,
-        dense=z.to_dense(),
         rank=rank,
         labels=labels,
         class_ids=labels.repeat_interleave(size.tokens),

@@ -71,6 +71,11 @@ def describe(source: object) -> str:
     return source if isinstance(source, str) else f"a {type(source).__name__}"
 
 
+def is_shapes(source: str) -> bool:
+    """Whether a source names the shapes world, whatever lies on the disk under that name ("./shapes" is a folder)."""
+    return source == "shapes" or source.startswith(("shapes:", "shapes?"))
+
+
 def source_and_split(source: object, split: str | None) -> tuple[object, str | None]:
     """Takes "SOURCE:SPLIT" apart, where SOURCE exists and the whole does not; leaves other sources as they are.
 
@@ -80,6 +85,8 @@ def source_and_split(source: object, split: str | None) -> tuple[object, str | N
     if isinstance(source, os.PathLike):
         source = os.fspath(source)
     if not isinstance(source, str):
+        return source, split
+    if is_shapes(source):
         return source, split
     source = os.path.expanduser(source)
     base, colon, tail = source.rpartition(":")

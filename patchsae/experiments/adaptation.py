@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ from patchsae import prompts
 from patchsae.clip import SplitCLIP
 from patchsae.data import Batch, ImageDataset
 from patchsae.experiments.accumulators import LatentStatistics, TopImages, image_means
-from patchsae.experiments.adaptation_section import section
+from patchsae.experiments.adaptation_section import section, shift_histogram
 from patchsae.experiments.comparison import Comparison
 from patchsae.experiments.config import MAY_DIFFER, CompareOptions
 from patchsae.experiments.extract import require_fit
@@ -22,6 +22,7 @@ from patchsae.experiments.fold import FoldResult, discard_state, fold
 from patchsae.experiments.identity import describe_images, describe_model, describe_sae, stage_config
 from patchsae.experiments.pair_table import PairTable
 from patchsae.experiments.pairing import ByClass, Pairing, SameImages
+from patchsae.report import figures
 from patchsae.sae import SparseAutoencoder
 
 if TYPE_CHECKING:
@@ -58,17 +59,18 @@ def run(
             width.
         sae: the autoencoder that reads both, S latents.
         stage: folder of the results: ``accuracy.csv`` and ``classes.csv`` (with labels), ``images.parquet``,
-            ``latents.parquet``, tensors and the report's section.
+            ``latents.parquet``, tensors, ``shift.png`` and the report's section.
         options: see :class:`CompareOptions`.
         settings: what the caller wants recorded, and compared on resume, beside these (how things were opened).
         overwrite: begin again even if the stage is finished or holds part of a run.
 
     Raises:
         ValueError: the sides cannot be compared: other preprocessing, another grid, or two datasets without common
-            classes.
+            classes; or a template is neither a prompt nor a name.
     """
     options = options or CompareOptions()
     pairing = _pairing(first, second)
+    templates = prompts.resolve(options.templates)
     for side in (first, second):
         require_fit(side.clip, sae, side.dataset)
     config = stage_config(
@@ -80,9 +82,10 @@ def run(
     )
     with stage:
         if stage.begin(config, overwrite, device=str(first.clip.device), may_differ=MAY_DIFFER):
-            comparison, folded = _compare(first, second, sae, pairing, stage, options)
+            comparison, folded = _compare(first, second, sae, pairing, templates, stage, options)
             comparison.save(stage)
             _write_tables(comparison, (first.dataset, second.dataset), stage)
+            stage.write_bytes("shift.png", figures.png(shift_histogram(comparison)))
             section(comparison, (first.clip, second.clip), (first.dataset, second.dataset), sae, folded, options).write(
                 stage
             )
@@ -108,7 +111,7 @@ def _pairing(first: Side, second: Side) -> Pairing:
 class _SideCollector:
     """The accumulators of one side."""
 
-    def __init__(self, side: Side, sae: SparseAutoencoder, options: CompareOptions) -> None:
+    def __init__(self, side: Side, sae: SparseAutoencoder, templates: Sequence[str], options: CompareOptions) -> None:
         self.clip, self.sae, self.tokens = side.clip, sae, side.clip.image_tokens
         names = side.dataset.classnames
         size, device = sae.config.d_sae, side.clip.device
@@ -116,7 +119,6 @@ class _SideCollector:
         self.top_images = TopImages(size, options.top, device)
         self.classifier: Tensor | None = None
         if names:
-            templates = list(options.templates) or prompts.imagenet_templates()
             with torch.no_grad():
                 self.classifier = side.clip.text_classifier(names, templates, renormalise=options.renormalise)
 
@@ -139,10 +141,11 @@ def _compare(
     second: Side,
     sae: SparseAutoencoder,
     pairing: Pairing,
+    templates: Sequence[str],
     stage: Stage,
     options: CompareOptions,
 ) -> tuple[Comparison, FoldResult]:
-    collectors = [_SideCollector(side, sae, options) for side in (first, second)]
+    collectors = [_SideCollector(side, sae, templates, options) for side in (first, second)]
     table = PairTable(options.top)
 
     @torch.no_grad()

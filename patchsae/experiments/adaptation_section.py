@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from matplotlib.figure import Figure
 
 from patchsae.clip import SplitCLIP
 from patchsae.data import ImageDataset
@@ -48,11 +49,16 @@ def section(
         "Activation shift of the pairs: the sum of |b - a| over the sum of a + b, a and b being the mean activations "
         "of every latent in the image on either side. 0 is no change, 1 nothing in common."
     )
-    part.figure(plots.histogram(pairs.shift.numpy(), "activation shift"), caption)
+    part.figure(shift_histogram(comparison), caption)
     if comparison.classnames is not None:
         _classes(part, comparison)
     _latents(part, comparison, clips, datasets, sae, options)
     return part
+
+
+def shift_histogram(comparison: Comparison) -> Figure:
+    """How many pairs have which activation shift."""
+    return plots.histogram(comparison.pairs.shift.numpy(), "activation shift")
 
 
 def moved(comparison: Comparison, noisy_above: float, n: int) -> tuple[list[int], list[int]]:

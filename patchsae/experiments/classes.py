@@ -9,16 +9,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from patchsae.experiments import classes_section
 from patchsae.experiments.config import ClassesOptions
 from patchsae.experiments.extraction import Extraction
 from patchsae.experiments.identity import fingerprint, stage_config
 from patchsae.experiments.rankings import common_latents, order_of, random_rank, rank_by
-from patchsae.report import Section
+from patchsae.report import figures
 
 if TYPE_CHECKING:
     from patchsae.runs import Stage
-
-_SHOWN_CLASSES = 40
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,11 +28,14 @@ class Rankings:
     """Name of every label; two classes may share a name."""
     ranks: dict[str, Tensor]
     """"class" int32 [C, S], "dataset" int32 [S], "random" int32 [S]: the position of every latent, 0 is first."""
+    made_from: dict[str, Any]
+    """CLIP, autoencoder and images of the extraction (``Extraction.made_from``)."""
 
     @staticmethod
     def load(stage: Stage) -> Rankings:
         """Read what :func:`run` left in the stage."""
-        return Rankings(tuple(stage.load_json("classes")["classnames"]), stage.load_tensors("rankings"))
+        about = stage.load_json("classes")
+        return Rankings(tuple(about["classnames"]), stage.load_tensors("rankings"), about.get("made_from", {}))
 
 
 def rankings(extraction: Extraction, options: ClassesOptions | None = None) -> Rankings:
@@ -56,7 +58,7 @@ def rankings(extraction: Extraction, options: ClassesOptions | None = None) -> R
         "dataset": rank_by(extraction.counts),
         "random": random_rank(extraction.latents, options.seed),
     }
-    return Rankings(extraction.classnames, ranks)
+    return Rankings(extraction.classnames, ranks, extraction.made_from)
 
 
 def run(
@@ -67,10 +69,12 @@ def run(
     settings: Mapping[str, Any] | None = None,
     overwrite: bool = False,
 ) -> Rankings:
-    """Rank the latents and leave ``rankings.safetensors``, ``top_latents.csv`` and a report section in the stage.
+    """Rank the latents and leave a table, a plot, the rankings and a report section in the stage.
 
     Args:
         extraction: of labelled images, S latents, C classes.
+        stage: folder of the results: ``rankings.safetensors``, ``classes.json``, ``top_latents.csv``,
+            ``shared_latents.png`` and the report's section.
         options: see :class:`ClassesOptions`.
         settings: what the caller wants recorded, and compared on resume, beside these.
         overwrite: begin again even if the stage is finished.
@@ -82,15 +86,21 @@ def run(
     counts = {"counts": extraction.counts}
     if extraction.class_counts is not None:
         counts["class_counts"] = extraction.class_counts
-    made_from = {"images": extraction.images, "threshold": extraction.threshold, "counts": fingerprint(counts)}
+    made_from = {
+        "images": extraction.images,
+        "threshold": extraction.threshold,
+        "counts": fingerprint(counts),
+        **extraction.made_from,
+    }
     with stage:
         if stage.begin(stage_config(options, settings, extraction=made_from), overwrite):
             result = rankings(extraction, options)
             stage.save_tensors("rankings", result.ranks)
-            stage.save_json("classes", {"classnames": list(result.classnames)})
+            stage.save_json("classes", {"classnames": list(result.classnames), "made_from": result.made_from})
             columns = top_latents(extraction, result, options.top)
             stage.write_table("top_latents.csv", columns)
-            _section(extraction, columns, options).write(stage)
+            stage.write_bytes("shared_latents.png", figures.png(classes_section.shared_latents(extraction, columns)))
+            classes_section.section(extraction, columns, options).write(stage)
             stage.finish()
     return Rankings.load(stage)
 
@@ -113,31 +123,3 @@ def top_latents(extraction: Extraction, rankings: Rankings, top: int) -> dict[st
             for name, value in zip(columns, (*row, tokens / total), strict=True):
                 columns[name].append(value)
     return columns
-
-
-def _section(extraction: Extraction, columns: dict[str, list[Any]], options: ClassesOptions) -> Section:
-    names = extraction.classnames or ()
-    lead = (
-        f"The first {options.top} latents of each of {len(names):,} classes, by the number of tokens with an "
-        f"activation above {extraction.threshold:g} in the images of the class."
-    )
-    part = Section("classes", "Classes", lead)
-    if options.common_classes:
-        part.text(
-            f"Latents among the first {options.common_top} of more than {options.common_classes} classes rank last in "
-            "every class."
-        )
-    latents: list[list[int]] = [[] for _ in names]
-    for label, latent in zip(columns["label"], columns["latent"], strict=True):
-        latents[label].append(latent)
-    shown = min(len(names), _SHOWN_CLASSES)
-    rest = f" The first {shown} of {len(names):,} classes; all are in top_latents.csv." if shown < len(names) else ""
-    part.table(
-        {
-            "label": list(range(shown)),
-            "class": list(names[:shown]),
-            "first latents": [" ".join(map(str, row)) or "none above the threshold" for row in latents[:shown]],
-        },
-        f"Latents of every class, most frequent first.{rest}",
-    )
-    return part

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 KS = (1, 2, 5, 10, 50, 100, 500, 1000, 2000)
 RANKINGS = ("class", "dataset", "random")
@@ -18,7 +19,7 @@ class StreamOptions:
     """Images that go through the tower together."""
     workers: int = 0
     """Processes that decode images; 0 decodes in this one."""
-    on_bad_image: str = "stop"
+    on_bad_image: Literal["stop", "skip"] = "stop"
     """`stop` names the first image that cannot be decoded; `skip` leaves such images out, counts and reports them."""
     save_minutes: float = 1.0
     """Minutes after which the state is saved, so that a killed run loses no more than that."""
@@ -94,7 +95,8 @@ class MaskOptions(StreamOptions):
     budget_mb: int = 512
     """Bound on the reconstructions held at a time, in MB."""
     templates: tuple[str, ...] = ()
-    """Prompts with "{}" for the class name; empty means OpenAI's 80 for ImageNet."""
+    """Prompts with "{}" for the class name, or names: "imagenet" for OpenAI's 80, a dataset ("oxfordpets", "dtd", ...)
+    for the prompt of its adaptation experiments. Empty means "imagenet"."""
     renormalise: bool = True
     """Whether the mean of a class's prompt embeddings is scaled back to unit norm (open_clip does, the released code
     does not)."""
@@ -118,7 +120,8 @@ class CompareOptions(StreamOptions, DisplayOptions):
     top: int = 10
     """Latents of an image or a class that are compared, and reference images kept of every latent."""
     templates: tuple[str, ...] = ()
-    """Prompts with "{}" for the class name; empty means OpenAI's 80 for ImageNet."""
+    """Prompts with "{}" for the class name, or names: "imagenet" for OpenAI's 80, a dataset ("oxfordpets", "dtd", ...)
+    for the prompt of its adaptation experiments. Empty means "imagenet"."""
     renormalise: bool = True
     """Whether the mean of a class's prompt embeddings is scaled back to unit norm."""
 

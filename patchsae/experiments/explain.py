@@ -17,7 +17,13 @@ from patchsae.data import ImageDataset
 from patchsae.experiments.config import ExplainOptions
 from patchsae.experiments.extract_section import latent_row
 from patchsae.experiments.extraction import Extraction
-from patchsae.experiments.identity import describe_images, describe_model, describe_sae, stage_config
+from patchsae.experiments.identity import (
+    describe_images,
+    describe_model,
+    describe_sae,
+    require_same_models,
+    stage_config,
+)
 from patchsae.experiments.pictures import Activation, activation, encode_images, picture_of, reference_tiles
 from patchsae.report import Row, Section, Tile
 from patchsae.report.images import contact_sheet, thumbnail
@@ -74,20 +80,17 @@ def run(
         overwrite: begin again even if the stage is finished.
 
     Raises:
-        ValueError: no images, a patch outside the grid, or an extraction of another number of latents.
+        ValueError: no images, a patch outside the grid, or an extraction of another autoencoder, CLIP or dataset.
     """
     options = options or ExplainOptions()
     if not images:
         raise ValueError("images is empty; expected at least one")
-    if references is not None and references.extraction.latents != sae.config.d_sae:
-        raise ValueError(
-            f"references knows {references.extraction.latents} latents; the autoencoder has {sae.config.d_sae}"
-        )
+    models = {"clip": describe_model(clip), "sae": describe_sae(sae)}
+    if references is not None:
+        _require_fresh(references, models)
     explained = explain(clip, sae, images, options, None if references is None else references.extraction)
     made_from = {} if references is None else {"references": describe_images(references.dataset)}
-    config = stage_config(
-        options, settings, clip=describe_model(clip), sae=describe_sae(sae), pictures=list(images), **made_from
-    )
+    config = stage_config(options, settings, pictures=list(images), **models, **made_from)
     with stage:
         if stage.begin(config, overwrite, device=str(clip.device)):
             _write(explained, clip, sae, references, stage, options)
@@ -95,6 +98,19 @@ def run(
     for line in table_lines(explained, None if references is None else references.extraction):
         print(line)
     return explained
+
+
+def _require_fresh(references: References, models: Mapping[str, Any]) -> None:
+    """ValueError unless the extraction was made with these models, on these images."""
+    again = "`patchsae extract --overwrite`"
+    made_from = references.extraction.made_from
+    require_same_models("references is", made_from, models, again)
+    was, now = made_from["dataset"], describe_images(references.dataset)
+    if was["fingerprint"] != now["fingerprint"]:
+        raise ValueError(
+            f"references was extracted from {was['images']} images of {was['name']!r}; those at hand, {now['images']} "
+            f"of {now['name']!r}, are others. Run {again} first"
+        )
 
 
 @torch.no_grad()

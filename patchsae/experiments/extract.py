@@ -22,7 +22,8 @@ from patchsae.experiments.accumulators import (
 from patchsae.experiments.config import MAY_DIFFER, ExtractOptions
 from patchsae.experiments.extraction import Extraction
 from patchsae.experiments.fold import Accumulator, FoldResult, discard_state, fold
-from patchsae.experiments.identity import describe_images, describe_model, describe_sae, stage_config
+from patchsae.experiments.identity import describe_sources, stage_config
+from patchsae.report import figures
 from patchsae.sae import SparseAutoencoder
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def run(
         sae: autoencoder with d_in = D and S latents.
         dataset: images, with or without labels.
         stage: folder of the results: ``latents``, ``top`` and ``class_counts`` (safetensors), ``latents.parquet`` (a
-            row per latent), ``summary.json`` and the report's section.
+            row per latent), ``summary.json``, ``scatter.png`` and the report's section.
         options: see :class:`ExtractOptions`.
         settings: what the caller wants recorded, and compared on resume, beside these (how things were opened).
         overwrite: begin again even if the stage is finished or holds part of a run.
@@ -59,14 +60,14 @@ def run(
     """
     options = options or ExtractOptions()
     require_fit(clip, sae, dataset)
-    config = stage_config(
-        options, settings, clip=describe_model(clip), sae=describe_sae(sae), dataset=describe_images(dataset)
-    )
+    made_from = describe_sources(clip, sae, dataset)
+    config = stage_config(options, settings, **made_from)
     with stage:
         if stage.begin(config, overwrite, device=str(clip.device), may_differ=MAY_DIFFER):
-            extraction, folded = _extract(clip, sae, dataset, stage, options)
+            extraction, folded = _extract(clip, sae, dataset, made_from, stage, options)
             extraction.save(stage)
             stage.write_table("latents.parquet", latent_columns(extraction, dataset))
+            stage.write_bytes("scatter.png", figures.png(extract_section.scatter(extraction)))
             extract_section.section(clip, sae, dataset, extraction, folded, options).write(stage)
             discard_state(stage)
             stage.finish()
@@ -115,7 +116,12 @@ def _where(values: list[Any], known: list[bool]) -> list[Any]:
 
 
 def _extract(
-    clip: SplitCLIP, sae: SparseAutoencoder, dataset: ImageDataset, stage: Stage, options: ExtractOptions
+    clip: SplitCLIP,
+    sae: SparseAutoencoder,
+    dataset: ImageDataset,
+    made_from: dict[str, Any],
+    stage: Stage,
+    options: ExtractOptions,
 ) -> tuple[Extraction, FoldResult]:
     size, tokens = sae.config.d_sae, clip.image_tokens
     classes = None if dataset.classnames is None else len(dataset.classnames)
@@ -134,7 +140,7 @@ def _extract(
     folded = fold(dataset, clip.preprocess, update, parts, options, label="extract", stage=stage)
     if folded.used == 0:
         raise ValueError(f"no image of dataset {dataset.name!r} could be read; expected at least one")
-    return _extraction(statistics, top_images, top_patches, dataset, folded, options.threshold), folded
+    return _extraction(statistics, top_images, top_patches, dataset, made_from, folded, options.threshold), folded
 
 
 def _extraction(
@@ -142,6 +148,7 @@ def _extraction(
     top_images: TopImages,
     top_patches: TopPatches,
     dataset: ImageDataset,
+    made_from: dict[str, Any],
     folded: FoldResult,
     threshold: float,
 ) -> Extraction:
@@ -166,4 +173,5 @@ def _extraction(
         top_images=images,
         top_patches=patches,
         top_labels=torch.where(images.images >= 0, labels[images.images], -1),
+        made_from=made_from,
     )

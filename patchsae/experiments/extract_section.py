@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 
 from patchsae.clip import SplitCLIP
 from patchsae.data import ImageDataset
@@ -32,17 +33,25 @@ def section(
     part.facts(counts(extraction, options))
     if folded.bad:
         part.text("\n\n".join(folded.lines()))
-    frequency = extraction.frequency.numpy()
-    entropy, defined = extraction.entropy
-    coloured = None if extraction.classnames is None else np.where(defined.numpy(), entropy.numpy(), np.nan)
     caption = (
         "Every latent by the share of images in which it is active and its mean activation in those"
-        + ("" if coloured is None else ", coloured by the entropy of its reference images' labels (grey: undefined)")
-        + f". {plots.never_fired(frequency)}"
+        + (
+            ""
+            if extraction.classnames is None
+            else ", coloured by the entropy of its reference images' labels (grey: undefined)"
+        )
+        + f". {plots.never_fired(extraction.frequency.numpy())}"
     )
-    part.figure(plots.frequency_scatter(frequency, extraction.mean_activation.numpy(), coloured), caption)
+    part.figure(scatter(extraction), caption)
     _gallery(part, clip, sae, dataset, extraction, options)
     return part
+
+
+def scatter(extraction: Extraction) -> Figure:
+    """Frequency against mean activation of every latent that fired, coloured by label entropy if there are labels."""
+    entropy, defined = extraction.entropy
+    coloured = None if extraction.classnames is None else np.where(defined.numpy(), entropy.numpy(), np.nan)
+    return plots.frequency_scatter(extraction.frequency.numpy(), extraction.mean_activation.numpy(), coloured)
 
 
 def counts(extraction: Extraction, options: ExtractOptions) -> dict[str, int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -46,6 +46,9 @@ class Extraction:
     """Tokens with the largest activations, best first."""
     top_labels: Tensor
     """int64 [S, n]: labels of the reference images, -1 where there is none."""
+    made_from: dict[str, Any]
+    """CLIP, autoencoder and images that were read, as :func:`patchsae.experiments.identity.describe_sources` has it; an
+    empty one fits nothing."""
 
     @property
     def latents(self) -> int:
@@ -110,6 +113,7 @@ class Extraction:
                 "threshold": self.threshold,
                 "classnames": None if self.classnames is None else list(self.classnames),
                 "never_fired": int(self.never_fired.sum()),
+                "made_from": self.made_from,
             },
         )
 
@@ -132,4 +136,5 @@ class Extraction:
             top_images=TopImagesResult(top["image_values"], top["images"]),
             top_patches=TopPatchesResult(top["patch_values"], top["patch_images"], top["patch_tokens"]),
             top_labels=top["image_labels"],
+            made_from=summary.get("made_from", {}),
         )

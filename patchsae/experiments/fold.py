@@ -7,6 +7,7 @@ ends with the same bits.
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from patchsae import progress
 from patchsae.data import BadImageRecord, Batch, ImageDataset, batches
+from patchsae.data.left_out import left_out
 from patchsae.experiments.config import StreamOptions
 from patchsae.interrupt import Interrupted, StopRequest
 
@@ -51,10 +53,7 @@ class FoldResult:
 
     def lines(self) -> list[str]:
         """A printed line for every image left out; none when all were good."""
-        if not self.bad:
-            return []
-        count = f"{len(self.bad)} of {self.images} images could not be read and were left out:"
-        return [count, *(f"  {record.id}: {record.reason}" for record in self.bad)]
+        return left_out(self.bad, self.images)
 
 
 def fold(
@@ -69,6 +68,8 @@ def fold(
 ) -> FoldResult:
     """Call ``update`` with every batch of the dataset, in its order, showing rate and time left.
 
+    Images that were left out are named on standard error at the end.
+
     Args:
         preprocess: PIL image -> float [3, H, W].
         update: feeds the accumulators; nothing else that it changes survives a restart.
@@ -82,29 +83,35 @@ def fold(
         BadImage: an image cannot be decoded and ``options.on_bad_image`` is "stop".
     """
     progressed = _State(accumulators, stage)
-    stream = batches(
-        dataset,
-        preprocess,
-        options.batch_size,
-        workers=options.workers,
-        on_bad_image=options.on_bad_image,  # type: ignore[arg-type]
-        start=progressed.position,
-    )
     with StopRequest() as stop, progress.track(len(dataset), label, start=progressed.position) as shown:
-        for batch in stream:
+        # opened here: the workers inherit the handlers, and so outlive a Ctrl-C that reaches the whole process group
+        stream = batches(
+            dataset,
+            preprocess,
+            options.batch_size,
+            workers=options.workers,
+            on_bad_image=options.on_bad_image,  # type: ignore[arg-type]
+            start=progressed.position,
+        )
+        for batch in stop.until_workers_die(stream):
             update(batch)
             shown.advance(batch.next_start - progressed.position)
             progressed.advance(batch.next_start, stream.bad)
             if stop.signum is not None:
-                progressed.save()
-                reached = f"{label}: stopped after {progressed.position} of {len(dataset)} images"
-                raise Interrupted(stop.signum, f"{reached}; the same command goes on from there")
+                break
             if progressed.age >= 60 * options.save_minutes:
                 progressed.save()
+        if stop.signum is not None:
+            progressed.save()
+            reached = f"{label}: stopped after {progressed.position:,} of {len(dataset):,} images"
+            raise Interrupted(stop.signum, f"{reached}; the same command goes on from there")
         shown.advance(len(dataset) - progressed.position)
     progressed.advance(len(dataset), stream.bad)
     progressed.save()
-    return FoldResult(len(dataset), progressed.bad)
+    result = FoldResult(len(dataset), progressed.bad)
+    for line in result.lines():
+        print(line, file=sys.stderr)
+    return result
 
 
 def discard_state(stage: Stage) -> None:

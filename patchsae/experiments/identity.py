@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from patchsae.clip import SplitCLIP
 from patchsae.data import ImageDataset
+from patchsae.hashing import fingerprint
 from patchsae.sae import SparseAutoencoder
-
-_DIGITS = 16
 
 
 def stage_config(options: Any, settings: Mapping[str, Any] | None, **made_from: Any) -> dict[str, Any]:
@@ -24,7 +19,7 @@ def stage_config(options: Any, settings: Mapping[str, Any] | None, **made_from: 
 
 def describe_model(clip: SplitCLIP) -> dict[str, Any]:
     """Name, block and weights of a model. Where its files lie does not matter."""
-    return {"name": clip.name, "layer": clip.layer, "weights": fingerprint(clip.model.state_dict())}
+    return {"name": clip.name, "layer": clip.layer, "weights": clip.fingerprint}
 
 
 def describe_sae(sae: SparseAutoencoder) -> dict[str, Any]:
@@ -38,11 +33,28 @@ def describe_images(dataset: ImageDataset) -> dict[str, Any]:
     return {"name": dataset.name, "images": len(dataset), "fingerprint": dataset.fingerprint}
 
 
-def fingerprint(tensors: Mapping[str, Tensor]) -> str:
-    """16 hex digits that depend on every name, shape, dtype and bit."""
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        value = tensors[name].detach().cpu().contiguous()
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\0".encode())
-        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()[:_DIGITS]
+def describe_sources(clip: SplitCLIP, sae: SparseAutoencoder, dataset: ImageDataset) -> dict[str, Any]:
+    """What an extraction is made of: {"clip": ..., "sae": ..., "dataset": ...}."""
+    return {"clip": describe_model(clip), "sae": describe_sae(sae), "dataset": describe_images(dataset)}
+
+
+def require_same_models(what: str, before: Mapping[str, Any], now: Mapping[str, Any], again: str) -> None:
+    """ValueError if a result was made from another autoencoder, CLIP or block than those at hand.
+
+    what: how the message begins ("rankings is"). before, now: "clip" and "sae" as `describe_sources` has them; what
+    ``before`` lacks counts as another. again: the commands that make the result anew.
+    """
+    hints = {
+        "sae": "the autoencoder was trained again, or another was given",
+        "clip": "other weights, another block or another dtype",
+    }
+    for part, hint in hints.items():
+        theirs, ours = before.get(part, {}), now[part]
+        # A name may be a path, and a folder may have moved
+        changed = [key for key in ours if key != "name" and (key not in theirs or theirs[key] != ours[key])]
+        if changed:
+            key = changed[0]
+            raise ValueError(
+                f"{what} of another {part} than the one at hand ({hint}): {key} was "
+                f"{theirs.get(key, 'not recorded')}, now {ours[key]}. Run {again} first"
+            )

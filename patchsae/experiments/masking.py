@@ -6,7 +6,8 @@ and one encode serve all masks of a batch (:mod:`patchsae.experiments.sweep`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,15 +21,18 @@ from patchsae.experiments.classes import Rankings
 from patchsae.experiments.config import MAY_DIFFER, MaskOptions
 from patchsae.experiments.extract import require_fit
 from patchsae.experiments.fold import FoldResult, discard_state, fold
-from patchsae.experiments.identity import describe_images, describe_model, describe_sae, fingerprint, stage_config
+from patchsae.experiments.identity import describe_sources, fingerprint, require_same_models, stage_config
 from patchsae.experiments.mask_result import MaskResult
-from patchsae.experiments.masking_section import section
+from patchsae.experiments.masking_section import ON_RANKED_IMAGES, accuracy_curves, section
 from patchsae.experiments.recall import RecallCounts
 from patchsae.experiments.sweep import sweep_embeddings, sweep_ks, variants
+from patchsae.report import figures
 from patchsae.sae import SparseAutoencoder
 
 if TYPE_CHECKING:
     from patchsae.runs import Stage
+
+AGAIN = "`patchsae extract --overwrite`, then `patchsae classes --overwrite`"
 
 
 def run(
@@ -47,39 +51,42 @@ def run(
     Args:
         clip: split model, also the source of the zero-shot classifier [C, E].
         sae: autoencoder of its residual stream, S latents.
-        dataset: images to classify, with the classes of the rankings. Use another split than the one that was ranked.
+        dataset: images to classify, with the classes of the rankings. Use another split than the one that was
+            ranked; where they are the same images, stderr and the report say so.
         rankings: from :func:`patchsae.experiments.classes.run`.
         stage: folder of the results: ``accuracy.csv`` (a row per variant), ``recall.csv`` (a row per variant and
-            class), ``correct.safetensors`` and the report's section.
+            class), ``correct.safetensors``, ``sweep.png`` and the report's section.
         options: see :class:`MaskOptions`.
         settings: what the caller wants recorded, and compared on resume, beside these (how things were opened).
         overwrite: begin again even if the stage is finished or holds part of a run.
 
     Raises:
-        ValueError: an image has no label, the classes are not those of the rankings, or a ranking does not exist.
+        ValueError: an image has no label, the classes are not those of the rankings, a ranking does not exist or was
+            made with another autoencoder or CLIP, or a template is neither a prompt nor a name.
     """
     options = options or MaskOptions()
     require_fit(clip, sae, dataset)
-    ranks = _checked_ranks(dataset, rankings, options, sae.config.d_sae)
-    config = stage_config(
-        options,
-        settings,
-        clip=describe_model(clip),
-        sae=describe_sae(sae),
-        dataset=describe_images(dataset),
-        ranked={"fingerprint": fingerprint(ranks)},
-    )
+    sources = describe_sources(clip, sae, dataset)
+    ranks = _checked_ranks(dataset, rankings, options)
+    require_same_models("rankings is", rankings.made_from, sources, AGAIN)
+    templates = prompts.resolve(options.templates)
+    ranked = {"fingerprint": fingerprint(ranks), "dataset": rankings.made_from["dataset"]}
+    config = stage_config(options, settings, **sources, ranked=ranked)
+    same_images = ranked["dataset"]["fingerprint"] == dataset.fingerprint
+    if same_images:
+        print(f"mask: {ON_RANKED_IMAGES}; another split tells whether the ranking generalises", file=sys.stderr)
     with stage:
         if stage.begin(config, overwrite, device=str(clip.device), may_differ=MAY_DIFFER):
-            result, folded = _sweep(clip, sae, dataset, ranks, stage, options)
+            result, folded = _sweep(clip, sae, dataset, ranks, templates, stage, options)
             result.save(stage)
-            section(result, dataset, folded, options).write(stage)
+            stage.write_bytes("sweep.png", figures.png(accuracy_curves(result)))
+            section(result, dataset, folded, options, on_ranked_images=same_images).write(stage)
             discard_state(stage)
             stage.finish()
     return MaskResult.load(stage)
 
 
-def _checked_ranks(dataset: ImageDataset, rankings: Rankings, options: MaskOptions, latents: int) -> dict[str, Tensor]:
+def _checked_ranks(dataset: ImageDataset, rankings: Rankings, options: MaskOptions) -> dict[str, Tensor]:
     """The rankings to sweep, once dataset, rankings and options are known to belong together."""
     unlabelled = np.flatnonzero(dataset.labels < 0)
     if dataset.classnames is None or len(unlabelled):
@@ -93,11 +100,7 @@ def _checked_ranks(dataset: ImageDataset, rankings: Rankings, options: MaskOptio
     missing = [name for name in options.rankings if name not in rankings.ranks]
     if missing:
         raise ValueError(f"rankings has {missing[0]!r}; expected names out of {', '.join(rankings.ranks)}")
-    ranks = {name: rankings.ranks[name] for name in options.rankings}
-    for name, rank in ranks.items():
-        if rank.shape[-1] != latents:
-            raise ValueError(f"ranking {name!r} orders {rank.shape[-1]} latents; the autoencoder has {latents}")
-    return ranks
+    return {name: rankings.ranks[name] for name in options.rankings}
 
 
 def _few(names: list[str] | tuple[str, ...]) -> str:
@@ -109,12 +112,12 @@ def _sweep(
     sae: SparseAutoencoder,
     dataset: ImageDataset,
     ranks: Mapping[str, Tensor],
+    templates: Sequence[str],
     stage: Stage,
     options: MaskOptions,
 ) -> tuple[MaskResult, FoldResult]:
     assert dataset.classnames is not None
     ks = sweep_ks(options.ks, sae.config.d_sae)
-    templates = list(options.templates) or prompts.imagenet_templates()
     with torch.no_grad():
         classifier = clip.text_classifier(dataset.classnames, templates, renormalise=options.renormalise)
     counts = RecallCounts(variants(list(ranks), ks), classifier)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from matplotlib.figure import Figure
+
+from patchsae import prompts
 from patchsae.data import ImageDataset
 from patchsae.experiments.config import MaskOptions
 from patchsae.experiments.fold import FoldResult
@@ -9,34 +12,35 @@ from patchsae.experiments.mask_result import MaskResult
 from patchsae.experiments.sweep import ABLATE, KEEP, RECONSTRUCTION, UNMODIFIED, Variant
 from patchsae.report import Section, plots
 
+ON_RANKED_IMAGES = "Evaluated on the images that were ranked"
 _SHOWN_CLASSES = 40
 _SHOWN_K = 10
 
 
-def section(result: MaskResult, dataset: ImageDataset, folded: FoldResult, options: MaskOptions) -> Section:
+def section(
+    result: MaskResult, dataset: ImageDataset, folded: FoldResult, options: MaskOptions, *, on_ranked_images: bool
+) -> Section:
     """What keeping and ablating latents does to zero-shot classification."""
-    prompts = f"{len(options.templates)} templates" if options.templates else "OpenAI's 80 ImageNet templates"
     lead = (
         f"Zero-shot accuracy on {int(result.images.sum()):,} images of {dataset.name} ({len(result.classnames):,} "
-        f"classes, {prompts}) when all tokens are replaced by what the first k latents of a ranking decode to (keep), "
-        "or all the others (ablate). The class ranking is that of each image's own class."
+        f"classes, {_prompts(options)}) when all tokens are replaced by what the first k latents of a ranking decode "
+        "to (keep), or all the others (ablate). The class ranking is that of each image's own class."
     )
     part = Section("mask", "Top-k latent masking", lead)
     unmodified, full = result.accuracy(UNMODIFIED), result.accuracy(RECONSTRUCTION)
     chance = 1 / len(result.classnames)
     part.facts({"unmodified": f"{unmodified:.1%}", "all latents kept": f"{full:.1%}", "chance": f"{chance:.1%}"})
+    if on_ranked_images:
+        part.text(f"{ON_RANKED_IMAGES}: how well the class ranking transfers to images it has not seen is not shown.")
     if folded.bad:
         part.text("\n\n".join(folded.lines()))
     if options.bias_offset:
         part.text(f"{options.bias_offset} was added to every element of every reconstruction.")
-    ks = result.ks
-    keep, ablate = (
-        {name: [result.accuracy(Variant(name, mode, k)) for k in ks] for name in result.rankings}
-        for mode in (KEEP, ABLATE)
+    part.figure(
+        accuracy_curves(result), "Accuracy against the number of latents kept (left) or ablated (right), by ranking."
     )
-    figure = plots.sweep_curves(ks, keep, ablate, unmodified, chance, full)
-    part.figure(figure, "Accuracy against the number of latents kept (left) or ablated (right), by ranking.")
-    columns: dict[str, list[int] | list[float]] = {"k": ks}
+    keep, ablate = _accuracies(result, KEEP), _accuracies(result, ABLATE)
+    columns: dict[str, list[int] | list[float]] = {"k": result.ks}
     for name in result.rankings:
         columns |= {
             f"keep {name}, %": [100 * a for a in keep[name]],
@@ -45,6 +49,29 @@ def section(result: MaskResult, dataset: ImageDataset, folded: FoldResult, optio
     part.table(columns, "The same accuracies in per cent.")
     _per_class(part, result)
     return part
+
+
+def accuracy_curves(result: MaskResult) -> Figure:
+    """Accuracy against the number of latents kept and ablated, a line per ranking."""
+    return plots.sweep_curves(
+        result.ks,
+        _accuracies(result, KEEP),
+        _accuracies(result, ABLATE),
+        result.accuracy(UNMODIFIED),
+        1 / len(result.classnames),
+        result.accuracy(RECONSTRUCTION),
+    )
+
+
+def _accuracies(result: MaskResult, mode: str) -> dict[str, list[float]]:
+    return {name: [result.accuracy(Variant(name, mode, k)) for k in result.ks] for name in result.rankings}
+
+
+def _prompts(options: MaskOptions) -> str:
+    if not options.templates:
+        return "OpenAI's 80 ImageNet templates"
+    templates = prompts.resolve(options.templates)
+    return f"the template {templates[0]!r}" if len(templates) == 1 else f"{len(templates)} templates"
 
 
 def _per_class(part: Section, result: MaskResult) -> None:

@@ -10,8 +10,7 @@ def rank_by(scores: Tensor) -> Tensor:
     """Position of every latent when ordered by descending score, ties to the lower latent.
 
     scores: [S] or [C, S], any real dtype. Returns int32 of the same shape, the ``rank`` of ``pk.decode_sweep``: the
-        best
-    latent of a row has rank 0.
+    best latent of a row has rank 0.
     """
     order = scores.argsort(dim=-1, descending=True, stable=True)
     return positions_of(order)

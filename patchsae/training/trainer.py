@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 
 import torch
@@ -15,6 +15,8 @@ from patchsae import progress
 from patchsae.checkpoints import ours
 from patchsae.clip import SplitCLIP
 from patchsae.data import Batch, BatchIterator, ImageDataset, batches, train_order
+from patchsae.data.left_out import left_out
+from patchsae.errors import PatchsaeError
 from patchsae.interrupt import Interrupted, StopRequest
 from patchsae.runs import Stage
 from patchsae.sae import SAEConfig, SparseAutoencoder, load_sae
@@ -29,7 +31,7 @@ from patchsae.training.section import training_section
 MAY_DIFFER = ("workers", "checkpoint_steps", "checkpoint_minutes", "on_bad_image")
 
 
-class NonFiniteLoss(RuntimeError):
+class NonFiniteLoss(PatchsaeError):
     """The loss or a gradient of a step is NaN or infinite; the parameters are as they were before it."""
 
     def __init__(self, step: int, ids: list[str], terms: pk.StepTerms) -> None:
@@ -79,17 +81,14 @@ def train(
     BadImage: an image cannot be decoded and `config.on_bad_image` is "stop".
     """
     found = {key: value for key, value in (origin or {}).items() if value is not None}
-    settings = {**clip.metadata, **found, "dataset": dataset.fingerprint, **asdict(config), "workers": workers}
+    made_from = {**clip.metadata, "clip_fingerprint": clip.fingerprint, **found, "dataset": dataset.fingerprint}
+    settings = {**made_from, **asdict(config), "workers": workers}
     with stage:
         if not stage.begin(settings, overwrite, device=str(clip.device), may_differ=MAY_DIFFER):
             return load_sae(stage.path, clip.device)
         metadata = {**clip.metadata, "dataset": dataset.name, **found}
         training = _Training(clip, dataset, config, stage, workers, metadata)
-        try:
-            training.run()
-        except Interrupted as stop:
-            print(stop, file=sys.stderr, flush=True)
-            raise
+        training.run()
         return training.finish()
 
 
@@ -149,7 +148,9 @@ class _Training:
         done = state.position - config.batch_size
         saved = time.monotonic()
         with StopRequest() as stop, progress.track(total, self.stage.name, start=done) as bar:
-            for batch in self._stream(stop):
+            stream = self._batches(state.position, len(self.order))
+            for batch in stop.until_workers_die(stream):
+                self._note_bad(stream)
                 places = batch.next_start - state.position
                 terms = self._step(batch)
                 bar.advance(places, mse=terms.mse, l0=terms.l0)
@@ -163,7 +164,7 @@ class _Training:
                 raise self._interrupted(stop.signum)
 
     def finish(self) -> SparseAutoencoder:
-        """Leave the autoencoder and the report in the stage."""
+        """Leave the autoencoder and the report in the stage, and name the images that were left out."""
         for name in (ours.WEIGHTS, ours.CONFIG):
             self.stage.own(name)
         self.sae.refresh()
@@ -171,6 +172,8 @@ class _Training:
         training_section(self.stage, self.config, self.sae, self.state).write(self.stage)
         self.stage.finish()
         checkpoint.remove(self.stage)
+        for line in left_out(self.state.bad, len(self.dataset)):
+            print(line, file=sys.stderr)
         return self.sae
 
     def _start(self, first: BatchIterator, metadata: Mapping[str, str | int | float]) -> SparseAutoencoder:
@@ -185,17 +188,6 @@ class _Training:
         params = self.sae.parameters_by_name()
         dead = DeadCounter(self.sae.config.d_sae, self.config.dead_window, self.clip.device)
         return TrainState(params, pk.adam_init(params), dead, position=self.config.batch_size)
-
-    def _stream(self, stop: StopRequest) -> Iterator[Batch]:
-        stream = self._batches(self.state.position, len(self.order))
-        try:
-            for batch in stream:
-                self._note_bad(stream)
-                yield batch
-        except (RuntimeError, OSError, EOFError):
-            # the signal ended the data workers too, and the loader stumbles over it in one of these ways
-            if stop.signum is None:
-                raise
 
     def _batches(self, start: int, stop: int) -> BatchIterator:
         config = self.config

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -68,6 +70,7 @@ def test_tables_and_report(two_models) -> None:
     result, run = two_models
     stage = run.stage("compare")
     images, per_class = stage.read_table("images.parquet"), stage.read_table("classes.csv")
+    assert (stage.path / "shift.png").read_bytes().startswith(b"\x89PNG")
     assert images["id_a"] == images["id_b"] == [make_images(N).ids(i) for i in range(N)]
     assert (np.asarray(images["shared"]) + np.asarray(images["only_a"]) <= 10).all()
     assert [len(text.split()) for text in images["shared_latents"]] == list(images["shared"])
@@ -80,6 +83,13 @@ def test_tables_and_report(two_models) -> None:
     assert latents["shift"][gain[0]] == latents["shift"].max() > 0
     assert latents["shift"][lose[0]] == latents["shift"].min() < 0
     assert "after" in build(run).read_text()
+
+
+def test_an_unknown_name_of_templates_is_refused_before_the_stage_begins(clip, sae, tmp_path) -> None:
+    stage, side = Run(tmp_path).stage("compare"), Side("same", clip, make_images(4))
+    with pytest.raises(ValueError, match="'pet'"):
+        adaptation.run(side, side, sae, stage, replace(OPTIONS, templates=("pet",)))
+    assert not stage.path.exists()
 
 
 def test_two_datasets_are_paired_by_class(clip, sae, tmp_path) -> None:

@@ -95,10 +95,24 @@ def test_the_picture_is_what_the_model_saw(clip) -> None:
     assert list(seen.tobytes()) == list(image.tobytes())
 
 
+@pytest.mark.parametrize("change", ["sae", "clip", "images"])
+def test_references_of_other_models_or_images_are_refused(
+    clip, other_clip, sae, images, references, tmp_path, change
+) -> None:
+    model = other_clip if change == "clip" else clip
+    autoencoder = make_sae(clip.width, seed=1) if change == "sae" else sae
+    stale = References(references.extraction, make_images(5)) if change == "images" else references
+    stage = Run(tmp_path).stage("explain")
+    message = r"extracted from 23 images" if change == "images" else f"another {change}"
+    with pytest.raises(ValueError, match=f"{message}.*`patchsae extract --overwrite`"):
+        explain.run(model, autoencoder, images, stage, references=stale)
+    assert not stage.path.exists()
+
+
 def test_no_images_and_a_foreign_extraction_are_refused(clip, sae, images, references, tmp_path) -> None:
     stage = Run(tmp_path).stage("explain")
     with pytest.raises(ValueError, match="images is empty"):
         explain.run(clip, sae, {}, stage)
     other = make_sae(clip.width, latents=8)
-    with pytest.raises(ValueError, match="96 latents; the autoencoder has 8"):
+    with pytest.raises(ValueError, match="d_sae was 96, now 8"):
         explain.run(clip, other, images, stage, references=references)

@@ -20,6 +20,7 @@ from patchsae.experiments import extract
 from patchsae.experiments.config import ExtractOptions
 from patchsae.experiments.extract_section import interesting
 from patchsae.experiments.extraction import Extraction
+from patchsae.experiments.identity import describe_sources
 from patchsae.runs import ConfigDiffers, Run, Stage
 from tests.experiments.extract_process import OPTIONS
 from tests.experiments.worlds import S, dense_latents, make_images, make_sae, pixels_of
@@ -134,6 +135,13 @@ def assert_same_bits(resumed: Stage, unbroken: Stage) -> None:
         for key in tensors:
             assert tensors[key].numpy().tobytes() == expected[key].numpy().tobytes(), key
     assert not (resumed.path / "fold.safetensors").exists()
+
+
+def test_an_extraction_knows_what_it_was_made_from(clip, sae, tmp_path) -> None:
+    stage, dataset = Run(tmp_path).stage("extract"), make_images(4)
+    extract.run(clip, sae, dataset, stage, ExtractOptions(top=2, show_latents=0))
+    assert Extraction.load(stage).made_from == describe_sources(clip, sae, dataset)
+    assert (stage.path / "scatter.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_finished_stage_is_not_run_again(clip, sae, tmp_path, capsys) -> None:

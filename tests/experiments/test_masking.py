@@ -20,11 +20,12 @@ from patchsae.experiments.mask_result import MaskResult
 from patchsae.experiments.recall import RecallCounts
 from patchsae.experiments.sweep import ABLATE, KEEP, RECONSTRUCTION, UNMODIFIED, Variant
 from patchsae.runs import Run
-from tests.experiments.worlds import S, make_images, pixels_of
+from tests.experiments.worlds import S, make_images, make_sae, pixels_of
 
 ROOT = Path(__file__).parents[2]
 OPTIONS = MaskOptions(batch_size=4, ks=(1, 10, 1000), templates=("a {}.", "the {}."), save_minutes=0)
 EVALUATED = 11
+PNG = b"\x89PNG"
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +69,7 @@ def test_tables_have_named_rows(swept) -> None:
     for name, value in zip(accuracy["variant"], accuracy["accuracy"], strict=True):
         (variant,) = [v for v in result.variants if v.name == name]
         assert value == result.accuracy(variant)
+    assert (stage.path / "sweep.png").read_bytes().startswith(PNG)
     recall = stage.read_table("recall.csv")
     assert len(recall["variant"]) == len(accuracy["variant"]) * len(result.classnames)
     assert recall["class"][: len(result.classnames)] == list(result.classnames)
@@ -111,9 +113,47 @@ def test_a_stopped_sweep_goes_on_to_the_same_counts(clip, sae, rankings, swept, 
 
 
 def test_other_classes_than_the_ranked_ones_are_refused(clip, sae, rankings, tmp_path) -> None:
-    others = Rankings(rankings.classnames[::-1], rankings.ranks)
+    others = replace(rankings, classnames=rankings.classnames[::-1])
     with pytest.raises(ValueError, match="same classes in the same order"):
         masking.run(clip, sae, make_images(3), others, Run(tmp_path).stage("mask"), OPTIONS)
+
+
+@pytest.mark.parametrize("change", ["sae", "clip", "unknown"])
+def test_rankings_of_other_models_are_refused(clip, other_clip, sae, rankings, tmp_path, change) -> None:
+    ranked = replace(rankings, made_from={}) if change == "unknown" else rankings
+    now = (other_clip, sae) if change == "clip" else (clip, make_sae(clip.width, seed=1) if change == "sae" else sae)
+    part = "clip" if change == "clip" else "sae"
+    stage = Run(tmp_path).stage("mask")
+    message = f"another {part} .*`patchsae extract --overwrite`, then `patchsae classes --overwrite`"
+    with pytest.raises(ValueError, match=message):
+        masking.run(*now, make_images(3, "val"), ranked, stage, OPTIONS)
+    assert not stage.path.exists()
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_evaluating_on_the_ranked_images_is_said(clip, sae, tmp_path, capsys, same) -> None:
+    run = Run(tmp_path)
+    extraction = extract.run(clip, sae, make_images(6), run.stage("extract"), ExtractOptions(show_latents=0))
+    classes.run(extraction, run.stage("classes"))
+    capsys.readouterr()
+    dataset = make_images(6, "train" if same else "val")
+    masking.run(clip, sae, dataset, Rankings.load(run.stage("classes")), run.stage("mask"), OPTIONS)
+    sentence = "Evaluated on the images that were ranked"
+    assert (sentence in capsys.readouterr().err) == same
+    assert (sentence in run.stage("mask").load_json("section")["html"]) == same
+
+
+def test_templates_may_be_named(clip, sae, rankings, tmp_path) -> None:
+    run, dataset = Run(tmp_path), make_images(5, "val")
+    named, written = (
+        masking.run(clip, sae, dataset, rankings, run.stage(name), replace(OPTIONS, templates=templates))
+        for name, templates in (("named", ("DTD",)), ("written", ("{} texture.",)))
+    )
+    assert torch.equal(named.correct, written.correct)
+    assert "{} texture." in run.stage("named").load_json("section")["html"]
+    with pytest.raises(ValueError, match="'pet'"):
+        masking.run(clip, sae, dataset, rankings, run.stage("wrong"), replace(OPTIONS, templates=("pet",)))
+    assert not run.stage("wrong").path.exists()
 
 
 def test_an_image_without_label_is_refused_by_name(clip, sae, rankings, tmp_path) -> None:

@@ -6,10 +6,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from patchsae.experiments import classes
 from patchsae.experiments.accumulators import TopImagesResult, TopPatchesResult
 from patchsae.experiments.classes import Rankings
+from patchsae.experiments.classes_section import first_latents, shared_counts
 from patchsae.experiments.config import ClassesOptions
 from patchsae.experiments.extraction import Extraction
 from patchsae.experiments.rankings import common_latents, order_of, random_rank, rank_by
@@ -59,6 +61,7 @@ def constructed(classnames: tuple[str, ...], class_counts: list[list[int]]) -> E
         top_images=TopImagesResult(torch.zeros(latents, 1), nothing),
         top_patches=TopPatchesResult(torch.zeros(latents, 1), nothing, nothing),
         top_labels=nothing,
+        made_from={},
     )
 
 
@@ -79,7 +82,31 @@ def test_classes_of_one_name_are_ranked_apart(tmp_path) -> None:
     assert table["tokens_in_dataset"].tolist() == [5, 12, 8, 12, 12, 5]
     again = Rankings.load(stage)
     assert all(torch.equal(again.ranks[name], rank) for name, rank in result.ranks.items())
-    assert stage.load_json("section")["html"].count("missile") == 2
+    assert stage.load_json("section")["html"].count("missile") == 2 + 4  # table, both axes of the heat map
+    with Image.open(stage.path / "shared_latents.png") as picture:
+        assert picture.format == "PNG"
+
+
+def test_shared_latents_are_counted_for_every_pair_of_classes() -> None:
+    columns = classes.top_latents(TWINS, classes.rankings(TWINS), top=2)
+    assert first_latents(columns, 3) == [[0, 2], [1, 2], [2, 0]]
+    assert first_latents(columns, 2) == [[0, 2], [1, 2]]
+    assert shared_counts([[0, 2], [1, 2], [2, 0], []]).tolist() == [
+        [2, 1, 2, 0],
+        [1, 2, 1, 0],
+        [2, 1, 2, 0],
+        [0, 0, 0, 0],
+    ]
+
+
+def test_the_heat_map_stops_at_forty_classes(tmp_path) -> None:
+    many = constructed(tuple(f"c{i:02d}" for i in range(43)), [[1, 0, 0, 0]] * 43)
+    stage = Run(tmp_path).stage("classes")
+    classes.run(many, stage)
+    html = stage.load_json("section")["html"]
+    assert "c39" in html
+    assert "c40" not in html
+    assert "The first 40 of 43 classes" in html
 
 
 def test_common_latents_go_to_the_end() -> None:

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 
 from patchsae.clip import SplitCLIP, load_clip
 from patchsae.data import ImageDataset, open_images
+from patchsae.interrupt import Interrupted
 from patchsae.runs import Run, Stage
 from patchsae.sae import SparseAutoencoder
 from patchsae.training.config import TrainConfig
@@ -25,11 +26,11 @@ SIZES = {
 SOURCE = "shapes:train?n=23&seed=5&size=16"
 
 
-def write_clip(folder: Path) -> Path:
+def write_clip(folder: Path, seed: int = 0) -> Path:
     """A CLIP of T = 5 tokens and D = 16 with random weights, in open_clip's local-dir layout."""
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(0)
+        torch.default_generator.manual_seed(seed)
         model = open_clip.CLIP(**SIZES)
     save_file(model.state_dict(), folder / "open_clip_model.safetensors")
     (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": SIZES, "preprocess_cfg": {}}))
@@ -75,9 +76,13 @@ def final_bytes(stage: Stage) -> bytes:
 
 if __name__ == "__main__":
     run_folder, clip_folder, changes, worker_count = sys.argv[1:]
-    train_in(
-        Path(run_folder),
-        open_clip_dir(Path(clip_folder)),
-        short_config(**json.loads(changes)),
-        workers=int(worker_count),
-    )
+    try:
+        train_in(
+            Path(run_folder),
+            open_clip_dir(Path(clip_folder)),
+            short_config(**json.loads(changes)),
+            workers=int(worker_count),
+        )
+    except Interrupted as stop:
+        print(stop, file=sys.stderr)
+        raise

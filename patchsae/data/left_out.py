@@ -1,0 +1,15 @@
+"""What is said about images that could not be decoded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from patchsae.data.base import BadImageRecord
+
+
+def left_out(bad: Sequence[BadImageRecord], images: int) -> list[str]:
+    """Lines to print: how many of `images` were left out, then each with its reason. Empty when all were good."""
+    if not bad:
+        return []
+    count = f"{len(bad):,} of {images:,} images could not be read and were left out:"
+    return [count, *(f"  {record.id}: {record.reason}" for record in bad)]

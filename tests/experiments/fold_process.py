@@ -1,0 +1,64 @@
+"""A fold in a process to be stopped: `python -m tests.experiments.fold_process RUN WORKERS`."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchvision.transforms.functional import to_tensor
+
+from patchsae.data import Batch, ImageDataset, Sample
+from patchsae.data.shapes import ShapesWorld
+from patchsae.experiments.config import ExtractOptions
+from patchsae.experiments.fold import FoldResult, fold
+from patchsae.interrupt import Interrupted
+from patchsae.runs import Run
+
+N = 400
+
+
+class Slow(ShapesWorld):
+    """Pictures that take long enough for a signal to come in between."""
+
+    def sample(self, i: int) -> Sample:
+        time.sleep(0.02)
+        return super().sample(i)
+
+
+class Sum:
+    """The sum of all pixels and the images in it."""
+
+    def __init__(self) -> None:
+        self.total = torch.zeros(3, dtype=torch.float64)
+        self.seen: Tensor = torch.zeros(0, dtype=torch.int64)
+
+    def update(self, batch: Batch) -> None:
+        self.total += batch.pixels.double().sum((0, 2, 3))
+        self.seen = torch.cat([self.seen, batch.index])
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"total": self.total, "seen": self.seen}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        self.total, self.seen = state["total"], state["seen"]
+
+
+def fold_in(root: Path, dataset: ImageDataset, **options: Any) -> tuple[Sum, FoldResult]:
+    stage, accumulator = Run(root).stage("fold"), Sum()
+    with stage:
+        stage.begin({})
+        choices = ExtractOptions(**{"batch_size": 3, **options})
+        result = fold(dataset, to_tensor, accumulator.update, {"sum": accumulator}, choices, label="fold", stage=stage)
+    return accumulator, result
+
+
+if __name__ == "__main__":
+    try:
+        fold_in(Path(sys.argv[1]), Slow(n=N), workers=int(sys.argv[2]), save_minutes=0)
+    except Interrupted as stop:
+        print(stop, file=sys.stderr)
+        raise

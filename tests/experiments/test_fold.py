@@ -1,0 +1,71 @@
+"""A fold: stopped together with its data workers it saves and goes on, and it says which images it left out."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from patchsae.data import BadImage, Sample
+from patchsae.data.shapes import ShapesWorld
+from patchsae.runs import Run
+from tests.experiments.fold_process import N, fold_in
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.slow  # a process of its own imports torch and torchvision first
+@pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_to_the_whole_process_group_saves(tmp_path: Path, signum: int, status: int) -> None:
+    command = [sys.executable, "-m", "tests.experiments.fold_process", str(tmp_path / "broken"), "1"]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    saved = tmp_path / "broken" / "fold" / "fold.safetensors"
+    deadline = time.monotonic() + 120
+    while not saved.exists():
+        assert process.poll() is None, "ended before it could be stopped"
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    os.killpg(process.pid, signum)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == status, errors
+    assert errors.count("the same command goes on from there") == 1
+    assert "Traceback" not in errors
+    assert 0 < int(Run(tmp_path / "broken").stage("fold").load_tensors("fold")["position"]) < N
+    (resumed, _), (whole, _) = (fold_in(tmp_path / name, ShapesWorld(n=N)) for name in ("broken", "whole"))
+    assert torch.equal(resumed.total, whole.total)
+    assert resumed.seen.tolist() == whole.seen.tolist() == list(range(N))
+
+
+class WithBadImages(ShapesWorld):
+    def sample(self, i: int) -> Sample:
+        if i in (2, 5):
+            raise BadImage(self.ids(i), "torn")
+        return super().sample(i)
+
+
+def test_images_left_out_are_named_at_the_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    dataset = WithBadImages(n=8)
+    accumulator, result = fold_in(tmp_path / "bad", dataset, on_bad_image="skip")
+    assert accumulator.seen.tolist() == [0, 1, 3, 4, 6, 7]
+    assert result.used == 6
+    printed = capsys.readouterr().err
+    assert "2 of 8 images" in printed
+    assert [printed.count(f"{dataset.ids(i)}: torn") for i in range(8)] == [0, 0, 1, 0, 0, 1, 0, 0]
+    fold_in(tmp_path / "good", ShapesWorld(n=8))
+    assert "left out" not in capsys.readouterr().err
+
+
+class Failing(ShapesWorld):
+    def sample(self, i: int) -> Sample:
+        raise RuntimeError("the disk is on fire")
+
+
+def test_a_failure_without_a_signal_is_no_stop(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="on fire"):
+        fold_in(tmp_path, Failing(n=8))
