@@ -3,15 +3,17 @@
 # The same verbs run on your images and on OpenAI's CLIP; see the README.
 set -eu
 RUN=${RUN:-runs/demo}
+PROMPTS='a photo of a {}.'
 
-patchsae train --run "$RUN" --images shapes --split train \
-    --expansion 16 --total-images 24000 --batch-size 32 --warm-up-steps 100 --l1 3e-4
-patchsae extract --run "$RUN" --limit 2000
+patchsae train --run "$RUN" --images shapes --split train --workers 1 \
+    --expansion 8 --total-images 16000 --batch-size 32 --lr 4e-3 --warm-up-steps 50 --l1 1e-3
+patchsae extract --run "$RUN" --limit 2000 --workers 1
 patchsae classes --run "$RUN"
-patchsae mask --run "$RUN" --split test --limit 400 --templates "a photo of a {}." "a {}."
-patchsae tinyclip --out "$RUN/adapted" --from tiny --images "shapes:train?style=outline" --steps 40
-patchsae compare --run "$RUN" --split test --limit 400 --other-model "local-dir:$RUN/adapted" --labels CLIP adapted \
-    --templates "a photo of a {}." "a {}."
+patchsae mask --run "$RUN" --split test --limit 400 --templates "$PROMPTS"
+# Adapt the CLIP to combinations of shape, colour and texture it was not trained on, compare on still others.
+patchsae tinyclip --out "$RUN/adapted" --from tiny --images shapes:val --steps 60 --batch-size 32 --lr 3e-4
+patchsae compare --run "$RUN" --split test --limit 300 --other-model "local-dir:$RUN/adapted" \
+    --labels CLIP adapted --templates "$PROMPTS"
 patchsae explain --run "$RUN" --split test --index 3 14
 
 echo "Open $RUN/report.html in a browser."

@@ -12,8 +12,9 @@ from torch import Tensor
 from patchsae.experiments import classes_section
 from patchsae.experiments.config import ClassesOptions
 from patchsae.experiments.extraction import Extraction
-from patchsae.experiments.identity import fingerprint, stage_config
+from patchsae.experiments.identity import stage_config
 from patchsae.experiments.rankings import common_latents, order_of, random_rank, rank_by
+from patchsae.hashing import fingerprint
 from patchsae.report import figures
 
 if TYPE_CHECKING:

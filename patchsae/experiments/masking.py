@@ -21,11 +21,12 @@ from patchsae.experiments.classes import Rankings
 from patchsae.experiments.config import MAY_DIFFER, MaskOptions
 from patchsae.experiments.extract import require_fit
 from patchsae.experiments.fold import FoldResult, discard_state, fold
-from patchsae.experiments.identity import describe_sources, fingerprint, require_same_models, stage_config
+from patchsae.experiments.identity import describe_sources, require_same_models, stage_config
 from patchsae.experiments.mask_result import MaskResult
 from patchsae.experiments.masking_section import ON_RANKED_IMAGES, accuracy_curves, section
 from patchsae.experiments.recall import RecallCounts
 from patchsae.experiments.sweep import sweep_embeddings, sweep_ks, variants
+from patchsae.hashing import fingerprint
 from patchsae.report import figures
 from patchsae.sae import SparseAutoencoder
 
