@@ -88,7 +88,7 @@ def resolve(name: str, pretrained: str | None) -> Source:
         FileNotFoundError: a local directory or file is missing.
         PatchsaeError: a download failed.
     """
-    source = _resolve_directory(name, pretrained) if is_directory(name) else _resolve_builtin(name, pretrained)
+    source = _resolve_directory(name, pretrained) if _is_directory(name) else _resolve_builtin(name, pretrained)
     refuse_other_towers(name, source.config)
     return source if source.weights or not source.tag else _download(source)
 
@@ -192,7 +192,7 @@ def _activation_name(quick_gelu: bool) -> str:
     return "QuickGELU" if quick_gelu else "GELU"
 
 
-def is_directory(name: str) -> bool:
+def _is_directory(name: str) -> bool:
     return name == "tiny" or name.startswith(LOCAL_DIR)
 
 

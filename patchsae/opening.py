@@ -84,7 +84,7 @@ def clip(choice: Model, origin: Mapping[str, Any]) -> SplitCLIP:
         random = "model_seed" in origin
     else:
         random = pretrained == "random"
-    if pretrained is None and not random and not clip_weights.is_directory(name):
+    if pretrained is None and not random and name.replace("/", "-") in open_clip.list_models():
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(name.replace("/", "-"))) or "none"
         raise ValueError(
             f"--pretrained is not given for {name!r}: expected a tag ({tags}), a file of weights, or 'random'"

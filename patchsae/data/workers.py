@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator
 from typing import Any, Generic, TypeVar
 
@@ -23,6 +24,7 @@ def in_workers(work: Callable[[int], T], count: int, workers: int) -> Iterator[T
         batch_size=None,
         num_workers=workers,
         collate_fn=_unchanged,
+        worker_init_fn=_leave_signals_to_the_parent,
         generator=torch.Generator(),  # its own, or starting the workers would draw from the global one
     )
     return iter(loader)
@@ -38,6 +40,15 @@ class _Pieces(Dataset[T], Generic[T]):
 
     def __getitem__(self, piece: int) -> T:
         return self.work(piece)
+
+
+def _leave_signals_to_the_parent(_: int) -> None:
+    """A terminal or a batch system signals the whole group; workers that died of it would break the parent's last step.
+
+    They end when the parent closes their queue or is gone.
+    """
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, signal.SIG_IGN)
 
 
 def _unchanged(result: T) -> T:
