@@ -48,10 +48,11 @@ def bench(
 
 
 def table(records: Sequence[measure.Record], title: str) -> Table:
-    """One row an op: time, ratio to plain PyTorch, share of the limit, memory."""
+    """One row an op: time, ratio to plain PyTorch, share of the limit, peak memory, and what the limit is."""
     drawn = Table(title=title)
-    for name in ("op", "ms", "plain PyTorch, ms", "ratio", "share of limit", "peak MB", "limit"):
-        drawn.add_column(name, justify="left" if name in ("op", "limit") else "right")
+    for name in ("op", "ms", "PyTorch ms", "ratio", "of limit", "peak MB"):
+        drawn.add_column(name, justify="left" if name == "op" else "right", no_wrap=True)
+    drawn.add_column("limit", overflow="fold")
     for r in records:
         drawn.add_row(
             r.op,
