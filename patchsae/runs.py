@@ -83,7 +83,9 @@ class Stage:
     @property
     def finished(self) -> bool:
         """Whether the stage ran to its end."""
-        return (self.path / _FINISHED).exists() and (self.path / _CONFIG).exists()
+        # The order matters: a stage that is being discarded keeps both files for a moment.
+        done = (self.path / _FINISHED).exists() and (self.path / _CONFIG).exists()
+        return done and not (self.path / _DISCARDED).exists()
 
     @property
     def config(self) -> dict[str, Any] | None:
