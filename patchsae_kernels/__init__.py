@@ -4,7 +4,18 @@ Dense latents ``[N, S]`` never exist beyond a bounded row chunk. `describe` tell
 on this machine; `patchsae_kernels.reference` is the definition of correct.
 """
 
-from patchsae_kernels.api import decode, decode_masked, decode_sweep, encode, latent_stats, pool_tokens
+from patchsae_kernels.api import (
+    Reconstruction,
+    check_bounded,
+    decode,
+    decode_masked,
+    decode_sweep,
+    encode,
+    encode_bounded,
+    latent_stats,
+    pool_tokens,
+    reconstruct,
+)
 from patchsae_kernels.describe import describe
 from patchsae_kernels.latents import SparseLatents
 from patchsae_kernels.prepare import PreparedWeights, prepare
@@ -15,17 +26,21 @@ __all__ = [
     "AdamState",
     "LatentStats",
     "PreparedWeights",
+    "Reconstruction",
     "SparseLatents",
     "StepTerms",
     "adam_init",
     "adam_step",
+    "check_bounded",
     "decode",
     "decode_masked",
     "decode_sweep",
     "describe",
     "encode",
+    "encode_bounded",
     "latent_stats",
     "pool_tokens",
     "prepare",
+    "reconstruct",
     "sae_step",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -34,8 +35,9 @@ def encode(
     Args:
         x: ``[N, D]`` float32, bfloat16 or float16; N = 0 gives an empty result.
         weights: what `prepare` returned, or a raw ``W_enc [D, S]`` followed by ``b_enc [S]`` and ``b_dec [D]``.
-        activation: ``"relu"``; ``"topk"``: the k largest positive pre-activations, ties towards the lower latent; or
-            ``"jumprelu"``: the pre-activation where it is above ``threshold [S]`` (>= 0).
+        activation: ``"relu"``; ``"topk"``: the k largest positive pre-activations, ties towards the lower latent;
+            ``"batchtopk"``: the N * k largest positive ones of the whole batch, ties towards the earlier token, then the
+            lower latent; or ``"jumprelu"``: the pre-activation where it is above ``threshold [S]`` (>= 0).
         precision: ``"exact"``: float32 answers; ``"bf16"``: inputs and weights rounded to bfloat16, float32
             accumulation; ``"fp32"``: plain float32 (TF32 only where PyTorch's own switch allows it).
         budget_mb: the most memory for dense pre-activations and their temporaries at any time, in MB.
@@ -49,10 +51,114 @@ def encode(
     """
     w = as_prepared(weights, b_enc, b_dec)
     checks.encode_arguments(x, w.W_enc, activation, k, threshold, precision)
+    packed, budget = w.packed(precision), checks.budget_bytes(budget_mb)
     values, indices, indptr = torch.ops.patchsae.encode(
-        x, w.W_enc, w.b_enc, w.b_dec, threshold, activation, k or 0, precision, checks.budget_bytes(budget_mb)
+        x, w.W_enc, w.b_enc, w.b_dec, packed, threshold, activation, k or 0, precision, budget
     )
     return SparseLatents(values, indices, indptr, (x.shape[0], w.W_enc.shape[1]))
+
+
+def encode_bounded(
+    x: Tensor,
+    weights: PreparedWeights,
+    *,
+    capacity: int,
+    activation: str = "relu",
+    k: int | None = None,
+    threshold: Tensor | None = None,
+    precision: str = "exact",
+    budget_mb: float = 256,
+) -> tuple[SparseLatents, Tensor]:
+    """`encode` into a fixed number of places, for CUDA graphs: nothing is read from the device. Not differentiable.
+
+    Args:
+        capacity: places for entries. The other arguments are `encode`'s; ``"batchtopk"`` is not offered, because what it
+            keeps is only known after reading the device.
+
+    Returns:
+        latents: values and indices ``[capacity]``, of which the first ``indptr[-1]`` count; the ops here look no further.
+        status: int64 ``[4]`` on x's device. Read it with `check_bounded` once the graph has run: until then the latents
+            may be incomplete.
+    """
+    w = as_prepared(weights, None, None)
+    checks.encode_arguments(x, w.W_enc, activation, k, threshold, precision)
+    checks.option("activation", activation, ("relu", "topk", "jumprelu"))
+    if capacity < 0:
+        raise ValueError(f"capacity is {capacity}; expected a number of entries >= 0")
+    packed, budget = w.packed(precision), checks.budget_bytes(budget_mb)
+    with torch.no_grad():
+        *csr, status = torch.ops.patchsae.encode_bounded(
+            x, w.W_enc, w.b_enc, w.b_dec, packed, threshold, activation, k or 0, precision, budget, capacity
+        )
+    return SparseLatents(csr[0], csr[1], csr[2], (x.shape[0], w.W_enc.shape[1])), status
+
+
+def check_bounded(z: SparseLatents, status: Tensor) -> SparseLatents:
+    """What `encode_bounded` left, without the unused places. Reads the device once.
+
+    Raises:
+        OverflowError: entries were left out: the message says how many places are needed, or how many tokens have too many
+            candidates for a bounded encode (`encode` repairs those).
+        ValueError: x held a NaN or an infinity (the first row is named), or the threshold a negative value.
+    """
+    entries, over, bad, wrong = status.tolist()
+    if bad < z.shape[0]:
+        raise ValueError(f"x has a NaN or an infinity in row {bad}")
+    if wrong:
+        raise ValueError("threshold holds a negative value or NaN; expected threshold >= 0")
+    if over:
+        raise OverflowError(f"{over} of {z.shape[0]} tokens have too many candidates for a bounded encode; use encode")
+    if entries > z.nnz:
+        raise OverflowError(f"capacity is {z.nnz}; {entries} entries need a place")
+    return SparseLatents(z.values[:entries], z.indices[:entries], z.indptr, z.shape)
+
+
+class Reconstruction(NamedTuple):
+    """Attributes:
+
+    y: float32 ``[N, D]``, the reconstruction.
+    squared_error: float32 ``[N]``, sum over D of (y - x)^2.
+    l1: float32 ``[N]``, sum of the latents.
+    l0: int64 ``[N]``, number of active latents.
+    """
+
+    y: Tensor
+    squared_error: Tensor
+    l1: Tensor
+    l0: Tensor
+
+
+def reconstruct(
+    x: Tensor,
+    weights: PreparedWeights,
+    W_dec: Tensor,
+    *,
+    activation: str = "relu",
+    k: int | None = None,
+    threshold: Tensor | None = None,
+    precision: str = "exact",
+    budget_mb: float = 256,
+) -> Reconstruction:
+    """``decode(encode(x))`` with the terms of a loss, for callers that do not want the latents. Not differentiable.
+
+    The latents exist for one chunk of tokens at a time. Training wants `sae_step`.
+
+    Args:
+        W_dec: ``[S, D]`` float32 or bfloat16; the decoder's bias is the ``b_dec`` of the weights. The other arguments are
+            `encode`'s.
+    """
+    w = as_prepared(weights, None, None)
+    checks.encode_arguments(x, w.W_enc, activation, k, threshold, precision)
+    checks.shape("W_dec", W_dec, (w.shape[1], w.shape[0]), "[S, D]")
+    checks.dtype("W_dec", W_dec, checks.DICTIONARIES)
+    checks.same_device(x=x, W_dec=W_dec)
+    packed, budget = w.packed(precision), checks.budget_bytes(budget_mb)
+    with torch.no_grad():
+        return Reconstruction(
+            *torch.ops.patchsae.reconstruct(
+                x, w.W_enc, w.b_enc, w.b_dec, packed, threshold, W_dec, activation, k or 0, precision, budget
+            )
+        )
 
 
 def decode(z: SparseLatents, W_dec: Tensor, b_dec: Tensor) -> Tensor:

@@ -9,7 +9,9 @@ from patchsae_kernels.latents import SparseLatents
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 WEIGHTS = (torch.float32, torch.float64)
-ACTIVATIONS = ("relu", "topk", "jumprelu")
+DICTIONARIES = (torch.float32, torch.bfloat16, torch.float64)
+ACTIVATIONS = ("relu", "topk", "batchtopk", "jumprelu")
+WITH_K = ("topk", "batchtopk")
 PRECISIONS = ("exact", "bf16", "fp32")
 
 
@@ -89,8 +91,10 @@ def encode_arguments(
     same_device(x=x, W_enc=W_enc, threshold=threshold)
     option("activation", activation, ACTIVATIONS)
     option("precision", precision, PRECISIONS)
-    if (k is not None) != (activation == "topk"):
-        raise ValueError(f"k is {k} with activation={activation!r}; expected k with 'topk' and only there")
+    if (k is not None) != (activation in WITH_K):
+        raise ValueError(
+            f"k is {k} with activation={activation!r}; expected k with 'topk' or 'batchtopk' and only there"
+        )
     if k is not None and not 1 <= k <= s:
         raise ValueError(f"k is {k}; expected 1 <= k <= S = {s}")
     if (threshold is not None) != (activation == "jumprelu"):
@@ -108,7 +112,7 @@ def decoder(z: SparseLatents, W_dec: Tensor, b_dec: Tensor) -> None:
         raise TypeError(f"z is a {type(z).__name__}; expected SparseLatents (SparseLatents.from_dense makes one)")
     shape("W_dec", W_dec, (z.shape[1], -1), f"[S, D] with S = {z.shape[1]}")
     shape("b_dec", b_dec, (W_dec.shape[1],), "[D]")
-    dtype("W_dec", W_dec, (torch.float32, torch.bfloat16, torch.float64))
+    dtype("W_dec", W_dec, DICTIONARIES)
     dtype("b_dec", b_dec, (torch.float32, torch.float64))
     same_device(z=z.values, W_dec=W_dec, b_dec=b_dec)
 

@@ -12,14 +12,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from patchsae_kernels import checks, cpu, reference, reference_training
+from patchsae_kernels import composite, cpu, gpu, reference, reference_training
 
 _lib = torch.library.Library("patchsae", "DEF")
 _REFERENCE = "CompositeExplicitAutograd"
 
 _SCHEMAS = (
-    "encode(Tensor x, Tensor W_enc, Tensor b_enc, Tensor b_dec, Tensor? threshold, str activation, int k, "
-    "str precision, int budget) -> (Tensor, Tensor, Tensor)",
+    "encode(Tensor x, Tensor W_enc, Tensor b_enc, Tensor b_dec, Tensor[] packed, Tensor? threshold, str activation, "
+    "int k, str precision, int budget) -> (Tensor, Tensor, Tensor)",
+    "encode_bounded(Tensor x, Tensor W_enc, Tensor b_enc, Tensor b_dec, Tensor[] packed, Tensor? threshold, "
+    "str activation, int k, str precision, int budget, int capacity) -> (Tensor, Tensor, Tensor, Tensor)",
+    "reconstruct(Tensor x, Tensor W_enc, Tensor b_enc, Tensor b_dec, Tensor[] packed, Tensor? threshold, Tensor W_dec, "
+    "str activation, int k, str precision, int budget) -> (Tensor, Tensor, Tensor, Tensor)",
     "encode_backward(Tensor grad_values, Tensor indices, Tensor indptr, Tensor x, Tensor W_enc, Tensor b_dec) "
     "-> (Tensor, Tensor, Tensor, Tensor)",
     "decode(Tensor values, Tensor indices, Tensor indptr, Tensor W_dec, Tensor b_dec) -> Tensor",
@@ -45,96 +49,23 @@ for _schema in _SCHEMAS:
 BACKWARD_BUDGET = 256 * 2**20
 
 
-def _encode(
-    x: Tensor,
-    W_enc: Tensor,
-    b_enc: Tensor,
-    b_dec: Tensor,
-    threshold: Tensor | None,
-    activation: str,
-    k: int,
-    precision: str,
-    budget: int,
-) -> tuple[Tensor, Tensor, Tensor]:
-    checks.finite_rows("x", x)
-    if threshold is not None:
-        checks.non_negative("threshold", threshold)
-    return reference.encode(x, W_enc, b_enc, b_dec, threshold, activation, k, precision, budget)
-
-
-def _decode_masked(
-    values: Tensor,
-    indices: Tensor,
-    indptr: Tensor,
-    keep: Tensor,
-    W_dec: Tensor,
-    b_dec: Tensor,
-    class_ids: Tensor | None,
-) -> Tensor:
-    if class_ids is not None:
-        checks.in_range("class_ids", class_ids, 0, keep.shape[0])
-    kept = reference.filter_entries(values, indices, indptr, reference.per_entry(keep, indices, indptr, class_ids))
-    return torch.ops.patchsae.decode(*kept, W_dec, b_dec)
-
-
-def _decode_sweep(
-    values: Tensor,
-    indices: Tensor,
-    indptr: Tensor,
-    rank: Tensor,
-    ks: list[int],
-    W_dec: Tensor,
-    b_dec: Tensor,
-    class_ids: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    if class_ids is not None:
-        checks.in_range("class_ids", class_ids, 0, rank.shape[0])
-    order = sorted(range(len(ks)), key=ks.__getitem__)
-    segments = reference.sweep_segments(values, indices, indptr, rank, [ks[i] for i in order], class_ids)
-    parts = torch.ops.patchsae.decode(*segments, W_dec, torch.zeros_like(b_dec))
-    on, off = reference.sweep_sums(parts.view(-1, len(ks) + 1, W_dec.shape[1]), b_dec)
-    if order != list(range(len(ks))):
-        back = torch.argsort(torch.tensor(order, device=on.device))
-        return on[back], off[back]
-    return on, off
-
-
-def _latent_stats_(
-    values: Tensor,
-    indices: Tensor,
-    indptr: Tensor,
-    tokens_per_image: int,
-    threshold: float,
-    labels: Tensor | None,
-    first_image: int,
-    sums: Tensor,
-    counts: Tensor,
-    image_counts: Tensor,
-    max_values: Tensor,
-    max_position: Tensor,
-    class_counts: Tensor | None,
-) -> None:
-    if labels is not None and class_counts is not None:
-        checks.in_range("labels", labels, -1, class_counts.shape[0])
-    totals = (sums, counts, image_counts, max_values, max_position, class_counts)
-    reference.latent_stats_(values, indices, indptr, tokens_per_image, threshold, labels, first_image, *totals)
-
-
 def _decode_cpu(values: Tensor, indices: Tensor, indptr: Tensor, W_dec: Tensor, b_dec: Tensor) -> Tensor:
     implementation = cpu.decode if cpu.can_decode(values, W_dec, b_dec) else reference.decode
     return implementation(values, indices, indptr, W_dec, b_dec)
 
 
-_lib.impl("encode", _encode, _REFERENCE)
-_lib.impl("decode_masked", _decode_masked, _REFERENCE)
-_lib.impl("decode_sweep", _decode_sweep, _REFERENCE)
-_lib.impl("latent_stats_", _latent_stats_, _REFERENCE)
+for _name in ("encode", "encode_bounded", "reconstruct", "decode_masked", "decode_sweep", "latent_stats_"):
+    _lib.impl(_name, getattr(composite, _name), _REFERENCE)
 for _name in ("encode_backward", "decode", "decode_backward", "pool_tokens"):
     _lib.impl(_name, getattr(reference, _name), _REFERENCE)
 _lib.impl("sae_step", reference_training.sae_step, _REFERENCE)
 _lib.impl("adam_step_", reference_training.adam_step_, _REFERENCE)
-if cpu.available:
+if cpu.available and "CPU" not in gpu.KEYS:
     _lib.impl("decode", _decode_cpu, "CPU")
+_ON_GPU = ("encode", "encode_bounded", "reconstruct", "decode", "decode_masked", "decode_sweep", "latent_stats_")
+for _key in gpu.KEYS:
+    for _name in _ON_GPU:
+        _lib.impl(_name, getattr(gpu, _name), _key)
 
 
 def _csr_fake(template: Tensor, rows: int | torch.SymInt) -> tuple[Tensor, Tensor, Tensor]:
@@ -151,6 +82,23 @@ def _csr_fake(template: Tensor, rows: int | torch.SymInt) -> tuple[Tensor, Tenso
 @torch.library.register_fake("patchsae::encode", lib=_lib)
 def _encode_fake(x: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
     return _csr_fake(x, x.shape[0])
+
+
+@torch.library.register_fake("patchsae::encode_bounded", lib=_lib)
+def _encode_bounded_fake(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    capacity, tokens = rest[-1], x.shape[0]
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    integers = (
+        x.new_empty(n, dtype=t) for n, t in ((capacity, torch.int32), (tokens + 1, torch.int64), (4, torch.int64))
+    )
+    return x.new_empty(capacity, dtype=dtype), *integers
+
+
+@torch.library.register_fake("patchsae::reconstruct", lib=_lib)
+def _reconstruct_fake(x: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    per_token = [x.new_empty(x.shape[0], dtype=t) for t in (dtype, dtype, torch.int64)]
+    return x.new_empty(x.shape, dtype=dtype), *per_token
 
 
 @torch.library.register_fake("patchsae::encode_backward", lib=_lib)
@@ -220,11 +168,12 @@ def _encode_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tenso
     _, indices, indptr = output
     ctx.mark_non_differentiable(indices, indptr)
     ctx.save_for_backward(indices, indptr, x, W_enc, b_dec)
+    ctx.packed = len(inputs[4])
 
 
-def _encode_backward(ctx: Any, grad_values: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+def _encode_backward(ctx: Any, grad_values: Tensor, *_: Any) -> tuple[Any, ...]:
     grads = torch.ops.patchsae.encode_backward(grad_values.contiguous(), *ctx.saved_tensors)
-    return (*grads, None, None, None, None, None)
+    return (*grads, [None] * ctx.packed, None, None, None, None, None)
 
 
 def _decode_setup(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -260,11 +209,16 @@ torch.library.register_autograd(
 
 
 def implementations() -> dict[str, str]:
-    """What serves each op on the CPU, with the reason where it is the reference."""
+    """What serves each op on this machine's CPU and, where there is one, GPU."""
     names = [schema[: schema.index("(")] for schema in _SCHEMAS]
-    table = dict.fromkeys(names, "reference (PyTorch): no native implementation yet")
-    if cpu.available:
+    table = dict.fromkeys(names, "reference (PyTorch)")
+    if "CPU" in gpu.KEYS:
+        table.update(dict.fromkeys(_ON_GPU, "Triton, in its interpreter (TRITON_INTERPRET=1)"))
+    elif cpu.available:
         table["decode"] = f"native C++ ({cpu.isa()}), float32 and bfloat16 rows; reference for float64"
     else:
         table["decode"] = f"reference (PyTorch): the extension is not here ({cpu.missing})"
+    if torch.cuda.is_available():
+        for name in names:
+            table[name] += "; on the GPU " + ("Triton" if gpu.available and name in _ON_GPU else "reference (PyTorch)")
     return table

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from patchsae_kernels import checks
+from patchsae_kernels import checks, gpu
 
 
 class PreparedWeights:
@@ -19,13 +19,13 @@ class PreparedWeights:
         checks.encoder_weights(W_enc, b_enc, b_dec)
         self.W_enc, self.b_enc, self.b_dec = W_enc, b_enc, b_dec
         self._versions: tuple[int, ...] = ()  # none yet: a first refresh while tracing leaves the check to a later one
+        self._packed: dict[str, list[Tensor]] = {}
         self.refresh()
 
     def refresh(self) -> None:
         """Call after the weights changed in place (an optimiser step, a load): checks them anew.
 
-        An implementation that packs weights keeps its copies on this object and makes them again here; the reference
-        needs none.
+        Packed copies are made again when they are next asked for.
 
         Raises:
             ValueError: a weight is NaN or infinite.
@@ -34,12 +34,21 @@ class PreparedWeights:
             return
         for name in ("W_enc", "b_enc", "b_dec"):
             checks.finite_weight(name, getattr(self, name))
+        self._packed.clear()
         self._versions = self._current()
 
     def refresh_if_stale(self) -> None:
         """`refresh` when the weights changed in place since the last time (not while tracing)."""
         if not torch.compiler.is_compiling() and self._versions != self._current():
             self.refresh()
+
+    def packed(self, precision: str) -> list[Tensor]:
+        """The copies that the implementation for this device wants at a precision; made on first use, maybe none."""
+        if not gpu.serves(self.W_enc.device) or torch.compiler.is_compiling():
+            return self._packed.get(precision, [])
+        if precision not in self._packed:
+            self._packed[precision] = gpu.pack(self.W_enc, self.b_enc, precision)
+        return self._packed[precision]
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -19,9 +19,9 @@ def leaf(tensor, needs_grad):
 def test_opcheck_encode(grad):
     case = make_case(0, 5, 8, 20)
     args = [leaf(t, grad) for t in (case.x, case.W_enc, case.b_enc, case.b_dec)]
-    opcheck(OPS.encode.default, (*args, None, "relu", 0, "exact", BUDGET))
-    opcheck(OPS.encode.default, (*args, None, "topk", 3, "fp32", BUDGET))
-    opcheck(OPS.encode.default, (*args, torch.full((20,), 0.1), "jumprelu", 0, "bf16", BUDGET))
+    opcheck(OPS.encode.default, (*args, [], None, "relu", 0, "exact", BUDGET))
+    opcheck(OPS.encode.default, (*args, [], None, "topk", 3, "fp32", BUDGET))
+    opcheck(OPS.encode.default, (*args, [], torch.full((20,), 0.1), "jumprelu", 0, "bf16", BUDGET))
 
 
 @pytest.mark.parametrize("grad", [False, True])
@@ -44,6 +44,9 @@ def test_opcheck_ops_without_gradient():
     opcheck(OPS.decode_sweep.default, (*csr, torch.randperm(20).int(), [1, 5], case.W_dec, case.b_dec, None))
     opcheck(OPS.latent_stats_.default, (*csr, 3, 0.2, torch.tensor([0, 1]), 0, *totals))
     opcheck(OPS.pool_tokens.default, (*csr, 20, 3, BUDGET))
+    encoder = (case.x, case.W_enc, case.b_enc, case.b_dec, [], None)
+    opcheck(OPS.encode_bounded.default, (*encoder, "topk", 3, "exact", BUDGET, 30))
+    opcheck(OPS.reconstruct.default, (*encoder, case.W_dec, "relu", 0, "exact", BUDGET))
     opcheck(OPS.encode_backward.default, (*csr, case.x, case.W_enc, case.b_dec))
     opcheck(OPS.decode_backward.default, (case.x, *csr, case.W_dec, BUDGET))
     step = (case.x, case.W_enc, case.b_enc, case.W_dec, case.b_dec, torch.tensor([1, 4]), 1e-3, 1.0, 3, BUDGET)
@@ -94,5 +97,5 @@ def test_bad_values_are_errors_inside_a_compiled_graph_too():
 def test_describe_names_every_op():
     assert set(pk.describe()["ops"]) == {
         "encode", "encode_backward", "decode", "decode_backward", "decode_masked", "decode_sweep", "latent_stats_",
-        "pool_tokens", "sae_step", "adam_step_",
+        "pool_tokens", "sae_step", "adam_step_", "encode_bounded", "reconstruct",
     }  # fmt: skip

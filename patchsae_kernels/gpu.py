@@ -1,0 +1,92 @@
+"""The Triton implementations, as the ops call them: loaded on first use, so that a machine without a GPU never does.
+
+They serve CUDA and ROCm tensors (PyTorch calls both "CUDA"). With ``TRITON_INTERPRET=1`` in the environment Triton's
+interpreter runs them, and they serve CPU tensors as well: this is how they are tested without a GPU.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from patchsae_kernels import composite, reference
+
+interpreted: bool = os.environ.get("TRITON_INTERPRET") == "1"
+available: bool = importlib.util.find_spec("triton") is not None
+KEYS: tuple[str, ...] = (("CUDA", "CPU") if interpreted else ("CUDA",)) if available else ()
+"""Dispatch keys that these implementations are registered for."""
+
+
+def serves(device: torch.device) -> bool:
+    """Whether tensors of a device come here."""
+    return device.type.upper() in KEYS
+
+
+def pack(W_enc: Tensor, b_enc: Tensor, precision: str) -> list[Tensor]:
+    """Packed copies for `encode`; empty where the reference serves these weights."""
+    from patchsae_kernels.triton import encode as fast
+    from patchsae_kernels.triton import pack as packing
+
+    return list(packing.pack(W_enc, b_enc, precision)) if fast.takes(W_enc, W_enc) else []
+
+
+def encode(x: Tensor, W_enc: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    from patchsae_kernels.triton import encode as fast
+
+    return fast.encode(x, W_enc, *rest) if fast.takes(x, W_enc) else composite.encode(x, W_enc, *rest)
+
+
+def encode_bounded(x: Tensor, W_enc: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    from patchsae_kernels.triton import encode as fast
+
+    return fast.encode_bounded(x, W_enc, *rest) if fast.takes(x, W_enc) else composite.encode_bounded(x, W_enc, *rest)
+
+
+def reconstruct(x: Tensor, W_enc: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    from patchsae_kernels.triton import encode as fast
+    from patchsae_kernels.triton import reconstruct as fused
+
+    return fused.reconstruct(x, W_enc, *rest) if fast.takes(x, W_enc) else composite.reconstruct(x, W_enc, *rest)
+
+
+def decode(values: Tensor, indices: Tensor, indptr: Tensor, W_dec: Tensor, b_dec: Tensor) -> Tensor:
+    from patchsae_kernels.triton import decode as fast
+
+    chosen = fast.decode if fast.takes_decode(values, W_dec, b_dec) else reference.decode
+    return chosen(values, indices, indptr, W_dec, b_dec)
+
+
+def decode_masked(
+    values: Tensor, indices: Tensor, indptr: Tensor, keep: Tensor, W_dec: Tensor, b_dec: Tensor, ids: Tensor | None
+) -> Tensor:
+    from patchsae_kernels.triton import decode as fast
+
+    chosen = fast.decode_masked if fast.takes_decode(values, W_dec, b_dec) else composite.decode_masked
+    return chosen(values, indices, indptr, keep, W_dec, b_dec, ids)
+
+
+def decode_sweep(
+    values: Tensor,
+    indices: Tensor,
+    indptr: Tensor,
+    rank: Tensor,
+    ks: list[int],
+    W_dec: Tensor,
+    b_dec: Tensor,
+    ids: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    from patchsae_kernels.triton import decode, sweep
+
+    chosen = sweep.decode_sweep if decode.takes_decode(values, W_dec, b_dec) else composite.decode_sweep
+    return chosen(values, indices, indptr, rank, ks, W_dec, b_dec, ids)
+
+
+def latent_stats_(values: Tensor, indices: Tensor, indptr: Tensor, tokens_per_image: int, *rest: Any) -> None:
+    from patchsae_kernels.triton import stats as fast
+
+    chosen = fast.latent_stats_ if fast.can_latent_stats(values, tokens_per_image) else composite.latent_stats_
+    chosen(values, indices, indptr, tokens_per_image, *rest)

@@ -1,0 +1,293 @@
+"""Decode on a GPU: gather the dictionary rows of each token's active latents and add them up.
+
+What bounds it: L0 149 rows of D = 768 are 229 KB a token in bfloat16 and 457 KB in float32; a paper batch of 25,216 tokens
+moves 5.8 and 11.5 GB, far more than the dictionary's 75 and 151 MB, so nearly all of it can come from the L2: 1.05 and 2.1 ms
+at 5.5 TB/s. Issuing the instructions (31 a row and warp in bfloat16, from the machine code) takes 0.4 ms beside it. Hence:
+
+- D is cut into slices of 512 bytes, and tokens run fastest in the grid: while one slice is being served, what is gathered
+  from is S * 512 bytes = 25 MB, which stays in the L2 of the parts in question (40 MB and more); the whole dictionary does not.
+- One warp serves a token's slice: 16 bytes a lane are one row, so rows are added up inside each lane, in the order of the
+  entries, without shared memory, barriers or shuffles, and the sum depends on nothing but the token.
+- The rows of a step are loaded before the first is used: 8 are 4 KB in flight a warp, 128 KB in the 32 one-warp programs
+  that a multiprocessor takes (at 64 registers); bandwidth times latency (42 bytes/ns a multiprocessor, 600 ns loaded) asks
+  for 25 KB. Only the last step is masked: eight masks in every step cost more than the arithmetic.
+- D and the row stride are compiled in: an address is one multiply-add, and a D of whole slices needs no mask.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from patchsae_kernels.triton.launch import launch
+
+SLICE_BYTES = 512
+TOKENS_PER_SUM = 128
+
+
+@dataclass(frozen=True)
+class DecodeLaunch:
+    """How the gathering kernels are started.
+
+    Attributes:
+        block_d: elements of a row that one program serves.
+        rows: dictionary rows loaded together.
+        num_warps: warps a program.
+        num_stages: 1: nothing is pipelined through shared memory; other warps hide the latency.
+    """
+
+    block_d: int
+    rows: int = 8
+    num_warps: int = 1
+    num_stages: int = 1
+
+
+def decode_launch(width: int, dtype: torch.dtype) -> DecodeLaunch:
+    """One row slice is one 16-byte load a lane of a 32-wide warp: 256 bfloat16 or 128 float32 elements (D = 768: 3 or 6)."""
+    return DecodeLaunch(min(SLICE_BYTES // dtype.itemsize, max(16, triton.next_power_of_2(width))))
+
+
+def takes_decode(values: Tensor, W_dec: Tensor, b_dec: Tensor) -> bool:
+    """Whether the functions here and in `patchsae_kernels.triton.sweep` take these dtypes; the reference takes the others."""
+    return (
+        values.dtype in (torch.float32, torch.bfloat16)
+        and W_dec.dtype in (torch.float32, torch.bfloat16)
+        and b_dec.dtype == torch.float32
+    )
+
+
+def decode(values: Tensor, indices: Tensor, indptr: Tensor, W_dec: Tensor, b_dec: Tensor) -> Tensor:
+    """``z W_dec + b_dec``, ``[N, D]`` float32, accumulated in float32.
+
+    Indices must lie in 0..S-1: they are not checked. W_dec is copied first unless the elements of a row are adjacent.
+    """
+    return _decode(values, indices, indptr, None, W_dec, b_dec, None)
+
+
+def decode_masked(
+    values: Tensor,
+    indices: Tensor,
+    indptr: Tensor,
+    keep: Tensor,
+    W_dec: Tensor,
+    b_dec: Tensor,
+    class_ids: Tensor | None,
+) -> Tensor:
+    """`decode` of the latents in ``keep`` (bool ``[S]``, or ``[C, S]`` with ``class_ids`` ``[N]``), ``[N, D]`` float32.
+
+    Rows of dropped latents are not loaded. A token whose class is not in 0..C-1 is NaN.
+    """
+    return _decode(values, indices, indptr, keep, W_dec, b_dec, class_ids)
+
+
+def decode_with_losses(
+    values: Tensor, indices: Tensor, indptr: Tensor, W_dec: Tensor, b_dec: Tensor, x: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`decode` and each token's loss terms in the same pass.
+
+    Args:
+        x: what was encoded, ``[N, D]`` float32, bfloat16 or float16.
+
+    Returns:
+        ``y`` ``[N, D]``; ``sum_d (y - x)^2``, ``[N]``; the sum of the values, ``[N]``; all float32; and the number of entries,
+        int32 ``[N]``.
+    """
+    tokens, count = indptr.shape[0] - 1, slices(W_dec)
+    parts = W_dec.new_empty(count, tokens, dtype=torch.float32)
+    squared_error, l1 = parts.new_empty(tokens), parts.new_empty(tokens)
+    l0 = parts.new_empty(tokens, dtype=torch.int32)
+    y = _decode(values, indices, indptr, None, W_dec, b_dec, None, (adjacent(x), parts, l1, l0))
+    grid = (triton.cdiv(tokens, TOKENS_PER_SUM),)
+    options = {"BLOCK": TOKENS_PER_SUM, "num_warps": 4, "num_stages": 1}
+    launch(decode_losses_kernel, grid, parts, squared_error, tokens, count, **options)
+    return y, squared_error, l1, l0
+
+
+def _decode(
+    values: Tensor,
+    indices: Tensor,
+    indptr: Tensor,
+    keep: Tensor | None,
+    W_dec: Tensor,
+    b_dec: Tensor,
+    class_ids: Tensor | None,
+    losses: tuple[Tensor, Tensor, Tensor, Tensor] | None = None,
+) -> Tensor:
+    latents, width = W_dec.shape
+    tokens = indptr.shape[0] - 1
+    W_dec, config = adjacent(W_dec), decode_launch(width, W_dec.dtype)
+    x, parts, l1, l0 = losses if losses is not None else (None, None, None, None)
+    y = W_dec.new_empty(tokens, width, dtype=torch.float32)
+    launch(
+        decode_kernel,
+        (tokens, slices(W_dec)),
+        values.contiguous(),
+        indices.contiguous(),
+        indptr.contiguous(),
+        None if keep is None else keep.contiguous().view(torch.uint8),
+        None if class_ids is None else class_ids.contiguous(),
+        W_dec,
+        b_dec.contiguous(),
+        y,
+        x,
+        parts,
+        l1,
+        l0,
+        tokens,
+        latents,
+        1 if keep is None or class_ids is None else keep.shape[0],
+        1 if x is None else x.stride(0),
+        D=width,
+        W_STRIDE=W_dec.stride(0),
+        ROWS=config.rows,
+        BLOCK_D=config.block_d,
+        num_warps=config.num_warps,
+        num_stages=config.num_stages,
+    )
+    return y
+
+
+def slices(W_dec: Tensor) -> int:
+    """How many programs share a row of D elements."""
+    return triton.cdiv(W_dec.shape[1], decode_launch(W_dec.shape[1], W_dec.dtype).block_d)
+
+
+def adjacent(matrix: Tensor) -> Tensor:
+    """The elements of a row side by side; rows may lie anywhere."""
+    return matrix if matrix.stride(1) == 1 else matrix.contiguous()
+
+
+@triton.jit
+def decode_kernel(
+    values,
+    indices,
+    indptr,
+    keep,
+    class_ids,
+    W_dec,
+    b_dec,
+    y,
+    x,
+    squared_error_parts,
+    l1,
+    l0,
+    tokens,
+    S,
+    classes,
+    x_stride,
+    D: tl.constexpr,
+    W_STRIDE: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """One program is one slice of one token's reconstruction."""
+    token = tl.program_id(0).to(tl.int64)
+    columns = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)  # [BD]
+    inside = columns < D
+    begin = tl.load(indptr + token)
+    count = (tl.load(indptr + token + 1) - begin).to(tl.int32)
+    out = tl.load(b_dec + columns, mask=inside, other=0.0)
+    if class_ids is not None:
+        row, known = class_row(class_ids + token, classes)
+        keep += row * S
+        count = tl.where(known, count, 0)
+        out = tl.where(known, out, float("nan"))
+    total, l1_sum = add_rows(values + begin, indices + begin, count, keep, W_dec, columns, D, W_STRIDE, ROWS, BLOCK_D)
+    out += total
+    tl.store(y + token * D + columns, out, mask=inside)
+    if x is not None:
+        target = tl.load(x + token * x_stride + columns, mask=inside, other=0.0).to(tl.float32)
+        error = tl.where(inside, out - target, 0.0)
+        tl.store(squared_error_parts + tl.program_id(1).to(tl.int64) * tokens + token, tl.sum(error * error, 0))
+        if tl.program_id(1) == 0:
+            tl.store(l1 + token, l1_sum)
+            tl.store(l0 + token, count)
+
+
+@triton.jit
+def decode_losses_kernel(parts, squared_error, tokens, count, BLOCK: tl.constexpr):
+    """Add up the slices' squared errors from first to last: 4 bytes in a slice and token, nothing beside the gather."""
+    token = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = token < tokens
+    total = tl.zeros([BLOCK], tl.float32)
+    for _ in range(count):
+        total += tl.load(parts + token, mask=inside, other=0.0)
+        parts += tokens
+    tl.store(squared_error + token, total, mask=inside)
+
+
+@triton.jit
+def add_rows(
+    values,
+    indices,
+    count,
+    keep,
+    W_dec,
+    columns,
+    D: tl.constexpr,
+    W_STRIDE: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """``sum_p values[p] * W_dec[indices[p], columns]`` over the kept ones of ``count`` entries, and the sum of their values."""
+    total = tl.zeros([BLOCK_D], tl.float32)
+    value_sums = tl.zeros([ROWS], tl.float32)
+    entry = tl.arange(0, ROWS)
+    whole = count - count % ROWS
+    for start in range(0, whole, ROWS):
+        value, rows = gather(values + start, indices + start, entry, None, keep, W_dec, columns, D, W_STRIDE, BLOCK_D)
+        total += tl.sum(value[:, None] * rows, 0)
+        value_sums += value
+    if whole < count:
+        value, rows = gather(
+            values + whole, indices + whole, entry, entry < count - whole, keep, W_dec, columns, D, W_STRIDE, BLOCK_D
+        )
+        total += tl.sum(value[:, None] * rows, 0)
+        value_sums += value
+    return total, tl.sum(value_sums, 0)
+
+
+@triton.jit
+def gather(
+    values,
+    indices,
+    entry,
+    there,
+    keep,
+    W_dec,
+    columns,
+    D: tl.constexpr,
+    W_STRIDE: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """Values ``[R]`` and dictionary rows ``[R, BD]`` of entries; 0, and nothing is loaded, where not ``there`` or not kept."""
+    if there is not None:
+        latent = tl.load(indices + entry, mask=there, other=0)
+        value = tl.load(values + entry, mask=there, other=0.0).to(tl.float32)
+    else:
+        latent = tl.load(indices + entry)
+        value = tl.load(values + entry).to(tl.float32)
+    taken = there
+    if keep is not None:
+        kept = tl.load(keep + latent) != 0  # latent 0 past the end
+        value = tl.where(kept, value, 0.0)
+        taken = kept if there is None else kept & there
+    address = W_dec + latent.to(tl.int64)[:, None] * W_STRIDE + columns[None, :]
+    inside = (columns < D)[None, :]
+    if taken is not None:
+        rows = tl.load(address, mask=taken[:, None] if D % BLOCK_D == 0 else taken[:, None] & inside, other=0.0)
+    else:
+        rows = tl.load(address) if D % BLOCK_D == 0 else tl.load(address, mask=inside, other=0.0)
+    return value, rows.to(tl.float32)
+
+
+@triton.jit
+def class_row(class_id, classes):
+    """The row of a ``[C, S]`` table that a token uses, int64, and whether there is such a row; 0 if not."""
+    row = tl.load(class_id)
+    known = (row >= 0) & (row < classes)
+    return tl.where(known, row, 0).to(tl.int64), known

@@ -1,0 +1,107 @@
+"""Packed encoder weights: rows in low precision, and what the exact bound needs to know of every latent and bucket.
+
+The bound. A token is centred and scaled by a power of two, t = scale (x - b_dec), and rounded to float16, t' ; a latent's row
+likewise, w = tau W_enc[:, s], w'. By Cauchy-Schwarz |t.w - t'.w'| <= |t - t'| |w| + |t'| |w - w'|. Sums of D products in
+float32, here and when a candidate is scored again, are each off by at most about D 2^-23 |t| |w| (tensor cores may truncate:
+twice the unit roundoff); both are covered by GAMMA. So for a latent's screened value a = t'.w' / (scale tau),
+
+    |pre - (a + b)| <= R u_s + Q v_s + (rounding of a to float16),
+    R = |t - t'| / (scale tau),  Q = |t'| / (scale tau),  u_s = |w| (1 + GAMMA),  v_s = |w - w'| + GAMMA |w|.
+
+float16 rather than bfloat16: same speed on tensor cores, eight times the precision, so eight times fewer latents inside the
+bound; its short range does not matter because rows are scaled first and the residuals are computed, not assumed.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from patchsae_kernels.triton.launch import launch
+from patchsae_kernels.triton.product import BUCKET
+
+DEPTH_MULTIPLE = 64  # depth is padded with zeros, so that no product has a tail
+_LOW = {"exact": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+class Packed(NamedTuple):
+    """Encoder weights as the encode kernels take them. Sp and Dp: S and D rounded up to multiples of 32 and 64."""
+
+    low: Tensor  # [Sp, Dp] float16, bfloat16 or float32, times tau
+    bias: Tensor  # [Sp] float32; -inf for padding latents, which therefore never fire
+    tau: Tensor  # [1] float32, a power of two
+    terms: Tensor  # [2, Sp] float32: u, v
+    bucket_terms: Tensor  # [3, Sp / 32] float32: the largest u, v and |b_enc| of the bucket
+    rows: Tensor  # [S, D] float32, contiguous: to score candidates again
+
+
+def pack(W_enc: Tensor, b_enc: Tensor, precision: str) -> Packed:
+    """Pack ``W_enc [D, S]`` and ``b_enc [S]`` (float32) for one precision. Nothing is read back to the host."""
+    depth, latents = W_enc.shape
+    rows = W_enc.detach().t().contiguous()
+    Dp, Sp = triton.cdiv(depth, DEPTH_MULTIPLE) * DEPTH_MULTIPLE, triton.cdiv(latents, BUCKET) * BUCKET
+    bias = b_enc.new_full((Sp,), float("-inf"))
+    bias[:latents] = b_enc.detach()
+    tau = _power_of_two(rows) if precision == "exact" else rows.new_ones(1)
+    terms = rows.new_zeros(2, Sp)
+    if precision == "fp32" and (Dp, Sp) == (depth, latents):
+        low = rows
+    else:
+        low = rows.new_empty(Sp, Dp, dtype=_LOW[precision])
+        launch(
+            pack_kernel,
+            (Sp,),
+            rows,
+            tau,
+            low,
+            terms,
+            latents,
+            Sp,
+            1.0 + (depth + 64) * 2.0**-23,
+            2.0 * (depth + 8) * 2.0**-23,
+            DEPTH=depth,
+            PADDED=Dp,
+            BLOCK=triton.next_power_of_2(Dp),
+            num_warps=4,
+        )
+    magnitude = rows.new_zeros(Sp)
+    magnitude[:latents] = b_enc.detach().abs()
+    bucket_terms = torch.cat([terms, magnitude[None]]).view(3, -1, BUCKET).amax(2)
+    return Packed(low, bias, tau, terms, bucket_terms, rows)
+
+
+def _power_of_two(rows: Tensor) -> Tensor:
+    """tau ``[1]``: brings the largest weight into [1/2, 1)."""
+    largest = torch.linalg.vector_norm(rows, float("inf")).clamp(2.0**-60, 2.0**60).reshape(1)
+    return torch.ldexp(torch.ones_like(largest), -torch.frexp(largest).exponent)
+
+
+@triton.jit
+def pack_kernel(
+    rows_ptr,  # [latents, DEPTH]
+    tau_ptr,
+    low_ptr,  # [padded latents, PADDED]
+    terms_ptr,  # [2, padded latents]
+    latents,
+    padded_latents,
+    slack,  # covers the rounding of the norms themselves
+    gamma,
+    DEPTH: tl.constexpr,
+    PADDED: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    latent = tl.program_id(0).to(tl.int64)
+    d = tl.arange(0, BLOCK)
+    depth = tl.where(latent < latents, DEPTH, 0)
+    w = tl.load(rows_ptr + latent * DEPTH + d, d < depth, other=0.0) * tl.load(tau_ptr)
+    low = w.to(low_ptr.dtype.element_ty)
+    tl.store(low_ptr + latent * PADDED + d, low, d < PADDED)
+    lost = w - low.to(tl.float32)
+    norm = tl.sqrt(tl.sum(w * w, 0)) * slack
+    residual = tl.sqrt(tl.sum(lost * lost, 0)) * slack
+    tl.store(terms_ptr + latent, norm * (1.0 + gamma))
+    tl.store(terms_ptr + padded_latents + latent, residual + norm * gamma)

@@ -1,0 +1,55 @@
+"""Encode, decode and loss terms in one pass over chunks of tokens: of the latents nothing outlives its chunk."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from patchsae_kernels.triton import encode as encoding
+from patchsae_kernels.triton.decode import decode_with_losses
+
+Losses = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+def reconstruct(
+    x: Tensor,
+    W_enc: Tensor,
+    b_enc: Tensor,
+    b_dec: Tensor,
+    packed: list[Tensor],
+    threshold: Tensor | None,
+    W_dec: Tensor,
+    activation: str,
+    k: int,
+    precision: str,
+    budget: int,
+) -> Losses:
+    """See `patchsae_kernels.reconstruct`. Reads the device once, at the end."""
+    x = x.contiguous()
+    bias = b_dec.detach()
+    if activation == "batchtopk":  # what is active depends on the whole batch
+        csr = encoding.encode(x, W_enc, b_enc, b_dec, packed, threshold, activation, k, precision, budget)
+        return decode_with_losses(*csr, W_dec, bias, x)
+    call = encoding.request(W_enc, b_enc, b_dec, packed, threshold, k, precision, budget)
+    space = encoding.Workspace(x, call)
+    capacity = space.rows * min(k or encoding.EXPECTED, W_enc.shape[1])
+    values = x.new_empty(capacity, dtype=torch.float32)
+    indices = x.new_empty(capacity, dtype=torch.int32)
+    flags = encoding.new_flags(x)
+    most = x.new_zeros(1, dtype=torch.int64)  # entries of the fullest chunk
+    y = x.new_empty(x.shape, dtype=torch.float32)
+    squared_error, l1 = x.new_empty(2, x.shape[0], dtype=torch.float32)
+    l0 = x.new_empty(x.shape[0], dtype=torch.int64)
+    for rows in space.chunks(x.shape[0]):
+        indptr = x.new_zeros(rows.stop - rows.start + 1, dtype=torch.int64)
+        space.encode(x[rows], rows.start, flags, values, indices, indptr)
+        torch.maximum(most, indptr[-1:], out=most)
+        indptr.clamp_(max=capacity)  # what did not fit is not there to be read
+        y[rows], squared_error[rows], l1[rows], l0[rows] = decode_with_losses(
+            values, indices, indptr, W_dec, bias, x[rows]
+        )
+    needed, over = encoding.read_status(encoding.make_status(most, flags, call.threshold), x)
+    if needed > capacity or over:
+        csr = encoding.encode(x, W_enc, b_enc, b_dec, packed, threshold, activation, k, precision, budget)
+        return decode_with_losses(*csr, W_dec, bias, x)
+    return y, squared_error, l1, l0

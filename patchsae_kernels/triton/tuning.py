@@ -1,0 +1,136 @@
+"""Launch configurations by architecture, and which design serves which encode.
+
+None of these figures has been timed on a GPU yet: they follow from the resources that the compiler reports (tests/gate)
+and from arithmetic. ``python -m benches.gpu`` times the alternatives; a measured winner belongs here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+import torch
+
+PRODUCTS = ("fused", "library")
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One configuration of the product kernel.
+
+    Attributes:
+        m, n, k: tokens, latents and depth of a tile.
+        group: tiles of tokens that run side by side, so that they share the latents' rows in the L2.
+        warps, stages: warps of a program and depth of its load pipeline.
+    """
+
+    m: int
+    n: int
+    k: int
+    group: int = 8
+    warps: int = 8
+    stages: int = 3
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What the kernels need to know of a part.
+
+    Attributes:
+        half: tile of the products in float16 and bfloat16.
+        single: tile of the float32 product.
+        programs: how many programs a persistent kernel starts: one on each multiprocessor.
+        descriptors: the part loads tiles by tensor descriptors (a copy engine); otherwise by pointers.
+    """
+
+    half: Tile
+    single: Tile
+    programs: int
+    descriptors: bool
+
+
+# 128 x 256 feeds the tensor cores of a Hopper or Blackwell part from shared memory: 2 * 128 * 256 / (128 + 256) = 171 FLOP
+# an element loaded; three stages of 48 KB and the tile on its way out fill 212 of 227 KB. Ampere's and CDNA3's accumulators
+# and shared memory (163 and 64 KB) allow 128 x 128. The float32 tiles are the largest that do not spill.
+ARCHITECTURES = {
+    "sm_80": Architecture(Tile(128, 128, 64, stages=4), Tile(128, 64, 16), 108, descriptors=False),
+    "sm_90": Architecture(Tile(128, 256, 64), Tile(128, 64, 16), 132, descriptors=True),
+    "sm_100": Architecture(Tile(128, 256, 64), Tile(128, 64, 16), 148, descriptors=True),
+    "gfx942": Architecture(Tile(128, 128, 64, stages=2), Tile(64, 64, 16, stages=1), 304, descriptors=False),
+    "interpreter": Architecture(Tile(16, 32, 64, group=2), Tile(16, 32, 64, group=2), 3, descriptors=False),
+}
+
+PRODUCT_CANDIDATES = {
+    "sm_90": (
+        Tile(128, 256, 64),
+        Tile(128, 256, 64, group=16),
+        Tile(128, 128, 64, warps=4),
+        Tile(128, 128, 64, stages=4),
+        Tile(256, 128, 64),
+    ),
+}
+"""Tiles worth timing, for ``benches.gpu``."""
+
+
+_assumed: ContextVar[str | None] = ContextVar("assumed architecture", default=None)
+_product: ContextVar[str | None] = ContextVar("forced product", default=None)
+_tile: ContextVar[Tile | None] = ContextVar("forced tile", default=None)
+
+
+def architecture(device: torch.device) -> Architecture:
+    """The configuration for a device; an unknown NVIDIA part is served as the newest known one below it."""
+    return ARCHITECTURES[_assumed.get() or _name(device)]
+
+
+def product_tile(device: torch.device, dtype: torch.dtype) -> Tile:
+    """The tile of `fused_product` for operands of a dtype."""
+    part = architecture(device)
+    return part.single if dtype == torch.float32 else _tile.get() or part.half
+
+
+def product_design(precision: str) -> str:
+    """``"fused"`` or ``"library"``, see `patchsae_kernels.triton.product`.
+
+    exact: fused, whose bits do not depend on the number of tokens, and whose accumulation is known, as the bound needs.
+    bf16, fp32: library; by arithmetic the pass over the chunk costs less than a Triton product loses to the vendor's.
+    """
+    forced = _product.get()
+    if forced is not None and not (forced == "library" and precision == "exact"):
+        return forced
+    return "fused" if precision == "exact" else "library"
+
+
+@contextmanager
+def assume(name: str) -> Iterator[None]:
+    """Configure for another architecture than the device's: the compile gate, the interpreter."""
+    token = _assumed.set(name)
+    try:
+        yield
+    finally:
+        _assumed.reset(token)
+
+
+@contextmanager
+def override(product: str | None = None, tile: Tile | None = None) -> Iterator[None]:
+    """Force the design of the product where both are possible (the exact screening is always fused), or its tile."""
+    if product is not None and product not in PRODUCTS:
+        raise ValueError(f"product is {product!r}; expected one of {', '.join(PRODUCTS)}")
+    tokens = _product.set(product), _tile.set(tile)
+    try:
+        yield
+    finally:
+        _product.reset(tokens[0])
+        _tile.reset(tokens[1])
+
+
+def _name(device: torch.device) -> str:
+    if device.type != "cuda":
+        return "interpreter"
+    if torch.version.hip:
+        found = torch.cuda.get_device_properties(device).gcnArchName.split(":")[0]
+        return found if found in ARCHITECTURES else "gfx942"
+    major, minor = torch.cuda.get_device_capability(device)
+    known = sorted((int(n[3:]) for n in ARCHITECTURES if n.startswith("sm_")), reverse=True)
+    return f"sm_{next((n for n in known if n <= 10 * major + minor), known[-1])}"
