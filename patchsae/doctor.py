@@ -13,7 +13,7 @@ def lines(description: dict[str, Any] | None = None) -> Iterator[str]:
     d = description or pk.describe()
     yield f"device     {d['device']} ({d['cpu']}, {d['threads']} threads)"
     native = d["native"]
-    yield f"native     {'loaded, ' + native['isa'] if native['available'] else 'absent: ' + native['why']}"
+    yield f"native     {'loaded, ' + native['why'] if native['available'] else 'absent: ' + native['why']}"
     versions = ", ".join(f"{name} {version}" for name, version in d["versions"].items())
     yield f"versions   python {d['python']}, {versions}"
     yield "ops"

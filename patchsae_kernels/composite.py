@@ -54,7 +54,9 @@ def encode_bounded(
     capacity: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """`encode` into ``capacity`` places, whatever is needed; entries that do not fit are left out and reported."""
-    values, indices, indptr = encode(x, W_enc, b_enc, b_dec, packed, threshold, activation, k, precision, budget)
+    values, indices, indptr = torch.ops.patchsae.encode(
+        x, W_enc, b_enc, b_dec, packed, threshold, activation, k, precision, budget
+    )
     entries = min(values.shape[0], capacity)
     status = indptr.new_tensor([values.shape[0], 0, x.shape[0], 0])
     bounded = values.new_zeros(capacity), indices.new_zeros(capacity)

@@ -19,8 +19,8 @@ def describe() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "native": {
             "available": cpu.available,
-            "isa": cpu.isa(),
-            "why": "loaded" if cpu.available else cpu.missing,
+            "level": cpu.level(),
+            "why": f"{cpu.level()}: {cpu.why()}",
         },
         "versions": {name: _version(name) for name in ("torch", "triton", "numpy", "open_clip_torch", "patchsae")},
         "python": platform.python_version(),

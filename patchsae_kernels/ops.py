@@ -49,19 +49,15 @@ for _schema in _SCHEMAS:
 BACKWARD_BUDGET = 256 * 2**20
 
 
-def _decode_cpu(values: Tensor, indices: Tensor, indptr: Tensor, W_dec: Tensor, b_dec: Tensor) -> Tensor:
-    implementation = cpu.decode if cpu.can_decode(values, W_dec, b_dec) else reference.decode
-    return implementation(values, indices, indptr, W_dec, b_dec)
-
-
 for _name in ("encode", "encode_bounded", "reconstruct", "decode_masked", "decode_sweep", "latent_stats_"):
     _lib.impl(_name, getattr(composite, _name), _REFERENCE)
 for _name in ("encode_backward", "decode", "decode_backward", "pool_tokens"):
     _lib.impl(_name, getattr(reference, _name), _REFERENCE)
 _lib.impl("sae_step", reference_training.sae_step, _REFERENCE)
 _lib.impl("adam_step_", reference_training.adam_step_, _REFERENCE)
-if cpu.available and "CPU" not in gpu.KEYS:
-    _lib.impl("decode", _decode_cpu, "CPU")
+_NATIVE = {} if "CPU" in gpu.KEYS else cpu.implementations()
+for _name, _implementation in _NATIVE.items():
+    _lib.impl(_name, _implementation, "CPU")
 _ON_GPU = ("encode", "encode_bounded", "reconstruct", "decode", "decode_masked", "decode_sweep", "latent_stats_")
 for _key in gpu.KEYS:
     for _name in _ON_GPU:
@@ -215,9 +211,9 @@ def implementations() -> dict[str, str]:
     if "CPU" in gpu.KEYS:
         table.update(dict.fromkeys(_ON_GPU, "Triton, in its interpreter (TRITON_INTERPRET=1)"))
     elif cpu.available:
-        table["decode"] = f"native C++ ({cpu.isa()}), float32 and bfloat16 rows; reference for float64"
+        table.update(dict.fromkeys(_NATIVE, f"native C++ ({cpu.level()}); reference for float64"))
     else:
-        table["decode"] = f"reference (PyTorch): the extension is not here ({cpu.missing})"
+        table = dict.fromkeys(names, f"reference (PyTorch): the extension is not here ({cpu.missing})")
     if torch.cuda.is_available():
         for name in names:
             table[name] += "; on the GPU " + ("Triton" if gpu.available and name in _ON_GPU else "reference (PyTorch)")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from patchsae_kernels import checks, gpu
+from patchsae_kernels import checks, cpu, gpu
 
 
 class PreparedWeights:
@@ -44,11 +44,10 @@ class PreparedWeights:
 
     def packed(self, precision: str) -> list[Tensor]:
         """The copies that the implementation for this device wants at a precision; made on first use, maybe none."""
-        if not gpu.serves(self.W_enc.device) or torch.compiler.is_compiling():
-            return self._packed.get(precision, [])
-        if precision not in self._packed:
-            self._packed[precision] = gpu.pack(self.W_enc, self.b_enc, precision)
-        return self._packed[precision]
+        if precision not in self._packed and not torch.compiler.is_compiling():
+            pack = gpu.pack if gpu.serves(self.W_enc.device) else cpu.pack
+            self._packed[precision] = pack(self.W_enc, self.b_enc, precision)
+        return self._packed.get(precision, [])
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -1,0 +1,120 @@
+"""Encode on the CPU: packed weights, and CSR out of the extension."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from patchsae_kernels import checks, composite
+from patchsae_kernels.batch_topk import select_over_batch
+from patchsae_kernels.cpu.extension import available, native
+from patchsae_kernels.cpu.memory import on_large_pages
+
+CSR = tuple[Tensor, Tensor, Tensor]
+_INPUTS = (torch.float32, torch.bfloat16, torch.float16)
+
+
+class Packed(NamedTuple):
+    """Encoder weights as the extension takes them. Dp: D rounded up to 16; Sp, Dl: S to whole panels, D to 32."""
+
+    rows: Tensor  # [S, Dp] float32, W_enc's own memory where its layout allows; for bf16 rounded to that
+    low: Tensor  # [Sp / 16, Dl / 2, 16, 2] bfloat16; empty at levels without bfloat16 products
+    terms: Tensor  # [2, Sp] float32: |w| and |w - bf16(w)| with their allowances; empty as well
+
+
+def pack(W_enc: Tensor, b_enc: Tensor, precision: str) -> list[Tensor]:
+    """Packed copies for `encode`, a `Packed` as a list; empty where the reference serves these weights."""
+    if not available or W_enc.dtype != torch.float32 or W_enc.device.type != "cpu" or W_enc.shape[1] == 0:
+        return []
+    rows = _rows(W_enc)
+    if precision == "fp32" or not native.wants_packed():
+        rows = rows.bfloat16().float() if precision == "bf16" else rows
+        return [rows, rows.new_empty(0, dtype=torch.bfloat16), rows.new_empty(2, 0)]
+    latents, depth = rows.shape
+    padded, low_depth = -(-latents // native.PANEL) * native.PANEL, -(-depth // 32) * 32
+    low = on_large_pages(rows.new_empty(padded // 16, low_depth // 2, 16, 2, dtype=torch.bfloat16))
+    terms = rows.new_empty(2, padded)
+    native.pack(rows.data_ptr(), latents, depth, low.data_ptr(), terms.data_ptr(), torch.get_num_threads())
+    return [rows, low, terms]
+
+
+def encode(
+    x: Tensor,
+    W_enc: Tensor,
+    b_enc: Tensor,
+    b_dec: Tensor,
+    packed: list[Tensor],
+    threshold: Tensor | None,
+    activation: str,
+    k: int,
+    precision: str,
+    budget: int,
+) -> CSR:
+    """See `patchsae_kernels.encode`. Float64, and more than 512 latents a token by top-k, are the reference's."""
+    arguments = (x, W_enc, b_enc, b_dec, packed, threshold)
+    if x.dtype not in _INPUTS or W_enc.dtype != torch.float32 or W_enc.shape[1] == 0:
+        return composite.encode(*arguments, activation, k, precision, budget)
+    weights = _weights(packed, W_enc, b_enc, precision)
+    if activation == "batchtopk":
+        checks.finite_rows("x", x)
+
+        def largest(m: int) -> CSR:
+            return encode(x, W_enc, b_enc, b_dec, list(weights), None, "topk", m, precision, budget)
+
+        return select_over_batch(largest, x.shape[0], k, W_enc.shape[1])
+    if activation == "topk" and k > native.MAX_TOPK:
+        return composite.encode(*arguments, activation, k, precision, budget)
+    if threshold is not None:
+        checks.non_negative("threshold", threshold)
+        threshold = threshold.float().contiguous()
+    return _encode(x.float().contiguous(), weights, b_enc.contiguous(), b_dec.contiguous(), threshold, k, precision)
+
+
+def _encode(
+    x: Tensor, weights: Packed, b_enc: Tensor, b_dec: Tensor, threshold: Tensor | None, k: int, precision: str
+) -> CSR:
+    """All tensors float32 and contiguous."""
+    tokens, width = x.shape
+    threads = torch.get_num_threads()
+    has_low = weights.low.numel() > 0
+    found = native.encode(
+        x.data_ptr(),
+        tokens,
+        width,
+        b_enc.shape[0],
+        weights.rows.data_ptr(),
+        weights.low.data_ptr() if has_low else 0,
+        weights.terms.data_ptr() if has_low else 0,
+        b_enc.data_ptr(),
+        threshold.data_ptr() if threshold is not None else 0,
+        b_dec.data_ptr(),
+        k,
+        precision,
+        threads,
+    )
+    if not found.finite:
+        checks.finite_rows("x", x)
+    values = on_large_pages(torch.empty(found.entries))
+    indices = on_large_pages(torch.empty(found.entries, dtype=torch.int32))
+    indptr = torch.empty(tokens + 1, dtype=torch.int64)
+    found.copy(values.data_ptr(), indices.data_ptr(), indptr.data_ptr(), threads)
+    return values, indices, indptr
+
+
+def _weights(packed: list[Tensor], W_enc: Tensor, b_enc: Tensor, precision: str) -> Packed:
+    """``packed``, or packed here: in a traced graph, where it is empty, and after a change of level."""
+    if packed:
+        given = Packed(*packed)
+        if precision == "fp32" or (given.low.numel() > 0) == native.wants_packed():
+            return given
+    return Packed(*pack(W_enc, b_enc, precision))
+
+
+def _rows(W_enc: Tensor) -> Tensor:
+    """``[S, Dp]`` contiguous: W_enc's own memory if it is latent-major and D a multiple of 16, else a padded copy."""
+    rows = W_enc.detach().t()
+    if rows.shape[1] % 16 == 0:
+        return rows.contiguous()
+    return torch.nn.functional.pad(rows, (0, -rows.shape[1] % 16))

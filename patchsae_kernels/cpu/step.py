@@ -1,0 +1,179 @@
+"""The training step on the CPU: one exact encode, then work in proportion to the non-zeros.
+
+The equations are those of `patchsae_kernels.reference_training`. With g_n the gradient of the loss by the
+reconstruction of token n, every non-zero p of token n and latent s has dz_p = <g_n, W_dec[s]> + l1 / N, and one
+traversal of the non-zeros sorted by latent gives dW_dec[s] = sum h_p g_n, dW_enc[:, s] = sum dz_p (x_n - b_dec) and
+db_enc[s] = sum dz_p.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from patchsae_kernels import checks, reference_training
+from patchsae_kernels.cpu.encode import pack
+from patchsae_kernels.cpu.extension import native
+from patchsae_kernels.cpu.ghost import Rows, add_ghost
+from patchsae_kernels.cpu.latent_major import TOKEN_LIMIT, add_column_sums, gradients, sort_by_latent
+from patchsae_kernels.cpu.memory import on_large_pages
+
+DENSE_FROM = 1 / 8
+"""Share of active latents from which dense products are taken.
+
+At 394 tokens of the paper's size on two AMD EPYC cores, shared with others, the dense step took 1.3 to 2.4 times as
+long at a share of 0.06, 1.3 to 1.7 times at 0.12, and about as long (1.07 times) at 0.18; both with their encode.
+torch's float32 product reached about 60 GFLOP/s there; where it is faster, the crossover lies lower.
+"""
+SAMPLE_TOKENS, SAMPLE_LATENTS = 64, 4096
+"""What the share is estimated from: a three-hundredth of the products of an encode at the paper's size."""
+BYTES_PER_ENTRY = 48
+"""Values and indices by token, then places, tokens, values and dots by latent, with a margin for the estimate."""
+PARTIAL_SUMS = 64
+"""Parts into which the latents are cut for W_enc @ db_enc, whatever the number of threads."""
+
+
+def sae_step(
+    x: Tensor,
+    W_enc: Tensor,
+    b_enc: Tensor,
+    W_dec: Tensor,
+    b_dec: Tensor,
+    dead: Tensor | None,
+    l1: float,
+    cls_weight: float,
+    tokens_per_image: int,
+    budget: int,
+) -> list[Tensor]:
+    """See `patchsae_kernels.reference_training.sae_step`.
+
+    That one serves other dtypes, batches with many active latents, and what ends in a number that is not finite, so
+    that a NaN in a parameter reaches the same places.
+
+    Raises:
+        ValueError: x holds a NaN or an infinity.
+    """
+    arguments = (x, W_enc, b_enc, W_dec, b_dec, dead, l1, cls_weight, tokens_per_image, budget)
+    if any(t.dtype != torch.float32 for t in arguments[:5]) or x.shape[0] > TOKEN_LIMIT or 0 in W_enc.shape:
+        return reference_training.sae_step(*arguments)
+    checks.finite_rows("x", x)
+    w = Rows(W_enc.t().contiguous(), b_enc.contiguous(), W_dec.contiguous())
+    share = _share_of_active(x, w, b_dec)
+    if share > DENSE_FROM:
+        return reference_training.sae_step(*arguments)
+    step = _SparseStep(x, w, b_dec, dead, l1, cls_weight, tokens_per_image, budget)
+    rows = max(1, budget // (4 * x.shape[1] * 4 + int(BYTES_PER_ENTRY * max(share, 1e-3) * W_enc.shape[1])))
+    for start in range(0, max(x.shape[0], 1), rows):
+        step.add(slice(start, min(start + rows, x.shape[0])))
+    terms, grads, grad_b_dec = step.finish()
+    if not bool(torch.stack([terms[0], grad_b_dec.sum(), b_enc.sum()]).isfinite().all()):
+        return reference_training.sae_step(*arguments)
+    return [*terms, _in_layout_of(W_enc, grads.enc.t()), grads.b_enc, _in_layout_of(W_dec, grads.dec), grad_b_dec]
+
+
+class _SparseStep:
+    """The sums of one step; chunks of tokens are added in order, and where they are cut changes no bit."""
+
+    def __init__(
+        self,
+        x: Tensor,
+        w: Rows,
+        b_dec: Tensor,
+        dead: Tensor | None,
+        l1: float,
+        cls_weight: float,
+        tokens_per_image: int,
+        budget: int,
+    ) -> None:
+        self.x, self.w, self.b_dec, self.dead = x, w, b_dec, dead
+        self.l1, self.cls_weight, self.tokens_per_image, self.budget = l1, cls_weight, tokens_per_image, budget
+        self.packed = pack(w.enc.t(), w.b_enc, "exact")
+        self.tokens = max(x.shape[0], 1)
+        self.elements = self.tokens * x.shape[1]
+        self.grads = Rows(*(on_large_pages(torch.empty_like(p)) for p in w))
+        self.grad_b_dec = torch.zeros(x.shape[1], dtype=torch.float64)
+        self.totals = torch.zeros(3, dtype=torch.float64)  # weighted squared error over norm, squared error, latents
+        self.ghost = torch.zeros((), dtype=torch.float64)
+        self.active = torch.zeros(w.b_enc.shape[0], dtype=torch.int64)
+
+    def add(self, rows: slice) -> None:
+        x, w = self.x[rows].contiguous(), self.w
+        csr = torch.ops.patchsae.encode(
+            x, w.enc.t(), w.b_enc, self.b_dec, self.packed, None, "relu", 0, "exact", self.budget
+        )
+        values, indices, indptr = csr
+        y = torch.ops.patchsae.decode(*csr, w.dec, self.b_dec)
+        g = self._residuals(values, indptr, x, y, rows.start)
+        centred = x - self.b_dec
+        by_latent = sort_by_latent(indices, indptr, w.b_enc.shape[0])
+        gradients(
+            by_latent,
+            x.shape[1],
+            g=g,
+            W=w.dec,
+            constant=self.l1 / self.tokens,
+            dots=torch.empty_like(values),
+            values=values[by_latent.order],
+            sum_g=self.grads.dec,
+            x=centred,
+            sum_x=self.grads.enc,
+            sum_dots=self.grads.b_enc,
+            accumulate=rows.start > 0,
+        )
+        add_column_sums(self.grad_b_dec, g)
+        self.active += by_latent.indptr.diff()
+        if self.dead is not None:
+            error = y.sub_(x)
+            self.ghost += add_ghost(x, centred, error, self.dead, w, self.grads, self.elements, self.budget)
+
+    def finish(self) -> tuple[list[Tensor], Rows, Tensor]:
+        """The terms and ``fired``; gradients by latent; the gradient of b_dec."""
+        weighted, squared_error, latents = self.totals
+        mse, sparsity, ghost = weighted / self.elements, self.l1 * latents / self.tokens, self.ghost / self.elements
+        l0 = self.active.sum().double() / self.tokens
+        scalars = (mse + sparsity + ghost, mse, sparsity, ghost, l0, squared_error)
+        add_column_sums(self.grad_b_dec, self._through_encoder(), -1.0)
+        terms = [value.to(torch.float32) for value in scalars]
+        return [*terms, self.active > 0], self.grads, self.grad_b_dec.to(torch.float32)
+
+    def _residuals(self, values: Tensor, indptr: Tensor, x: Tensor, y: Tensor, first: int) -> Tensor:
+        """The gradient of the loss by y ``[n, D]``; adds to the totals."""
+        g = torch.empty_like(x)
+        native.residuals(
+            values.data_ptr(),
+            indptr.data_ptr(),
+            x.shape[0],
+            x.data_ptr(),
+            y.data_ptr(),
+            x.shape[1],
+            first,
+            self.tokens_per_image,
+            self.cls_weight,
+            self.elements,
+            g.data_ptr(),
+            self.totals.data_ptr(),
+            torch.get_num_threads(),
+        )
+        return g
+
+    def _through_encoder(self) -> Tensor:
+        """Rows that add up to W_enc @ db_enc: a decode of the latents in parts, each with its entries of db_enc."""
+        latents = self.w.b_enc.shape[0]
+        ends = torch.arange(PARTIAL_SUMS + 1) * latents // PARTIAL_SUMS
+        indices = torch.arange(latents, dtype=torch.int32)
+        return torch.ops.patchsae.decode(self.grads.b_enc, indices, ends, self.w.enc, torch.zeros_like(self.b_dec))
+
+
+def _share_of_active(x: Tensor, w: Rows, b_dec: Tensor) -> float:
+    """About how large a share of the latents is active, from some tokens and some latents, evenly spaced."""
+    tokens = x[:: max(1, x.shape[0] // SAMPLE_TOKENS)]
+    every = slice(None, None, max(1, w.b_enc.shape[0] // SAMPLE_LATENTS))
+    enc, b_enc = w.enc[every].contiguous(), w.b_enc[every].contiguous()
+    values, _, _ = torch.ops.patchsae.encode(tokens, enc.t(), b_enc, b_dec, [], None, "relu", 0, "fp32", 2**28)
+    return values.shape[0] / max(1, tokens.shape[0] * b_enc.shape[0])
+
+
+def _in_layout_of(parameter: Tensor, gradient: Tensor) -> Tensor:
+    if gradient.stride() == parameter.stride():
+        return gradient
+    return torch.empty_like(parameter).copy_(gradient)

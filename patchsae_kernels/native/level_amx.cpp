@@ -1,0 +1,3 @@
+#define PATCHSAE_LEVEL amx
+#define PATCHSAE_TILES
+#include "level.inc"

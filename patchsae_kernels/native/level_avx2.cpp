@@ -1,0 +1,2 @@
+#define PATCHSAE_LEVEL avx2
+#include "level.inc"

@@ -1,0 +1,2 @@
+#define PATCHSAE_LEVEL avx512
+#include "level.inc"

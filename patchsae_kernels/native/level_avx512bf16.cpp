@@ -1,0 +1,2 @@
+#define PATCHSAE_LEVEL avx512bf16
+#include "level.inc"

@@ -1,0 +1,2 @@
+#define PATCHSAE_LEVEL scalar
+#include "level.inc"
