@@ -36,8 +36,8 @@ def encode(
         x: ``[N, D]`` float32, bfloat16 or float16; N = 0 gives an empty result.
         weights: what `prepare` returned, or a raw ``W_enc [D, S]`` followed by ``b_enc [S]`` and ``b_dec [D]``.
         activation: ``"relu"``; ``"topk"``: the k largest positive pre-activations, ties towards the lower latent;
-            ``"batchtopk"``: the N * k largest positive ones of the whole batch, ties towards the earlier token, then the
-            lower latent; or ``"jumprelu"``: the pre-activation where it is above ``threshold [S]`` (>= 0).
+            ``"batchtopk"``: the N * k largest positive ones of the whole batch, ties towards the earlier token, then
+            the lower latent; or ``"jumprelu"``: the pre-activation where it is above ``threshold [S]`` (>= 0).
         precision: ``"exact"``: float32 answers; ``"bf16"``: inputs and weights rounded to bfloat16, float32
             accumulation; ``"fp32"``: plain float32 (TF32 only where PyTorch's own switch allows it).
         budget_mb: the most memory for dense pre-activations and their temporaries at any time, in MB.
@@ -72,11 +72,11 @@ def encode_bounded(
     """`encode` into a fixed number of places, for CUDA graphs: nothing is read from the device. Not differentiable.
 
     Args:
-        capacity: places for entries. The other arguments are `encode`'s; ``"batchtopk"`` is not offered, because what it
-            keeps is only known after reading the device.
+        capacity: places for entries. The other arguments are `encode`'s; ``"batchtopk"`` is not offered, because what
+            it keeps is only known after reading the device.
 
     Returns:
-        latents: values and indices ``[capacity]``, of which the first ``indptr[-1]`` count; the ops here look no further.
+        latents: values and indices ``[capacity]``, of which the first ``indptr[-1]`` count; no op here looks further.
         status: int64 ``[4]`` on x's device. Read it with `check_bounded` once the graph has run: until then the latents
             may be incomplete.
     """
@@ -97,8 +97,8 @@ def check_bounded(z: SparseLatents, status: Tensor) -> SparseLatents:
     """What `encode_bounded` left, without the unused places. Reads the device once.
 
     Raises:
-        OverflowError: entries were left out: the message says how many places are needed, or how many tokens have too many
-            candidates for a bounded encode (`encode` repairs those).
+        OverflowError: entries were left out: the message says how many places are needed, or how many tokens have too
+            many candidates for a bounded encode (`encode` repairs those).
         ValueError: x held a NaN or an infinity (the first row is named), or the threshold a negative value.
     """
     entries, over, bad, wrong = status.tolist()
@@ -144,8 +144,8 @@ def reconstruct(
     The latents exist for one chunk of tokens at a time. Training wants `sae_step`.
 
     Args:
-        W_dec: ``[S, D]`` float32 or bfloat16; the decoder's bias is the ``b_dec`` of the weights. The other arguments are
-            `encode`'s.
+        W_dec: ``[S, D]`` float32 or bfloat16; the decoder's bias is the ``b_dec`` of the weights. The other arguments
+            are `encode`'s.
     """
     w = as_prepared(weights, None, None)
     checks.encode_arguments(x, w.W_enc, activation, k, threshold, precision)

@@ -21,12 +21,12 @@ def select_over_batch(
     latents: int,
     select: Callable[[Tensor, Tensor, Tensor, int], CSR] | None = None,
 ) -> CSR:
-    """The ``rows * k`` largest positive latents of a batch; of equal values the earlier row, then the lower latent stays.
+    """The ``rows * k`` largest positive latents of a batch; ties go to the earlier row, then to the lower latent.
 
-    Starts from the m = 4k largest of every row. What a row did not return is smaller than all it returned (or equal, and
-    later), so as long as one returned entry of the row is not selected, none of the missing ones would be. Where a row has
-    all of its m entries selected, this says nothing: m doubles, for the whole batch, until no row is like that. The
-    result is therefore exact, ties included.
+    Starts from the m = 4k largest of every row. What a row did not return is smaller than all it returned (or equal,
+    and later), so as long as one returned entry of the row is not selected, none of the missing ones would be. Where a
+    row has all of its m entries selected, this says nothing: m doubles, for the whole batch, until no row is like that.
+    The result is therefore exact, ties included.
 
     One host read a round (the most entries that a row has kept); one round is the rule, log2(rows / 4) + 1 the worst.
 

@@ -1,4 +1,4 @@
-"""The ops on any device: the reference behind the checks of values that the public functions cannot make without reading.
+"""The ops on any device: the reference, behind those checks of arguments that have to read values.
 
 Where the dispatcher finds nothing faster this is what runs; where a faster implementation does not take some dtype, it
 comes back here.

@@ -6,9 +6,11 @@ interpreter runs them, and they serve CPU tensors as well: this is how they are 
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -21,11 +23,26 @@ KEYS: tuple[str, ...] = (("CUDA", "CPU") if interpreted else ("CUDA",)) if avail
 """Dispatch keys that these implementations are registered for."""
 
 
+Op = TypeVar("Op", bound=Callable[..., Any])
+
+
+def on_its_device(op: Op) -> Op:
+    """Kernels start on the current device: make that the one of the first argument."""
+
+    @functools.wraps(op)
+    def guarded(first: Tensor, *rest: Any) -> Any:
+        with torch.cuda.device_of(first):
+            return op(first, *rest)
+
+    return guarded  # type: ignore[return-value]
+
+
 def serves(device: torch.device) -> bool:
     """Whether tensors of a device come here."""
     return device.type.upper() in KEYS
 
 
+@on_its_device
 def pack(W_enc: Tensor, b_enc: Tensor, precision: str) -> list[Tensor]:
     """Packed copies for `encode`; empty where the reference serves these weights."""
     from patchsae_kernels.triton import encode as fast
@@ -34,18 +51,21 @@ def pack(W_enc: Tensor, b_enc: Tensor, precision: str) -> list[Tensor]:
     return list(packing.pack(W_enc, b_enc, precision)) if fast.takes(W_enc, W_enc) else []
 
 
+@on_its_device
 def encode(x: Tensor, W_enc: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
     from patchsae_kernels.triton import encode as fast
 
     return fast.encode(x, W_enc, *rest) if fast.takes(x, W_enc) else composite.encode(x, W_enc, *rest)
 
 
+@on_its_device
 def encode_bounded(x: Tensor, W_enc: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     from patchsae_kernels.triton import encode as fast
 
     return fast.encode_bounded(x, W_enc, *rest) if fast.takes(x, W_enc) else composite.encode_bounded(x, W_enc, *rest)
 
 
+@on_its_device
 def reconstruct(x: Tensor, W_enc: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     from patchsae_kernels.triton import encode as fast
     from patchsae_kernels.triton import reconstruct as fused
@@ -53,6 +73,7 @@ def reconstruct(x: Tensor, W_enc: Tensor, *rest: Any) -> tuple[Tensor, Tensor, T
     return fused.reconstruct(x, W_enc, *rest) if fast.takes(x, W_enc) else composite.reconstruct(x, W_enc, *rest)
 
 
+@on_its_device
 def decode(values: Tensor, indices: Tensor, indptr: Tensor, W_dec: Tensor, b_dec: Tensor) -> Tensor:
     from patchsae_kernels.triton import decode as fast
 
@@ -60,6 +81,7 @@ def decode(values: Tensor, indices: Tensor, indptr: Tensor, W_dec: Tensor, b_dec
     return chosen(values, indices, indptr, W_dec, b_dec)
 
 
+@on_its_device
 def decode_masked(
     values: Tensor, indices: Tensor, indptr: Tensor, keep: Tensor, W_dec: Tensor, b_dec: Tensor, ids: Tensor | None
 ) -> Tensor:
@@ -69,6 +91,7 @@ def decode_masked(
     return chosen(values, indices, indptr, keep, W_dec, b_dec, ids)
 
 
+@on_its_device
 def decode_sweep(
     values: Tensor,
     indices: Tensor,
@@ -85,6 +108,7 @@ def decode_sweep(
     return chosen(values, indices, indptr, rank, ks, W_dec, b_dec, ids)
 
 
+@on_its_device
 def latent_stats_(values: Tensor, indices: Tensor, indptr: Tensor, tokens_per_image: int, *rest: Any) -> None:
     from patchsae_kernels.triton import stats as fast
 

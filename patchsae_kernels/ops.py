@@ -84,17 +84,20 @@ def _encode_fake(x: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
 def _encode_bounded_fake(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     capacity, tokens = rest[-1], x.shape[0]
     dtype = torch.promote_types(x.dtype, torch.float32)
-    integers = (
-        x.new_empty(n, dtype=t) for n, t in ((capacity, torch.int32), (tokens + 1, torch.int64), (4, torch.int64))
+    return (
+        x.new_empty(capacity, dtype=dtype),
+        x.new_empty(capacity, dtype=torch.int32),
+        x.new_empty(tokens + 1, dtype=torch.int64),
+        x.new_empty(4, dtype=torch.int64),
     )
-    return x.new_empty(capacity, dtype=dtype), *integers
 
 
 @torch.library.register_fake("patchsae::reconstruct", lib=_lib)
 def _reconstruct_fake(x: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     dtype = torch.promote_types(x.dtype, torch.float32)
-    per_token = [x.new_empty(x.shape[0], dtype=t) for t in (dtype, dtype, torch.int64)]
-    return x.new_empty(x.shape, dtype=dtype), *per_token
+    tokens = x.shape[0]
+    squared_error, l1 = (x.new_empty(tokens, dtype=dtype) for _ in range(2))
+    return x.new_empty(x.shape, dtype=dtype), squared_error, l1, x.new_empty(tokens, dtype=torch.int64)
 
 
 @torch.library.register_fake("patchsae::encode_backward", lib=_lib)

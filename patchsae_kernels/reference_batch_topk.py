@@ -10,8 +10,8 @@ def batch_topk(values: Tensor, indices: Tensor, indptr: Tensor, total: int) -> t
     """The ``total`` largest entries of a CSR, as a CSR with the same rows; of equal values the earlier entries stay.
 
     Bussmann, Leask, Nanda, "BatchTopK Sparse Autoencoders" (arXiv 2412.06410). No synchronisation. Entries at and after
-    ``indptr[-1]`` are ignored; where fewer than the returned length are kept, ``indptr`` of the result tells so and what
-    the arrays hold behind its end is undefined.
+    ``indptr[-1]`` are ignored; where fewer than the returned length are kept, ``indptr`` of the result tells so and
+    what the arrays hold behind its end is undefined.
 
     Args:
         values: ``[L]``, above 0.

@@ -1,16 +1,18 @@
 """Decode on a GPU: gather the dictionary rows of each token's active latents and add them up.
 
-What bounds it: L0 149 rows of D = 768 are 229 KB a token in bfloat16 and 457 KB in float32; a paper batch of 25,216 tokens
-moves 5.8 and 11.5 GB, far more than the dictionary's 75 and 151 MB, so nearly all of it can come from the L2: 1.05 and 2.1 ms
-at 5.5 TB/s. Issuing the instructions (31 a row and warp in bfloat16, from the machine code) takes 0.4 ms beside it. Hence:
+What bounds it: L0 149 rows of D = 768 are 229 KB a token in bfloat16 and 457 KB in float32; a paper batch of 25,216
+tokens moves 5.8 and 11.5 GB, far more than the dictionary's 75 and 151 MB, so nearly all of it can come from the
+L2: 1.05 and 2.1 ms at 5.5 TB/s. Issuing the instructions (31 a row and warp in bfloat16, from the machine code)
+takes 0.4 ms beside it. Hence:
 
-- D is cut into slices of 512 bytes, and tokens run fastest in the grid: while one slice is being served, what is gathered
-  from is S * 512 bytes = 25 MB, which stays in the L2 of the parts in question (40 MB and more); the whole dictionary does not.
-- One warp serves a token's slice: 16 bytes a lane are one row, so rows are added up inside each lane, in the order of the
-  entries, without shared memory, barriers or shuffles, and the sum depends on nothing but the token.
-- The rows of a step are loaded before the first is used: 8 are 4 KB in flight a warp, 128 KB in the 32 one-warp programs
-  that a multiprocessor takes (at 64 registers); bandwidth times latency (42 bytes/ns a multiprocessor, 600 ns loaded) asks
-  for 25 KB. Only the last step is masked: eight masks in every step cost more than the arithmetic.
+- D is cut into slices of 512 bytes, and tokens run fastest in the grid: while one slice is being served, what is
+  gathered from is S * 512 bytes = 25 MB, which stays in the L2 of the parts in question (40 MB and more); the whole
+  dictionary does not.
+- One warp serves a token's slice: 16 bytes a lane are one row, so rows are added up inside each lane, in the order
+  of the entries, without shared memory, barriers or shuffles, and the sum depends on nothing but the token.
+- The rows of a step are loaded before the first is used: 8 are 4 KB in flight a warp, 128 KB in the 32 one-warp
+  programs that a multiprocessor takes (at 64 registers); bandwidth times latency (42 bytes/ns a multiprocessor, 600
+  ns loaded) asks for 25 KB. Only the last step is masked: eight masks in every step cost more than the arithmetic.
 - D and the row stride are compiled in: an address is one multiply-add, and a D of whole slices needs no mask.
 """
 
@@ -47,12 +49,12 @@ class DecodeLaunch:
 
 
 def decode_launch(width: int, dtype: torch.dtype) -> DecodeLaunch:
-    """One row slice is one 16-byte load a lane of a 32-wide warp: 256 bfloat16 or 128 float32 elements (D = 768: 3 or 6)."""
+    """A slice of a row is one 16-byte load a lane of a 32-wide warp: 256 bfloat16 or 128 float32 (D = 768: 3 or 6)."""
     return DecodeLaunch(min(SLICE_BYTES // dtype.itemsize, max(16, triton.next_power_of_2(width))))
 
 
 def takes_decode(values: Tensor, W_dec: Tensor, b_dec: Tensor) -> bool:
-    """Whether the functions here and in `patchsae_kernels.triton.sweep` take these dtypes; the reference takes the others."""
+    """Whether the functions here and in `patchsae_kernels.triton.sweep` take these dtypes."""
     return (
         values.dtype in (torch.float32, torch.bfloat16)
         and W_dec.dtype in (torch.float32, torch.bfloat16)
@@ -93,8 +95,8 @@ def decode_with_losses(
         x: what was encoded, ``[N, D]`` float32, bfloat16 or float16.
 
     Returns:
-        ``y`` ``[N, D]``; ``sum_d (y - x)^2``, ``[N]``; the sum of the values, ``[N]``; all float32; and the number of entries,
-        int32 ``[N]``.
+        ``y`` ``[N, D]``, ``sum_d (y - x)^2`` ``[N]`` and the sum of the values ``[N]``, all float32, and the number of
+        entries, int32 ``[N]``.
     """
     tokens, count = indptr.shape[0] - 1, slices(W_dec)
     parts = W_dec.new_empty(count, tokens, dtype=torch.float32)
@@ -233,7 +235,7 @@ def add_rows(
     ROWS: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """``sum_p values[p] * W_dec[indices[p], columns]`` over the kept ones of ``count`` entries, and the sum of their values."""
+    """``sum_p values[p] * W_dec[indices[p], columns]`` over the kept of ``count`` entries; the sum of their values."""
     total = tl.zeros([BLOCK_D], tl.float32)
     value_sums = tl.zeros([ROWS], tl.float32)
     entry = tl.arange(0, ROWS)
@@ -264,7 +266,7 @@ def gather(
     W_STRIDE: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """Values ``[R]`` and dictionary rows ``[R, BD]`` of entries; 0, and nothing is loaded, where not ``there`` or not kept."""
+    """Values ``[R]`` and rows ``[R, BD]`` of entries; 0, and no row is loaded, where not ``there`` or not kept."""
     if there is not None:
         latent = tl.load(indices + entry, mask=there, other=0)
         value = tl.load(values + entry, mask=there, other=0.0).to(tl.float32)

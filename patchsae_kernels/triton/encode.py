@@ -1,12 +1,12 @@
 """Encode on a GPU: tokens to CSR, one chunk of tokens at a time, without leaving the device until the sizes are needed.
 
 For every chunk: centre and round the tokens (`screen.centre`), multiply (`product`), find the buckets that can hold
-something, then either count and write (ReLU and JumpReLU as screened), or gather candidates, score them again in float32
-(``exact``), settle which are active and write those. Nothing of a chunk outlives it but its CSR.
+something, then either count and write (ReLU and JumpReLU as screened), or gather candidates, score them again in
+float32 (``exact``), settle which are active and write those. Nothing of a chunk outlives it but its CSR.
 
-Fixed capacities and what happens when they do not suffice: a token with more candidates than slots is encoded again on its
-own in plain float32 (one order of summation, so its bits do not depend on the batch either); a batch with more entries than
-the output holds is encoded again with the exact number. Nothing is dropped.
+Fixed capacities and what happens when they do not suffice: a token with more candidates than slots is encoded again
+on its own in plain float32 (one order of summation, so its bits do not depend on the batch either); a batch with more
+entries than the output holds is encoded again with the exact number. Nothing is dropped.
 """
 
 from __future__ import annotations
@@ -75,8 +75,8 @@ def encode(
 ) -> CSR:
     """See `patchsae_kernels.encode`; ``packed``: what `pack` made for this precision, or empty.
 
-    Reads the device once, when everything is done: the number of entries, capacities that did not suffice, the first row
-    that is not finite, a negative threshold.
+    Reads the device once, when everything is done: the number of entries, capacities that did not suffice, the first
+    row that is not finite, a negative threshold.
     """
     if activation == "batchtopk":
         return select_over_batch(
@@ -221,8 +221,8 @@ class Workspace:
     ) -> Tensor:
         """Encode the tokens ``x`` of one chunk.
 
-        Entries go to ``indptr[0]`` (already there) and on; ``indptr`` ``[rows + 1]`` is continued. Returns the number of
-        candidates of every token (of entries, where nothing is gathered first), valid until the next chunk.
+        Entries go to ``indptr[0]`` (already there) and on; ``indptr`` ``[rows + 1]`` is continued. Returns the number
+        of candidates of every token (of entries, where nothing is gathered first), valid until the next chunk.
         """
         call, n = self.call, slice(0, x.shape[0])
         chunk, terms, found, floors, counts = (

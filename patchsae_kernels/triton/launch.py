@@ -12,7 +12,7 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 FP_FUSION = True
-"""``a * b + c`` may become one fused multiply-add. Said with every launch: Triton's default differs between versions."""
+"""``a * b + c`` may become one rounding. Said with every launch, for Triton's default differs between versions."""
 
 
 @dataclass(frozen=True)

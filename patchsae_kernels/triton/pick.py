@@ -42,7 +42,7 @@ def rescore(
         SLOTS=values.shape[1],
         DEPTH=depth,
         DEPTH_BLOCK=min(DEPTH_BLOCK, triton.next_power_of_2(depth)),
-        BLOCK=SCORED,
+        BLOCK=SCORED if depth % 4 == 0 else SCORED // 2,  # unaligned rows load element by element
         num_warps=4,
     )
 
@@ -62,7 +62,8 @@ def settle(
 
     Args:
         threshold: ``[Sp]`` float32 or None (0). k: the most to keep, or 0 for all above the threshold.
-        floors: float32 ``[N]``, written: candidates above it are kept. quotas: int32 ``[N]``, written: how many of those
+        floors: float32 ``[N]``, written: candidates above it are kept. quotas: int32 ``[N]``, written: how many of
+        those
             equal to it are kept as well, lower latents first. kept: int32 ``[N]``, written; 0 for a token whose
             candidates outnumber its slots. status: int32 ``[2]``; element 0 counts such tokens.
     """
@@ -97,7 +98,7 @@ def write(
     out_values: Tensor,
     out_indices: Tensor,
 ) -> None:
-    """Copy the active candidates to ``indptr[row]`` on, latents ascending; what passes the end of out_values is dropped."""
+    """Copy the active candidates to ``indptr[row]`` on, latents ascending; none goes past the end of out_values."""
     tokens, slots = values.shape
     launch(
         write_kernel,
@@ -202,7 +203,7 @@ def settle_kernel(
     quota = 0
     if TOPK:
         quota = tl.minimum(k - above, equal)
-    tl.store(floors_ptr + row, key.to(tl.float32, bitcast=True))
+    tl.store(floors_ptr + row, tl.cast(key, tl.float32, bitcast=True))
     tl.store(quotas_ptr + row, quota)
     tl.store(kept_ptr + row, above + quota)
 

@@ -1,7 +1,7 @@
 """The product of centred tokens with the dictionary's encoder rows, and the largest pre-activation of every bucket.
 
-A *bucket* is 32 neighbouring latents. Both designs leave the same two things for one chunk of tokens: the products in low
-precision ``[rows, S]``, and for every bucket the largest pre-activation among those products ``[rows, buckets]``
+A *bucket* is 32 neighbouring latents. Both designs leave the same two things for one chunk of tokens: the products in
+low precision ``[rows, S]``, and for every bucket the largest pre-activation among those products ``[rows, buckets]``
 float32 (computed from the *rounded* products, so that what is found later agrees with it to the bit). Everything
 after that looks at the maxima, 1/16 of the products' bytes, and touches only buckets that can hold something.
 
@@ -128,7 +128,7 @@ def product_kernel(
             # Rows past the end repeat the last one, so that the loop carries no mask; they are not stored.
             a = low + tl.minimum(m, rows - 1)[:, None].to(tl.int64) * DEPTH + depth[None, :]
             b = W + tl.minimum(n, latents - 1)[None, :].to(tl.int64) * DEPTH + depth[:, None]
-            for k in range(0, DEPTH, TILE_K):
+            for _k in range(0, DEPTH, TILE_K):
                 acc = tl.dot(tl.load(a), tl.load(b), acc, input_precision="ieee")
                 a += TILE_K
                 b += TILE_K

@@ -29,7 +29,7 @@ def reconstruct(
     bias = b_dec.detach()
     if activation == "batchtopk":  # what is active depends on the whole batch
         csr = encoding.encode(x, W_enc, b_enc, b_dec, packed, threshold, activation, k, precision, budget)
-        return decode_with_losses(*csr, W_dec, bias, x)
+        return _losses(csr, W_dec, bias, x)
     call = encoding.request(W_enc, b_enc, b_dec, packed, threshold, k, precision, budget)
     space = encoding.Workspace(x, call)
     capacity = space.rows * min(k or encoding.EXPECTED, W_enc.shape[1])
@@ -51,5 +51,10 @@ def reconstruct(
     needed, over = encoding.read_status(encoding.make_status(most, flags, call.threshold), x)
     if needed > capacity or over:
         csr = encoding.encode(x, W_enc, b_enc, b_dec, packed, threshold, activation, k, precision, budget)
-        return decode_with_losses(*csr, W_dec, bias, x)
+        return _losses(csr, W_dec, bias, x)
     return y, squared_error, l1, l0
+
+
+def _losses(csr: tuple[Tensor, Tensor, Tensor], W_dec: Tensor, b_dec: Tensor, x: Tensor) -> Losses:
+    y, squared_error, l1, l0 = decode_with_losses(*csr, W_dec, b_dec, x)
+    return y, squared_error, l1, l0.to(torch.int64)

@@ -1,4 +1,5 @@
-"""From tokens to candidates: centre and round the tokens, find the buckets that can hold something, gather what they hold.
+"""From tokens to candidates: centre and round the tokens, find the buckets that can hold something, gather what they
+hold.
 
 Between `centre` and `find_buckets` stands the product (`patchsae_kernels.triton.product`). Everything here works on one
 chunk of tokens and reads nothing back to the host.
@@ -14,7 +15,8 @@ from torch import Tensor
 from patchsae_kernels.triton.launch import launch
 from patchsae_kernels.triton.product import BUCKET
 
-GATHERED = 32  # buckets a step of the gather: 1024 products
+GATHERED = 16  # buckets a step of the gather: 512 products, four a lane
+SEARCHED = 2048  # buckets that the search for those that matter holds at once: 65,536 latents
 
 
 def centre(x: Tensor, b_dec: Tensor, tau: Tensor, low: Tensor, terms: Tensor, status: Tensor, first_row: int) -> None:
@@ -60,14 +62,17 @@ def find_buckets(
 ) -> None:
     """List the buckets of every token that can hold an active latent.
 
-    With k > 0 a token's floor is a lower bound of its k-th largest pre-activation: the k-th largest of the buckets' lower
-    bounds, for every bucket's largest latent is another latent. Nothing below the floor can be among the k largest.
+    With k > 0 a token's floor is a lower bound of its k-th largest pre-activation: the k-th largest of the buckets'
+    lower bounds, for every bucket's largest latent is another latent. Nothing below the floor can be among the k
+    largest.
 
     Args:
         maxima: ``[rows, buckets]`` float32. threshold: ``[buckets]`` float32, the least of a bucket, or None (0).
         hits: int32 ``[rows, buckets]``, written up to found. found: int32 ``[rows]``. floors: float32 ``[rows]``.
     """
     rows, buckets = maxima.shape
+    once = buckets <= SEARCHED
+    block = triton.next_power_of_2(buckets) if once else SEARCHED // 4
     launch(
         find_buckets_kernel,
         (rows,),
@@ -82,9 +87,10 @@ def find_buckets(
         k,
         TOPK=k > 0,
         EXACT=exact,
-        ONCE=buckets <= 2048,
-        BLOCK=min(2048, max(64, triton.next_power_of_2(buckets))),
-        num_warps=4,
+        ONCE=once,
+        BLOCK=block,
+        num_warps=8 if block > 1024 else 4,
+        num_stages=1,
     )
 
 
@@ -106,9 +112,9 @@ def gather(
 ) -> None:
     """Count the candidates of the buckets found, and with ``values`` and ``indices`` write them, latents ascending.
 
-    A candidate's screened pre-activation is above its threshold (with ``exact``: can be, by the bound) and not below the
-    token's floor. A token's candidates go to ``offsets[row]`` on, up to the end of ``values``; without ``offsets`` to its
-    own ``slots`` places. Those that do not fit are counted and not written.
+    A candidate's screened pre-activation is above its threshold (with ``exact``: can be, by the bound) and not below
+    the token's floor. A token's candidates go to ``offsets[row]`` on, up to the end of ``values``; without
+    ``offsets`` to its own ``slots`` places. Those that do not fit are counted and not written.
 
     Args:
         threshold: ``[Sp]`` float32 or None (0). counts: int32 ``[rows]``, written in full.
@@ -185,8 +191,8 @@ def centre_kernel(
 
 @triton.jit
 def _bound(pre, b, u, v, unit, R, Q):
-    # The last two terms: rounding of the product to float16 (relative 2^-11, or 2^-25 where subnormal), with room for the
-    # float32 steps that lead here. |product| is at most |pre| + |b|.
+    # The last two terms: rounding of the product to float16 (relative 2^-11, or 2^-25 where subnormal), with room for
+    # the float32 steps that lead here. |product| is at most |pre| + |b|.
     return R * u + Q * v + 0.00049 * (tl.abs(pre) + tl.abs(b)) + 1.2e-7 * unit
 
 
@@ -207,8 +213,8 @@ def _limits(maxima_ptr, bucket_terms_ptr, row, bucket, buckets, unit, R, Q, EXAC
 
 @triton.jit
 def _at_least(x, key):
-    """How many elements have bits of at least ``key`` (negative ones count as 0)."""
-    return tl.sum((tl.where(x > 0, x, 0.0).to(tl.int32, bitcast=True) >= key).to(tl.int32), 0)
+    """1 for elements whose bits are at least ``key`` (negative ones count as 0)."""
+    return (tl.where(x > 0, x, 0.0).to(tl.int32, bitcast=True) >= key).to(tl.int32)
 
 
 @triton.jit
@@ -234,20 +240,19 @@ def find_buckets_kernel(
     floor = 0.0
     if TOPK:
         first, _ = _limits(maxima_ptr, bucket_terms_ptr, row, tl.arange(0, BLOCK), buckets, unit, R, Q, EXACT)
-        # Positive floats order as their bits do: build the k-th largest from the highest bit down (0: fewer than k positive).
+        # Positive floats order as their bits do: build the k-th largest from the highest bit down (0: fewer than k
+        # positive).
         key = 0
         for i in range(31):
             trial = key | (1 << (30 - i))
-            count = 0
-            if ONCE:
-                count = _at_least(first, trial)
-            else:
-                for start in range(0, buckets, BLOCK):
+            above = _at_least(first, trial)
+            if not ONCE:
+                for start in range(BLOCK, buckets, BLOCK):
                     bucket = start + tl.arange(0, BLOCK)
                     low, _ = _limits(maxima_ptr, bucket_terms_ptr, row, bucket, buckets, unit, R, Q, EXACT)
-                    count += _at_least(low, trial)
-            key = tl.where(count >= k, trial, key)
-        floor = key.to(tl.float32, bitcast=True)
+                    above += _at_least(low, trial)
+            key = tl.where(tl.sum(above, 0) >= k, trial, key)
+        floor = tl.cast(key, tl.float32, bitcast=True)
     tl.store(floors_ptr + row, floor)
     total = 0
     for start in range(0, buckets, BLOCK):

@@ -116,10 +116,10 @@ def latent_stats_image_kernel(
     the next row already on its way: 80 us; 128 images run side by side, on 128 of 132 multiprocessors. Clearing the
     tables writes 101 MB (25 us), updating them moves 2 x 120 MB through the L2.
 
-    In a row all latents differ, so its lanes never meet. Rows follow each other through a barrier, which on both makers'
-    parts orders accesses to global memory among the threads of one program: PTX defines bar.sync so for all memory, and
-    on CDNA the wavefronts of a workgroup share the vector L1, which takes their accesses in the order of issue (LLVM's
-    memory model asks for no more at workgroup scope; thread-group split mode is off).
+    In a row all latents differ, so its lanes never meet. Rows follow each other through a barrier, which orders
+    accesses to global memory among the threads of one program: PTX defines bar.sync so for all memory; on CDNA the
+    wavefronts of a workgroup share one vector L1, and LLVM's memory model asks for nothing more at workgroup scope
+    (except in thread-group split mode, which Triton does not use).
     """
     image = tl.program_id(0).to(tl.int64)
     records = table + image * latents * 2
@@ -192,8 +192,9 @@ def latent_stats_fold_kernel(
             best = tl.where(better, value, best)
             where = tl.where(better, position, where)
             if LABELS:
-                label = tl.load(labels + image, mask=image < images, other=-1)
-                tl.atomic_add(class_counts + label * latents + latent, over, mask=(over > 0) & (label >= 0), sem="relaxed")
+                label = tl.load(labels + tl.minimum(image, images - 1))
+                counted = tl.where(label >= 0, over, 0)
+                tl.atomic_add(class_counts + label * latents + latent, counted, mask=counted > 0, sem="relaxed")
     tl.store(sums + latent, total, mask=inside)
     tl.store(counts + latent, above, mask=inside)
     tl.store(image_counts + latent, seen, mask=inside)
@@ -230,5 +231,6 @@ def _records(table, latent, latents, image, images):
     """Sums and keys of a block of latents of one image; zeros behind the last image."""
     half = tl.arange(0, 2)[None, :]
     place = table + (tl.cast(image, tl.int64) * latents + latent)[:, None] * 2 + half
-    total, key = tl.split(tl.load(place, mask=((latent < latents) & (image < images))[:, None] & (half < 2), other=0))
+    end = tl.where(image < images, latents, 0)
+    total, key = tl.split(tl.load(place, mask=(latent < end)[:, None] & (half < 2), other=0))
     return total.to(tl.float64, bitcast=True), key

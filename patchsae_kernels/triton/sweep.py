@@ -1,13 +1,14 @@
 """The masking sweep on a GPU: all 2K reconstructions in one pass over the non-zeros.
 
-The keep sets are nested, so each entry lies in one of K + 1 segments between consecutive ks. One kernel puts the entries of
-each token in the order of their segments (12 bytes read, 8 written an entry: 75 MB a paper batch); a second gathers each
-row once, as `patchsae_kernels.triton.decode` does, and writes the running sums of the segments: 2 K D floats a token, 61 KB at
-K = 10 against 229 KB (bfloat16) gathered.
+The keep sets are nested, so each entry lies in one of K + 1 segments between consecutive ks. One kernel puts the
+entries of each token in the order of their segments (12 bytes read, 8 written an entry: 75 MB a paper batch); a
+second gathers each row once, as `patchsae_kernels.triton.decode` does, and writes the running sums of the segments:
+2 K D floats a token, 61 KB at K = 10 against 229 KB (bfloat16) gathered.
 
-The sums from the back are known only when the last segment is, and 2K of them do not fit in registers: the segments' own sums wait
-in the memory of ``off``, which is still in the L2 when the same program picks them up. Multiplying with a 2K-row selection on
-tensor cores would need no segments, but 2K times the arithmetic, and three bfloat16 terms to carry a float32 value.
+The sums from the back are known only when the last segment is, and 2K of them do not fit in registers: the
+segments' own sums wait in the memory of ``off``, which is still in the L2 when the same program picks them up.
+Multiplying with a 2K-row selection on tensor cores would need no segments, but 2K times the arithmetic, and three
+bfloat16 terms to carry a float32 value.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ def decode_sweep(
 
     Args:
         values, indices, indptr, W_dec, b_dec: as for `patchsae_kernels.triton.decode.decode`.
-        rank: int32 ``[S]``, or ``[C, S]`` with ``class_ids`` int64 ``[N]``; a token whose class is not in 0..C-1 is NaN.
+        rank: int32 ``[S]``, or ``[C, S]`` with ``class_ids`` int64 ``[N]``; a token of a class not in 0..C-1 is NaN.
         ks: in any order, repeated, 0 or beyond S; more than 127 take another pass over the non-zeros.
     """
     tokens, width = indptr.shape[0] - 1, W_dec.shape[1]
@@ -63,7 +64,8 @@ def sweep_segments(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """CSR with K + 1 rows a token, row (n, j) the entries of token n whose rank lies between cuts j - 1 and j.
 
-    ``cuts`` is int32 ``[K]``, ascending. Within a row the entries keep their order. As `patchsae_kernels.reference.sweep_segments`.
+    ``cuts`` is int32 ``[K]``, ascending; N > 0. Within a row the entries keep their order. The same as
+    `patchsae_kernels.reference.sweep_segments`.
     """
     tokens, count = indptr.shape[0] - 1, cuts.shape[0]
     by_segment = values.new_empty(values.shape), indices.new_empty(indices.shape)
@@ -127,7 +129,7 @@ def _running_sums(
 
 
 def _on_device(numbers: list[int], device: torch.device) -> Tensor:
-    """int32, sent as arguments of a kernel: a copy from the host would synchronise, and could not be captured in a graph."""
+    """int32, sent as arguments of a kernel: a copy from the host would synchronise and could not be captured."""
     tensor = torch.zeros(len(numbers), dtype=torch.int32, device=device)
     torch._foreach_add_(tensor.unbind(), numbers)
     return tensor
@@ -221,7 +223,7 @@ def decode_sweep_kernel(
     inside = columns < D
     front = tl.load(b_dec + columns, mask=inside, other=0.0)
     if class_ids is not None:
-        row, known = class_row(class_ids + token, classes)
+        _row, known = class_row(class_ids + token, classes)
         front = tl.where(known, front, float("nan"))
     back = front
     on += token * D + columns  # layer (place) * tokens * D passes 2^31
@@ -231,7 +233,7 @@ def decode_sweep_kernel(
     for segment in range(K + 1):
         end = tl.load(indptr + segment + 1)
         count = (end - begin).to(tl.int32)
-        part, value_sum = add_rows(values + begin, indices + begin, count, None, W_dec, columns, D, W_STRIDE, ROWS, BLOCK_D)
+        part, _l1 = add_rows(values + begin, indices + begin, count, None, W_dec, columns, D, W_STRIDE, ROWS, BLOCK_D)
         begin = end
         front += part
         if segment < K:

@@ -51,15 +51,15 @@ class Architecture:
     descriptors: bool
 
 
-# 128 x 256 feeds the tensor cores of a Hopper or Blackwell part from shared memory: 2 * 128 * 256 / (128 + 256) = 171 FLOP
-# an element loaded; three stages of 48 KB and the tile on its way out fill 212 of 227 KB. Ampere's and CDNA3's accumulators
-# and shared memory (163 and 64 KB) allow 128 x 128. The float32 tiles are the largest that do not spill.
+# 128 x 256 feeds the tensor cores of a Hopper or Blackwell part from shared memory: 2 * 128 * 256 / (128 + 256) = 171
+# FLOP an element loaded; three stages of 48 KB and the tile on its way out fill 212 of 227 KB. Ampere's and CDNA3's
+# accumulators and shared memory (163 and 64 KB) allow 128 x 128. The float32 tiles are the largest that do not spill.
 ARCHITECTURES = {
     "sm_80": Architecture(Tile(128, 128, 64, stages=4), Tile(128, 64, 16), 108, descriptors=False),
     "sm_90": Architecture(Tile(128, 256, 64), Tile(128, 64, 16), 132, descriptors=True),
     "sm_100": Architecture(Tile(128, 256, 64), Tile(128, 64, 16), 148, descriptors=True),
     "gfx942": Architecture(Tile(128, 128, 64, stages=2), Tile(64, 64, 16, stages=1), 304, descriptors=False),
-    "interpreter": Architecture(Tile(16, 32, 64, group=2), Tile(16, 32, 64, group=2), 3, descriptors=False),
+    "interpreter": Architecture(Tile(32, 128, 64, group=2), Tile(32, 64, 64, group=2), 3, descriptors=False),
 }
 
 PRODUCT_CANDIDATES = {

@@ -1,0 +1,320 @@
+"""The benchmark table as data: ours, who it is measured against, and the bar."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import patchsae_kernels as pk
+from benches.gpu import checks
+from benches.gpu.encodes import Encode
+from benches.gpu.inputs import Problem
+from benches.gpu.records import Finding
+from benches.gpu.sizes import Size
+
+TAU = 0.2
+Findings = tuple[Finding, ...]
+
+
+class Side(NamedTuple):
+    """Something to time: its name, its precision, and the work on the input set of a turn."""
+
+    name: str
+    precision: str
+    run: Callable[[Problem, int], Any]
+
+
+class Bar(NamedTuple):
+    """``at_most``: our time is at most ``limit`` of theirs; otherwise their time is at least ``limit`` of ours."""
+
+    at_most: bool
+    limit: float
+
+    @property
+    def text(self) -> str:
+        return f"at most {self.limit:g}x its time" if self.at_most else f"{self.limit:g}x faster"
+
+
+class Opponent(NamedTuple):
+    """Who ours is measured against; ``check(problem, our result, their result)`` says that both did the same work."""
+
+    side: Side
+    bar: Bar | None = None
+    check: Callable[[Problem, Any, Any], Findings] | None = None
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of the table; it is timed only when ``check`` of our result passes."""
+
+    name: str
+    ours: Side
+    check: Callable[[Problem, Any], Findings]
+    opponents: tuple[Opponent, ...]
+
+
+def table(size: Size, backend: str) -> list[Line]:
+    """The lines of the table; ``backend`` is torch.compile's."""
+    return [
+        *_encode_lines(size),
+        *_decode_lines(size),
+        *_reconstruct_lines(backend),
+        *_further_lines(size),
+    ]
+
+
+def floor() -> Side:
+    """The vendor's bfloat16 product of the encode's shape alone, into memory that is there already."""
+    return Side("torch.mm of the same shape", "bf16", _floor)
+
+
+def encode_side(spec: Encode) -> Side:
+    return Side("encode", spec.precision, lambda p, turn: spec.run(p, _turn(p.xs, turn)))
+
+
+def dense_encode() -> Side:
+    """The released code's encode."""
+    return Side("addmm + relu", "fp32", lambda p, turn: _dense_pre(p, turn).relu())
+
+
+def _encode_lines(size: Size) -> list[Line]:
+    relu, exact = Encode("relu", "bf16"), Encode("relu", "exact")
+    lines = [
+        _encode_line(relu, f"encode ReLU, L0 {size.l0}", (Opponent(floor(), Bar(True, 1.35)),)),
+        _encode_line(
+            exact,
+            f"encode ReLU, L0 {size.l0}",
+            (Opponent(dense_encode(), Bar(False, 4), _same_sampled_latents), Opponent(floor())),
+        ),
+    ]
+    for k, limit in zip(size.topk, (1.35, 1.4, 1.6), strict=False):
+        dense = Side("torch.mm + relu + torch.topk", "bf16", functools.partial(_dense_topk, k))
+        against = (Opponent(dense, Bar(False, 2)), Opponent(floor(), Bar(True, limit)))
+        lines.append(_encode_line(Encode("topk", "bf16", k), f"encode top-k {k}", against))
+    return lines
+
+
+def _encode_line(spec: Encode, name: str, opponents: tuple[Opponent, ...]) -> Line:
+    return Line(f"{name}, {spec.precision}", encode_side(spec), lambda p, z: checks.encode(p, spec, z), opponents)
+
+
+def _decode_lines(size: Size) -> list[Line]:
+    lines = []
+    for precision, limit in (("bf16", 1.5), ("fp32", 8.0)):
+        dense = Side("dense product", precision, functools.partial(_dense_decode, precision))
+        lines.append(
+            Line(
+                f"decode, L0 {size.l0}, {precision}",
+                decode_side(precision),
+                functools.partial(_check_decode, precision),
+                (Opponent(dense, Bar(False, limit), _same_reconstruction),),
+            )
+        )
+    for precision in ("bf16", "fp32"):
+        bag = Side("F.embedding_bag", precision, functools.partial(_bag, precision))
+        lines.append(
+            Line(
+                f"decode, k {size.middle_k}, {precision}",
+                Side("decode", precision, functools.partial(_decode_top, precision)),
+                functools.partial(_check_top, precision),
+                (Opponent(bag, Bar(False, 1.3), _same_but_bias),),
+            )
+        )
+    for precision in ("bf16", "fp32"):
+        once = Side("our decode once + writing the output", precision, functools.partial(_decode_and_write, precision))
+        lines.append(
+            Line(
+                f"decode_sweep, {len(size.sweep)} ks, {precision}",
+                Side("decode_sweep", precision, functools.partial(_sweep, precision)),
+                functools.partial(_check_sweep, precision),
+                (Opponent(once, Bar(True, 1.4)),),
+            )
+        )
+    encodes = tuple(Opponent(encode_side(Encode("relu", precision)), Bar(True, 0.1)) for precision in ("exact", "bf16"))
+    lines.append(
+        Line(
+            f"latent_stats, {size.classes} classes",
+            Side("latent_stats", "fp32", _stats),
+            lambda p, found: checks.stats(p, p.z, found, TAU),
+            encodes,
+        )
+    )
+    return lines
+
+
+def _reconstruct_lines(backend: str) -> list[Line]:
+    lines = []
+    for precision, decoded in (("bf16", "bf16"), ("exact", "fp32")):
+        spec = Encode("relu", precision)
+        two = Side("our encode + decode", precision, functools.partial(_encode_decode, spec, decoded))
+        eager = Side("dense autoencoder with loss, eager", "fp32", _eager)
+        compiled = Side(f"dense autoencoder with loss, torch.compile ({backend})", "fp32", _compiled_side(backend))
+        lines.append(
+            Line(
+                f"encode-ReLU-decode with loss, {precision}",
+                Side("reconstruct", precision, functools.partial(_reconstruct, spec, decoded)),
+                functools.partial(_check_reconstruct, spec, decoded),
+                (
+                    Opponent(two, Bar(True, 1.15)),
+                    Opponent(eager, Bar(False, 6), functools.partial(_same_loss, checks.values_limit(precision))),
+                    Opponent(compiled, Bar(False, 5), functools.partial(_same_loss, checks.values_limit(precision))),
+                ),
+            )
+        )
+    return lines
+
+
+def _further_lines(size: Size) -> list[Line]:
+    """Without a bar: what else users call."""
+    middle = size.middle_k
+    specs = (
+        Encode("topk", "exact", middle),
+        Encode("jumprelu", "exact"),
+        Encode("jumprelu", "bf16"),
+        Encode("batchtopk", "exact", middle),
+        Encode("batchtopk", "bf16", middle),
+        Encode("relu", "fp32"),
+    )
+    lines = [
+        _encode_line(spec, f"encode {spec.activation}{f' {spec.k}' if spec.k else ''}", (Opponent(floor()),))
+        for spec in specs
+    ]
+    masked = Line(
+        f"decode_masked, {size.classes} classes, fp32",
+        Side("decode_masked", "fp32", _masked),
+        lambda p, y: checks.decode(p, p.z, y, p.W_dec, p.keep[p.class_ids[p.rows]]),
+        (Opponent(decode_side("fp32")),),
+    )
+    return [*lines, masked]
+
+
+def decode_side(precision: str) -> Side:
+    return Side("decode", precision, functools.partial(_decode, precision))
+
+
+def dense_autoencoder(x: Tensor, W_enc: Tensor, b_enc: Tensor, W_dec: Tensor, b_dec: Tensor) -> tuple[Tensor, ...]:
+    """As the released code computes it, with the loss terms per token: y, squared error, L1, L0."""
+    h = torch.relu((x - b_dec) @ W_enc + b_enc)  # [N, S]
+    y = h @ W_dec + b_dec
+    return y, (y - x).square().sum(1), h.abs().sum(1), (h > 0).sum(1)
+
+
+@functools.cache
+def _compiled(backend: str) -> Callable[..., tuple[Tensor, ...]]:
+    return torch.compile(dense_autoencoder, fullgraph=True, backend=backend)
+
+
+def _turn(sets: tuple[Any, ...], turn: int) -> Any:
+    return sets[turn % len(sets)]
+
+
+def _floor(p: Problem, turn: int) -> Tensor:
+    out = p.cached("product", lambda: torch.empty(*p.size.shape[::2], dtype=torch.bfloat16, device=p.device))
+    return torch.mm(_turn(p.xs_bf16, turn), p.W_enc_bf16, out=out)
+
+
+def _dense_pre(p: Problem, turn: int) -> Tensor:
+    return torch.addmm(p.b_enc, _turn(p.xs, turn) - p.b_dec, p.W_enc_rows)
+
+
+def _dense_topk(k: int, p: Problem, turn: int) -> Any:
+    return torch.topk(torch.mm(_turn(p.xs_bf16, turn), p.W_enc_bf16).relu_(), k, dim=1)
+
+
+def _decode(precision: str, p: Problem, turn: int) -> Tensor:
+    return pk.decode(_turn(p.zs, turn), p.dictionary(precision), p.b_dec)
+
+
+def _dense_decode(precision: str, p: Problem, turn: int) -> Tensor:
+    W = p.dictionary(precision)
+    dense = p.cached(f"dense {precision}", lambda: p.z.to_dense().to(W.dtype))  # one set: it exceeds any cache
+    return torch.addmm(p.b_dec.to(W.dtype), dense, W)
+
+
+def _check_decode(precision: str, p: Problem, y: Tensor) -> Findings:
+    return checks.decode(p, p.z, y, p.dictionary(precision))
+
+
+def _decode_top(precision: str, p: Problem, turn: int) -> Tensor:
+    return pk.decode(_turn(p.top_zs, turn), p.dictionary(precision), p.b_dec)
+
+
+def _check_top(precision: str, p: Problem, y: Tensor) -> Findings:
+    return checks.decode(p, p.top_zs[0], y, p.dictionary(precision))
+
+
+def _bag(precision: str, p: Problem, turn: int) -> Tensor:
+    z, W = _turn(p.top_zs, turn), p.dictionary(precision)
+    place = turn % len(p.top_zs)
+    indices = p.cached(f"bag indices {place}", lambda: z.indices.long())
+    values = p.cached(f"bag values {precision} {place}", lambda: z.values.to(W.dtype))
+    return F.embedding_bag(indices, W, z.indptr, mode="sum", per_sample_weights=values, include_last_offset=True)
+
+
+def _sweep(precision: str, p: Problem, turn: int) -> tuple[Tensor, Tensor]:
+    return pk.decode_sweep(_turn(p.zs, turn), p.rank, p.size.sweep, p.dictionary(precision), p.b_dec, p.class_ids)
+
+
+def _check_sweep(precision: str, p: Problem, found: tuple[Tensor, Tensor]) -> Findings:
+    return checks.sweep(p, p.z, *found, p.dictionary(precision))
+
+
+def _decode_and_write(precision: str, p: Problem, turn: int) -> Tensor:
+    shape = (2 * len(p.size.sweep), *p.x.shape)
+    out = p.cached("sweep output", lambda: torch.empty(shape, device=p.device))
+    _decode(precision, p, turn)
+    return out.fill_(turn + 1.0)
+
+
+def _stats(p: Problem, turn: int) -> pk.LatentStats:
+    return pk.latent_stats(_turn(p.zs, turn), p.size.tokens, TAU, p.labels, p.size.classes)
+
+
+def _masked(p: Problem, turn: int) -> Tensor:
+    keep = p.cached("keep", lambda: p.keep)
+    return pk.decode_masked(_turn(p.zs, turn), keep, p.W_dec, p.b_dec, p.class_ids)
+
+
+def _reconstruct(spec: Encode, decoded: str, p: Problem, turn: int) -> Any:
+    return spec.reconstruct(p, p.dictionary(decoded), _turn(p.xs, turn))
+
+
+def _check_reconstruct(spec: Encode, decoded: str, p: Problem, found: Any) -> Findings:
+    return checks.reconstruction(p, spec, found, p.dictionary(decoded))
+
+
+def _encode_decode(spec: Encode, decoded: str, p: Problem, turn: int) -> Tensor:
+    return pk.decode(spec.run(p, _turn(p.xs, turn)), p.dictionary(decoded), p.b_dec)
+
+
+def _eager(p: Problem, turn: int) -> tuple[Tensor, ...]:
+    return dense_autoencoder(_turn(p.xs, turn), p.W_enc_rows, p.b_enc, p.W_dec, p.b_dec)
+
+
+def _compiled_side(backend: str) -> Callable[[Problem, int], tuple[Tensor, ...]]:
+    return lambda p, turn: _compiled(backend)(_turn(p.xs, turn), p.W_enc_rows, p.b_enc, p.W_dec, p.b_dec)
+
+
+def _same_sampled_latents(p: Problem, z: pk.SparseLatents, dense: Tensor) -> Findings:
+    return (checks.agreement("addmm + relu", z.select_rows(p.rows).to_dense(), dense[p.rows], 1e-4),)
+
+
+def _same_reconstruction(p: Problem, y: Tensor, dense: Tensor) -> Findings:
+    limit = checks.SUMS if dense.dtype == torch.float32 else checks.values_limit("bf16")
+    return (checks.agreement("dense product", y, dense, 2 * limit),)
+
+
+def _same_but_bias(p: Problem, y: Tensor, bag: Tensor) -> Findings:
+    limit = checks.SUMS if bag.dtype == torch.float32 else checks.values_limit("bf16")
+    return (checks.agreement("F.embedding_bag", y - p.b_dec, bag, 2 * limit),)
+
+
+def _same_loss(limit: float, p: Problem, found: Any, dense: tuple[Tensor, ...]) -> Findings:
+    pairs = zip(("y", "squared error", "L1"), (found.y, found.squared_error, found.l1), dense, strict=False)
+    return tuple(checks.agreement(f"dense {name}", a, b, 2 * limit) for name, a, b in pairs)

@@ -1,0 +1,127 @@
+"""What a stage writes down: findings with their limits, times, and why something was left out."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from patchsae import atomic
+
+PASSED, FAILED, ERROR, SKIPPED = "passed", "failed", "error", "skipped"
+BAD = (FAILED, ERROR)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A number that must not exceed its limit; NaN never passes."""
+
+    name: str
+    value: float
+    limit: float
+
+    @property
+    def ok(self) -> bool:
+        return self.value <= self.limit
+
+
+@dataclass(frozen=True)
+class Result:
+    """What an item found: numbers with limits, numbers without, or the reason why it was left out."""
+
+    findings: tuple[Finding, ...] = ()
+    data: dict[str, Any] = field(default_factory=dict)
+    skipped: str = ""
+
+    @property
+    def status(self) -> str:
+        if self.skipped:
+            return SKIPPED
+        return PASSED if all(finding.ok for finding in self.findings) else FAILED
+
+    @property
+    def message(self) -> str:
+        bad = [f"{f.name} is {f.value:.3g}, limit {f.limit:.3g}" for f in self.findings if not f.ok]
+        return self.skipped or "; ".join(bad)
+
+
+@dataclass(frozen=True)
+class Item:
+    """One thing that a stage does."""
+
+    name: str
+    run: Callable[[], Result]
+
+
+@dataclass(frozen=True)
+class Record:
+    """One item, done."""
+
+    stage: str
+    name: str
+    status: str
+    seconds: float
+    message: str = ""
+    findings: tuple[dict[str, Any], ...] = ()
+    data: dict[str, Any] = field(default_factory=dict)
+
+
+class StageFile:
+    """The records of one stage on disk, complete after every item, with the name of the item that is running."""
+
+    def __init__(self, path: Path, stage: str) -> None:
+        self.path, self.stage = path, stage
+        self.records: list[Record] = []
+        self._started = time.monotonic()
+
+    def add(self, record: Record) -> None:
+        self.records.append(record)
+        self.write(running="")
+
+    def write(self, running: str, finished: bool = False) -> None:
+        write_json(
+            self.path,
+            {
+                "stage": self.stage,
+                "seconds": round(time.monotonic() - self._started, 3),
+                "finished": finished,
+                "running": running,
+                "records": [asdict(record) for record in self.records],
+            },
+        )
+
+
+def done(stage: str, name: str, seconds: float, result: Result) -> Record:
+    """The record of a result."""
+    findings = tuple({**asdict(f), "ok": f.ok} for f in result.findings)
+    return Record(stage, name, result.status, round(seconds, 3), result.message, findings, result.data)
+
+
+def worst(findings: Iterable[Finding]) -> tuple[Finding, ...]:
+    """Of findings of the same name, the one with the largest value; NaN is larger than everything."""
+    kept: dict[str, Finding] = {}
+    for finding in findings:
+        other = kept.get(finding.name)
+        if other is None or math.isnan(finding.value) or finding.value > other.value:
+            kept[finding.name] = finding
+    return tuple(kept.values())
+
+
+def write_json(path: Path, document: dict[str, Any]) -> None:
+    """Strict JSON, atomically: NaN and infinities become strings, so that any reader takes the file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    atomic.write_text(path, json.dumps(_strict(document), indent=1, allow_nan=False) + "\n")
+
+
+def _strict(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _strict(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_strict(entry) for entry in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value

@@ -1,0 +1,40 @@
+"""Every op once on small shapes that fit no tile, for the sanitizer: ``python -m benches.gpu.small DEVICE``."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+
+import torch
+
+import patchsae_kernels as pk
+from benches.gpu.encodes import Encode
+from benches.gpu.inputs import Problem, make_problem
+from benches.gpu.lines import TAU
+from benches.gpu.sizes import TINY
+
+SMALL = replace(TINY, tokens=13, d_in=100, d_sae=1000, l0=20, topk=(8,), sets=1)
+
+
+def run_all(p: Problem) -> None:
+    """All ops, activations and precisions; what they return is not looked at."""
+    specs = [Encode(a, precision) for a in ("relu", "jumprelu") for precision in ("exact", "bf16", "fp32")]
+    specs += [Encode("topk", "exact", 8), Encode("topk", "bf16", 32), Encode("batchtopk", "exact", 8)]
+    for spec in specs:
+        spec.run(p)
+    for W in (p.W_dec, p.W_dec_bf16):
+        pk.decode(p.z, W, p.b_dec)
+        pk.decode_masked(p.z, p.keep, W, p.b_dec, p.class_ids)
+        pk.decode_sweep(p.z, p.rank, p.size.sweep, W, p.b_dec, p.class_ids)
+        Encode("relu", "exact").reconstruct(p, W)
+    pk.latent_stats(p.z, p.size.tokens, TAU, p.labels, p.size.classes)
+
+
+def main(device: str) -> None:
+    run_all(make_problem(SMALL if device.startswith("cuda") else TINY, torch.device(device)))
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,53 @@
+"""Kernels that the gate has to refuse, one for each reason, and one that it has to let through."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from patchsae_kernels.triton.launch import launch
+
+
+def product(a: Tensor, b: Tensor, c: Tensor, **options: int) -> None:
+    """``a @ b.T`` for one tile; with num_stages = 8 the tiles in flight are more than any part can hold."""
+    tile_m, tile_n, depth = *c.shape, a.shape[1]
+    launch(product_kernel, (1,), a, b, c, depth, TILE_M=tile_m, TILE_N=tile_n, TILE_K=64, **options)
+
+
+def crowded(x: Tensor, y: Tensor) -> None:
+    """More live values than a thread has registers."""
+    launch(crowded_kernel, (1,), x, y, BLOCK=x.numel(), num_warps=4)
+
+
+def unknown_name(x: Tensor) -> None:
+    launch(unknown_name_kernel, (1,), x, num_warps=4)
+
+
+def tall(x: Tensor) -> None:
+    """A grid whose second axis is longer than CUDA takes."""
+    launch(crowded_kernel, (1, 65_536), x, x, BLOCK=16)
+
+
+@triton.jit
+def product_kernel(a_ptr, b_ptr, c_ptr, depth, TILE_M: tl.constexpr, TILE_N: tl.constexpr, TILE_K: tl.constexpr):
+    m, n, k = tl.arange(0, TILE_M), tl.arange(0, TILE_N), tl.arange(0, TILE_K)
+    acc = tl.zeros((TILE_M, TILE_N), tl.float32)
+    for start in range(0, depth, TILE_K):
+        a = tl.load(a_ptr + m[:, None] * depth + start + k[None, :])
+        b = tl.load(b_ptr + n[None, :] * depth + start + k[:, None])
+        acc = tl.dot(a, b, acc)
+    tl.store(c_ptr + m[:, None] * TILE_N + n[None, :], acc)
+
+
+@triton.jit
+def crowded_kernel(x_ptr, y_ptr, BLOCK: tl.constexpr):
+    at = tl.arange(0, BLOCK)
+    x = tl.load(x_ptr + at)
+    total = tl.sum(x, 0)
+    tl.store(y_ptr + at, x / total)  # every x is live until the sum is known
+
+
+@triton.jit
+def unknown_name_kernel(x_ptr):
+    tl.store(x_ptr, no_such_function(x_ptr))  # noqa: F821

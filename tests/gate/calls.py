@@ -1,0 +1,214 @@
+"""Which host functions are followed, with which arguments. A kernel that no call starts fails the gate.
+
+Shapes are those of the paper (25,216 tokens = 128 images of 197, 768 channels, 49,152 latents, 149 active a token), of
+its larger models, and small ones that leave tails in every block. Tensors are on the meta device: only shapes, strides,
+types and alignment are looked at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from patchsae_kernels.triton import batch_topk, decode, encode, pack, product, stats, sweep
+
+F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
+BUDGET = 256 * 2**20
+CLASSES = 100
+KS = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000]
+
+
+@dataclass(frozen=True)
+class Size:
+    """Tokens N, latents S, channels D."""
+
+    name: str
+    tokens: int
+    latents: int
+    width: int
+
+
+PAPER = Size("paper", 25_216, 49_152, 768)
+LARGE = Size("large", 8_224, 131_072, 1_024)
+TAILS = Size("tails", 37, 1_001, 99)
+ONE = Size("one token", 1, 49_152, 768)
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a host function.
+
+    Attributes:
+        name: what is called and what is special about it; picks calls in ``python -m tests.gate NAME``.
+        slow: left out by ``pytest -m "not slow"``: not the paper's shape.
+    """
+
+    name: str
+    function: Callable[..., Any]
+    arguments: tuple[Any, ...]
+    options: dict[str, Any] = field(default_factory=dict)
+    slow: bool = False
+
+
+def meta(*shape: int, dtype: torch.dtype = F32) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def i32(*shape: int) -> Tensor:
+    return meta(*shape, dtype=torch.int32)
+
+
+def i64(*shape: int) -> Tensor:
+    return meta(*shape, dtype=torch.int64)
+
+
+def misaligned(tensor: Tensor) -> Tensor:
+    """The same shape and type, starting one element after a boundary of 16 bytes, as a slice of a tensor may."""
+    return torch.empty(tensor.numel() + 1, dtype=tensor.dtype, device="meta")[1:].view(tensor.shape)
+
+
+def csr(size: Size, active: int = 149, dtype: torch.dtype = F32) -> tuple[Tensor, Tensor, Tensor]:
+    """Values, indices, pointers."""
+    entries = size.tokens * active
+    return meta(entries, dtype=dtype), i32(entries), i64(size.tokens + 1)
+
+
+def slice_of_csr(size: Size) -> tuple[Tensor, ...]:
+    return tuple(map(misaligned, csr(size)))
+
+
+def name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def calls_of_decode() -> list[Call]:
+    calls = []
+    for size, values, weights in (
+        (PAPER, F32, F32),
+        (PAPER, F32, BF16),
+        (PAPER, BF16, BF16),
+        (LARGE, F32, BF16),
+        (TAILS, F32, F32),
+        (ONE, F32, F32),
+    ):
+        rows = slice_of_csr(size) if size is TAILS else csr(size, dtype=values)
+        words = f"{size.name} {name_of(values)} {name_of(weights)}"
+        matrices = meta(size.latents, size.width, dtype=weights), meta(size.width)
+        keep, rank = meta(size.latents, dtype=torch.bool), i32(size.latents)
+        class_keep, class_rank = meta(CLASSES, size.latents, dtype=torch.bool), i32(CLASSES, size.latents)
+        ids, x = i64(size.tokens), meta(size.tokens, size.width)
+        calls += [
+            Call(f"{name} {words}", function, arguments, slow=size is not PAPER)
+            for name, function, arguments in (
+                ("decode", decode.decode, (*rows, *matrices)),
+                ("decode_masked", decode.decode_masked, (*rows, keep, *matrices, None)),
+                ("decode_masked, classes,", decode.decode_masked, (*rows, class_keep, *matrices, ids)),
+                ("decode_with_losses", decode.decode_with_losses, (*rows, *matrices, x)),
+                ("decode_sweep", sweep.decode_sweep, (*rows, rank, KS, *matrices, None)),
+                ("decode_sweep, classes,", sweep.decode_sweep, (*rows, class_rank, KS, *matrices, ids)),
+            )
+        ]
+    matrices = meta(PAPER.latents, PAPER.width), meta(PAPER.width)
+    for dtype in (BF16, F16):
+        x = meta(PAPER.tokens, PAPER.width, dtype=dtype)
+        arguments = (*csr(PAPER), *matrices, x)
+        calls.append(Call(f"decode_with_losses {name_of(dtype)} tokens", decode.decode_with_losses, arguments))
+    for count in (1, 127, 128):
+        arguments = (*csr(PAPER), i32(PAPER.latents), list(range(count)), *matrices, None)
+        calls.append(Call(f"decode_sweep {count} ks", sweep.decode_sweep, arguments))
+    return calls
+
+
+def calls_of_stats() -> list[Call]:
+    calls = []
+    for size, dtype, labelled in ((PAPER, F32, False), (PAPER, F32, True), (PAPER, BF16, True), (TAILS, F32, True)):
+        rows = slice_of_csr(size) if size is TAILS else csr(size, dtype=dtype)
+        tokens_per_image = 1 if size is TAILS else 197
+        labels = i64(size.tokens // tokens_per_image) if labelled else None
+        classes = i64(CLASSES, size.latents) if labelled else None
+        sums, counts, images = meta(size.latents, dtype=torch.float64), i64(size.latents), i64(size.latents)
+        best, place = meta(size.latents), i64(size.latents)
+        arguments = (*rows, tokens_per_image, 0.2, labels, 128, sums, counts, images, best, place, classes)
+        name = f"latent_stats {size.name} {name_of(dtype)} {'labels' if labelled else ''}"
+        calls.append(Call(name, stats.latent_stats_, arguments, slow=size is not PAPER))
+    return calls
+
+
+def calls_of_batch_topk() -> list[Call]:
+    return [
+        Call(
+            f"batch_topk {size.name} {name_of(dtype)}",
+            batch_topk.batch_topk,
+            (*csr(size, dtype=dtype), 64 * size.tokens),
+            slow=size is not PAPER,
+        )
+        for size, dtype in ((PAPER, F32), (PAPER, BF16), (TAILS, F32), (ONE, F32))
+    ]
+
+
+def calls_of_encode() -> list[Call]:
+    """encode_bounded is all of encode without the reads of the device; a repair repeats it with other settings."""
+    paper = [
+        encode_call(PAPER, F32, activation, k, precision)
+        for activation, k in (("relu", 0), ("jumprelu", 0), ("topk", 64))
+        for precision in ("exact", "bf16", "fp32")
+    ]
+    tokens = [
+        encode_call(PAPER, dtype, "relu", 0, precision)
+        for dtype in (BF16, F16)
+        for precision in ("exact", "bf16", "fp32")
+    ]
+    others = [
+        encode_call(size, F32, activation, k, "exact")
+        for size in (LARGE, TAILS, ONE)
+        for activation, k in (("relu", 0), ("topk", 64))
+    ]
+    many = [encode_call(PAPER, F32, "topk", 512, "exact"), encode_call(LARGE, BF16, "topk", 512, "bf16")]
+    return [*paper, *tokens, *others, *many, *map(repair_call, (0, 64))]
+
+
+def encode_call(size: Size, dtype: torch.dtype, activation: str, k: int, precision: str) -> Call:
+    threshold = meta(size.latents) if activation == "jumprelu" else None
+    x = meta(size.tokens, size.width, dtype=dtype)
+    arguments = (x, *encoder(size), [], threshold, activation, k, precision, BUDGET, size.tokens * 512)
+    name = f"encode {size.name} {name_of(dtype)} {activation} {k or ''} {precision}"
+    return Call(name, encode.encode_bounded, arguments, slow=size is not PAPER)
+
+
+def repair_call(k: int) -> Call:
+    return Call(f"encode repair {k or ''}", repair, (meta(5, PAPER.width), *encoder(PAPER), k))
+
+
+def repair(x: Tensor, W_enc: Tensor, b_enc: Tensor, b_dec: Tensor, k: int) -> None:
+    """What encode does for tokens with more candidates than slots: float32, every latent a possible candidate."""
+    slots = triton.next_power_of_2(W_enc.shape[1]) if k else 0
+    call = encode.Request(pack.pack(W_enc, b_enc, "fp32"), b_dec, None, k, "fp32", True, slots, BUDGET)
+    encode.encode_into(x, call, x.shape[0] * 512)
+
+
+def encoder(size: Size) -> tuple[Tensor, Tensor, Tensor]:
+    """W_enc (stored latent-major), b_enc, b_dec."""
+    return meta(size.latents, size.width).t(), meta(size.latents), meta(size.width)
+
+
+def calls_of_product() -> list[Call]:
+    """The design that encode does not use by default, and dtypes that it uses with one design only."""
+    return [
+        Call(f"{design.__name__} {name_of(dtype)}", design, product_arguments(2048, PAPER.latents, PAPER.width, dtype))
+        for design in (product.fused_product, product.library_product)
+        for dtype in (F16, BF16, F32)
+    ]
+
+
+def product_arguments(rows: int, latents: int, depth: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """Arguments of both products: low, W_low, scales, bias, chunk, maxima."""
+    low, weight = meta(rows, depth, dtype=dtype), meta(latents, depth, dtype=dtype)
+    return low, weight, meta(rows, 3)[:, 0], meta(latents), meta(rows, latents, dtype=dtype), meta(rows, latents // 32)
+
+
+CALLS = (*calls_of_encode(), *calls_of_product(), *calls_of_decode(), *calls_of_stats(), *calls_of_batch_topk())

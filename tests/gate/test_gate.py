@@ -1,0 +1,96 @@
+"""The gate can fail: each kind of bad kernel is refused, for the reason that it is bad for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from triton.compiler.errors import CompilationError
+
+from tests.gate import broken_kernels
+from tests.gate.calls import BF16, F32, Call, meta, misaligned
+from tests.gate.cases import Case, cases
+from tests.gate.compiling import complaints, resources
+from tests.gate.parts import PARTS, Part
+
+each_part = pytest.mark.parametrize("part", PARTS, ids=lambda part: part.name)
+SM_90 = next(part for part in PARTS if part.name == "sm_90")
+
+
+def only_case(part: Part, function: Callable[..., None], *arguments: Any, **options: Any) -> Case:
+    (case,) = cases(part, [Call("broken", function, arguments, options)])
+    return case
+
+
+def product_case(part: Part, dtype: Any, tile: int, **options: int) -> Case:
+    a = meta(tile, 768, dtype=dtype)
+    return only_case(part, broken_kernels.product, a, a, meta(tile, tile), **options)
+
+
+@each_part
+def test_a_good_product_passes(part: Part) -> None:
+    case = product_case(part, BF16, 128, num_warps=8, num_stages=2)
+    used = resources(case)
+    assert complaints(case, used) == []
+    assert used.half_product
+    assert used.registers > 0
+    assert 0 < used.shared <= part.shared
+
+
+@each_part
+def test_spills_are_refused(part: Part) -> None:
+    x = meta(512 * 4 * part.target.warp_size)  # 512 values a thread
+    case = only_case(part, broken_kernels.crowded, x, x)
+    (reason,) = complaints(case, resources(case))
+    assert "spilled" in reason
+
+
+@each_part
+def test_too_much_shared_memory_is_refused(part: Part) -> None:
+    stages = 9 if part.target.backend == "cuda" else 4  # of 32 KB each
+    case = product_case(part, BF16, 128, num_warps=8, num_stages=stages)
+    (reason,) = complaints(case, resources(case))
+    assert "shared memory" in reason
+
+
+def test_a_product_without_wgmma_is_refused() -> None:
+    case = product_case(SM_90, BF16, 16, num_warps=1, num_stages=2)  # wgmma takes 64 rows and four warps
+    (reason,) = complaints(case, resources(case))
+    assert "expected wgmma" in reason
+
+
+def test_a_product_of_float32_may_be_plain_arithmetic() -> None:
+    case = product_case(SM_90, F32, 16, num_warps=1, num_stages=2)
+    assert complaints(case, resources(case)) == []
+
+
+@each_part
+def test_what_does_not_compile_is_an_error(part: Part) -> None:
+    with pytest.raises(CompilationError, match="no_such_function"):
+        resources(only_case(part, broken_kernels.unknown_name, meta(16)))
+
+
+def test_a_grid_beyond_the_limits_is_an_error() -> None:
+    with pytest.raises(ValueError, match="65536"):
+        only_case(SM_90, broken_kernels.tall, meta(16))
+
+
+@each_part
+def test_fusion_of_multiply_and_add_does_not_follow_the_environment(
+    part: Part, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for default in ("0", "1"):
+        monkeypatch.setenv("TRITON_DEFAULT_FP_FUSION", default)
+        assert only_case(part, broken_kernels.crowded, meta(16), meta(16)).options["enable_fp_fusion"] is True
+
+
+@each_part
+def test_alignment_and_ones_make_cases_of_their_own(part: Part) -> None:
+    x = meta(65_536)
+    calls = [
+        Call("aligned", broken_kernels.crowded, (x, x)),
+        Call("sliced", broken_kernels.crowded, (x, misaligned(x))),
+    ]
+    assert len(cases(part, calls)) == 2
+    assert len(cases(part, calls[:1] * 3)) == 1

@@ -1,0 +1,273 @@
+"""The encode kernels in the interpreter, against the float64 oracle."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import patchsae_kernels as pk
+from patchsae_kernels import composite
+from patchsae_kernels.triton import encode as fast
+from patchsae_kernels.triton import product, screen, tuning
+from tests.kernels.cases import Case, assert_same, cases, make_case
+
+few = settings(max_examples=6, deadline=None)
+ks = st.sampled_from([1, 2, 5, 30])
+
+
+def oracle(case: Case, activation: str = "relu", k: int = 0, threshold: torch.Tensor | None = None) -> pk.SparseLatents:
+    d = case.double()
+    csr = composite.encode(d.x, d.W_enc, d.b_enc, d.b_dec, [], threshold, activation, k, "fp32", 2**28)
+    return pk.SparseLatents(*csr, (d.x.shape[0], d.W_enc.shape[1]))
+
+
+def assert_agrees(z: pk.SparseLatents, truth: pk.SparseLatents, pre: torch.Tensor, tolerance: float = 1e-5) -> None:
+    """Same active set, but for latents within rounding of the edge between active and not; same values."""
+    ours, theirs = z.to_dense().double(), truth.to_dense()
+    for row in range(z.shape[0]):
+        differ = (ours[row] != 0) != (theirs[row] != 0)
+        if differ.any():
+            edge = pre[row][differ]
+            assert (edge.max() - edge.min()) < tolerance or edge.abs().max() < tolerance, f"row {row}"
+    both = (ours != 0) & (theirs != 0)
+    torch.testing.assert_close(ours[both], theirs[both], rtol=tolerance, atol=tolerance)
+    for row in range(z.shape[0]):
+        assert (z.row(row)[0].diff() > 0).all(), "indices ascend"
+
+
+@few
+@given(cases(), st.sampled_from(["exact", "fp32"]))
+def test_relu(case, precision):
+    assert_agrees(case.encode(precision=precision), oracle(case), case.double().pre())
+
+
+@few
+@given(cases(), ks, st.sampled_from(["exact", "fp32"]))
+def test_topk(case, k, precision):
+    k = min(k, case.W_enc.shape[1])
+    z = case.encode(activation="topk", k=k, precision=precision)
+    assert (z.counts() <= k).all()
+    assert_agrees(z, oracle(case, "topk", k), case.double().pre())
+
+
+@few
+@given(cases(), st.floats(0, 0.5), st.sampled_from(["exact", "fp32"]))
+def test_jumprelu(case, level, precision):
+    threshold = torch.linspace(0, level, case.W_enc.shape[1])
+    z = case.encode(activation="jumprelu", threshold=threshold, precision=precision)
+    assert_agrees(z, oracle(case, "jumprelu", 0, threshold), case.double().pre() - threshold.double())
+
+
+@few
+@given(cases(min_n=1), ks)
+def test_batchtopk(case, k):
+    k = min(k, case.W_enc.shape[1])
+    z = case.encode(activation="batchtopk", k=k)
+    truth = oracle(case, "batchtopk", k)
+    assert z.nnz == truth.nnz
+    torch.testing.assert_close(z.values.sort().values.double(), truth.values.sort().values, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+@pytest.mark.parametrize("strided", [False, True])
+def test_input_dtypes_and_strides(dtype, strided):
+    case = make_case(3, 6, 24, 50)
+    x = case.x.to(dtype)
+    x = torch.stack([x, x], 1)[:, 0] if strided else x
+    z = pk.encode(x, case.W_enc, case.b_enc, case.b_dec)
+    case = case._replace(x=x.float())
+    assert_agrees(z, oracle(case), case.double().pre())
+
+
+@pytest.mark.parametrize("activation", ["relu", "topk"])
+def test_more_buckets_than_one_step_of_the_search(monkeypatch, activation):
+    case, k = make_case(4, 3, 8, 300), 7 if activation == "topk" else 0
+    monkeypatch.setattr(screen, "SEARCHED", 8)
+    assert_agrees(case.encode(activation=activation, k=k or None), oracle(case, activation, k), case.double().pre())
+
+
+@pytest.mark.parametrize("activation", ["relu", "topk"])
+def test_bits_do_not_depend_on_chunks_or_batches(activation):
+    case = make_case(5, 6, 24, 70)
+    options = {"activation": activation, "k": 9 if activation == "topk" else None}
+    w = pk.prepare(case.W_enc, case.b_enc, case.b_dec)
+    whole = pk.encode(case.x, w, **options)
+    assert_same(whole, pk.encode(case.x, w, budget_mb=0.005, **options))
+    assert_same(whole, pk.SparseLatents.cat([pk.encode(part, w, **options) for part in case.x.split([1, 5])]))
+    assert_same(whole, pk.encode(case.x, w, **options))
+
+
+def test_the_designs_of_the_product_agree():
+    case = make_case(6, 9, 40, 70)
+    with tuning.override(product="fused"):
+        fused = case.encode(precision="fp32")
+    with tuning.override(product="library"):
+        library = case.encode(precision="fp32")
+    assert torch.equal(fused.indices, library.indices)
+    torch.testing.assert_close(fused.values, library.values)
+
+
+def test_bucket_maxima_are_those_of_the_products_written():
+    g = torch.Generator().manual_seed(0)
+    low, W = torch.randn(21, 64, generator=g).half(), torch.randn(96, 64, generator=g).half()
+    scales, bias = torch.rand(21, generator=g) + 0.5, torch.randn(96, generator=g)
+    chunk, maxima = torch.empty(21, 96, dtype=torch.float16), torch.empty(21, 3)
+    product.fused_product(low, W, scales, bias, chunk, maxima)
+    torch.testing.assert_close(chunk, (low.float() @ W.float().t()).half(), rtol=2e-3, atol=2e-3)
+    pre = chunk.float() * scales[:, None] + bias
+    assert torch.equal(maxima, pre.view(21, 3, 32).amax(2))
+
+
+def test_tokens_over_their_slots_are_answered_and_the_others_keep_their_bits(monkeypatch):
+    """Half of all latents active on some tokens only: those pass their slots, are repaired, and nothing is lost."""
+    case = make_case(7, 6, 24, 100, bias=-2.5)
+    dense = case.x.clone()
+    dense[2] *= 6
+    dense[5] *= 9
+    case = case._replace(x=dense)
+    before = case.encode()
+    monkeypatch.setattr(fast, "SLOTS", 8)
+    candidates = fast.screening_report(case.x, case.W_enc, case.b_enc, case.b_dec)
+    over = candidates > 8
+    assert over.any()
+    assert not over.all()
+    after = case.encode()
+    assert_agrees(after, oracle(case), case.double().pre())
+    for row in (~over).nonzero().flatten().tolist():
+        assert torch.equal(before.row(row)[1], after.row(row)[1])
+    topk = case.encode(activation="topk", k=5)
+    assert_agrees(topk, oracle(case, "topk", 5), case.double().pre())
+
+
+def test_all_latents_tied(monkeypatch):
+    """Every latent has the same pre-activation on a token: top-k takes the lowest ones, whatever the capacities."""
+    monkeypatch.setattr(fast, "SLOTS", 16)
+    case = make_case(8, 2, 16, 100)
+    case = case._replace(x=case.b_dec.expand(2, 16).clone(), b_enc=torch.full((100,), 0.25))
+    z = case.encode(activation="topk", k=3)
+    assert z.indices.tolist() == [0, 1, 2] * 2
+    assert z.values.tolist() == [0.25] * 6
+
+
+@pytest.mark.parametrize("precision", ["exact", "fp32"])
+def test_more_entries_than_expected(monkeypatch, precision):
+    monkeypatch.setattr(fast, "EXPECTED", 3)
+    case = make_case(9, 7, 24, 60, bias=0.0)
+    assert_agrees(case.encode(precision=precision), oracle(case), case.double().pre())
+
+
+def test_errors_name_what_is_wrong():
+    case = make_case(10, 6, 8, 20)
+    bad = case.x.clone()
+    bad[4, 1] = float("inf")
+    bad[5, 1] = float("nan")
+    with pytest.raises(ValueError, match=r"x has a NaN or an infinity in row 4 \(2 such rows of 6\)"):
+        pk.encode(bad, case.W_enc, case.b_enc, case.b_dec)
+    with pytest.raises(ValueError, match="threshold holds a negative"):
+        case.encode(activation="jumprelu", threshold=torch.full((20,), -0.1))
+    huge = torch.full_like(case.x, 3e38)
+    with pytest.raises(ValueError, match="range of float32 in row 0"):
+        pk.encode(huge, case.W_enc, case.b_enc, -huge[0])
+
+
+@few
+@given(st.integers(0, 2**31), st.sampled_from([1e-30, 1e-6, 1.0, 1e6, 1e18]), st.sampled_from([1e-5, 1.0, 1e6]))
+def test_exact_at_any_magnitude(seed, size, weight):
+    """Scaling tokens and weights by powers of ten leaves the active set where float64 has it."""
+    case = make_case(seed, 3, 24, 60)
+    case = case._replace(
+        x=case.x * size, b_dec=case.b_dec * size, W_enc=case.W_enc * weight, b_enc=case.b_enc * size * weight
+    )
+    unit = size * weight
+    z, truth = case.encode(), oracle(case)
+    scaled = pk.SparseLatents(z.values.double() / unit, z.indices, z.indptr, z.shape)
+    assert_agrees(scaled, truth.with_values(truth.values / unit), case.double().pre() / unit)
+
+
+def test_values_inside_the_bound_are_scored_again():
+    """Pre-activations a few float32 roundings above zero and below: only those above may come out, and all of them."""
+    case = make_case(11, 6, 32, 120)
+    pre = case.double().pre()
+    token = 2
+    nudge = torch.linspace(-2e-5, 2e-5, 120, dtype=torch.float64)
+    case = case._replace(b_enc=(case.b_enc.double() - pre[token] + nudge).float())
+    found, _ = case.encode().row(token)
+    truth = case.double().pre()[token]
+    certain = (truth.abs() > 3e-6).nonzero().flatten()
+    active = torch.zeros(120, dtype=torch.bool)
+    active[found.long()] = True
+    assert torch.equal(active[certain], truth[certain] > 0)
+
+
+def test_outlier_channels_and_tokens():
+    case = make_case(12, 8, 64, 300)
+    x = case.x.clone()
+    x[:, 3] *= 300
+    x[6] *= 50
+    case = case._replace(x=x)
+    assert_agrees(case.encode(), oracle(case), case.double().pre(), tolerance=2e-3)
+    pattern = oracle(case).to_dense() > 1e-2
+    assert (case.encode().to_dense()[pattern] > 0).all()
+
+
+@pytest.mark.parametrize("capacity", [0, 5, 1000])
+def test_bounded(capacity):
+    case = make_case(13, 7, 16, 40)
+    w = pk.prepare(case.W_enc, case.b_enc, case.b_dec)
+    z, status = pk.encode_bounded(case.x, w, capacity=capacity)
+    whole = pk.encode(case.x, w)
+    assert z.values.shape == (capacity,)
+    assert torch.equal(z.indptr, whole.indptr)
+    kept = min(capacity, whole.nnz)
+    assert torch.equal(z.values[:kept], whole.values[:kept])
+    if capacity < whole.nnz:
+        with pytest.raises(OverflowError, match=f"capacity is {capacity}; {whole.nnz} entries"):
+            pk.check_bounded(z, status)
+    else:
+        assert_same(pk.check_bounded(z, status), whole)
+
+
+@few
+@given(cases(), st.sampled_from(["relu", "topk", "batchtopk"]))
+def test_reconstruct_is_encode_then_decode(case, activation):
+    k = None if activation == "relu" else min(4, case.W_enc.shape[1])
+    w = pk.prepare(case.W_enc, case.b_enc, case.b_dec)
+    z = pk.encode(case.x, w, activation=activation, k=k)
+    r = pk.reconstruct(case.x, w, case.W_dec, activation=activation, k=k)
+    assert torch.equal(r.y, pk.decode(z, case.W_dec, case.b_dec))
+    torch.testing.assert_close(r.squared_error, (r.y - case.x).square().sum(1), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(r.l1.double(), z.to_dense().double().sum(1), rtol=1e-5, atol=1e-6)
+    assert torch.equal(r.l0.long(), z.counts())
+
+
+def test_reconstruct_survives_what_does_not_fit(monkeypatch):
+    monkeypatch.setattr(fast, "EXPECTED", 2)
+    case = make_case(14, 7, 16, 40, bias=0.0)
+    w = pk.prepare(case.W_enc, case.b_enc, case.b_dec)
+    assert torch.equal(pk.reconstruct(case.x, w, case.W_dec).y, pk.decode(case.encode(), case.W_dec, case.b_dec))
+
+
+def test_gradients():
+    """gradcheck through the kernels: piecewise linear, so a wide difference quotient is exact up to rounding."""
+    case = make_case(15, 2, 4, 5, bias=0.3)
+    pre = case.double().pre()
+    assert pre.abs().min() > 0.02, "no latent changes side within the difference quotient"
+    tensors = [t.clone().requires_grad_() for t in (case.x, case.W_enc, case.b_enc, case.b_dec, case.W_dec)]
+
+    def reconstruction(x, W_enc, b_enc, b_dec, W_dec):
+        return pk.decode(pk.encode(x, W_enc, b_enc, b_dec, precision="fp32"), W_dec, b_dec)
+
+    assert torch.autograd.gradcheck(
+        reconstruction, tensors, eps=1e-3, atol=2e-3, rtol=2e-3, nondet_tol=0.0, check_undefined_grad=False
+    )
+
+
+def test_refresh_packs_again():
+    case = make_case(16, 5, 8, 20)
+    W = case.W_enc.clone(memory_format=torch.preserve_format)
+    w = pk.prepare(W, case.b_enc, case.b_dec)
+    pk.encode(case.x, w)
+    W.mul_(-1)
+    assert_same(pk.encode(case.x, w), pk.encode(case.x, W, case.b_enc, case.b_dec))
