@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from triton import knobs
@@ -20,7 +21,16 @@ from triton.compiler import compile as triton_compile
 
 from tests.gate.cases import Case
 
+PARSING = Lock()
 PRODUCT_INSTRUCTIONS = ("wgmma.mma_async", "tcgen05.mma", "mma.sync", "v_mfma")
+
+
+class LockedSource(ASTSource):
+    """A kernel's source that one thread at a time parses: ``ast.parse`` of Python 3.11 fails at random in threads."""
+
+    def make_ir(self, *args: Any) -> Any:
+        with PARSING:
+            return super().make_ir(*args)
 
 
 @dataclass(frozen=True)
@@ -53,7 +63,7 @@ def resources(case: Case) -> Resources:
     Raises:
         Exception: whatever Triton raises for a kernel that does not compile for this part.
     """
-    source = ASTSource(case.kernel, case.signature, case.constants, case.attributes)
+    source = LockedSource(case.kernel, case.signature, case.constants, case.attributes)
     compiled = triton_compile(source, target=case.part.target, options=case.options)
     registers, stack, spills = nvidia_usage(compiled) if case.part.target.backend == "cuda" else amd_usage(compiled)
     assembly = compiled.asm["ptx"] if case.part.target.backend == "cuda" else compiled.asm["amdgcn"]
@@ -69,7 +79,7 @@ def resources(case: Case) -> Resources:
 
 
 def compile_all(cases: list[Case]) -> Iterator[tuple[Case, Resources]]:
-    """Each case with its resources, in order; Triton compiles outside the interpreter lock, so threads help."""
+    """Each case with its resources, in order; LLVM works outside the interpreter lock, so threads help."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         yield from zip(cases, pool.map(resources, cases), strict=True)
 
