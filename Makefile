@@ -20,8 +20,7 @@ lint: $(READY)
 	$(BIN)/mypy
 
 bench: $(READY)
-	$(BIN)/python -m pytest benches -q --benchmark-only --benchmark-columns=median,iqr,rounds
-	$(BIN)/patchsae bench
+	$(BIN)/python -m benches
 
 # Exact versions of everything; the metadata in pyproject.toml holds ranges.
 lock:

@@ -182,7 +182,7 @@ for name in sys.argv[2:]:
 def test_a_worker_that_dies_or_hangs_costs_its_stage_only(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(supervisor, "GRACE", 0.0)
     started, late = time.time(), time.time() + 300
-    ends = {stage.name: late for stage in stages.STAGES} | {"capture": started + 1}
+    ends = {stage.name: late for stage in stages.STAGES} | {"capture": started + 8}  # time to import torch twice on a busy machine
 
     def start(names) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-c", WORKER, str(tmp_path), *names]
