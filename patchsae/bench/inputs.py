@@ -93,6 +93,11 @@ class Inputs:
         return params, torch.optim.Adam(list(params.values()), lr=LR)
 
     @cached_property
+    def spare(self) -> Tensor:
+        """Memory like W_dec's to write to."""
+        return torch.zeros_like(self.W_dec)
+
+    @cached_property
     def dense(self) -> Tensor:
         """[N, S], the same latents for the dense baselines: what they are about, and made only for them."""
         return self.z.to_dense()
