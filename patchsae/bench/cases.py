@@ -1,17 +1,20 @@
-"""What is timed: every op at a named size, beside plain PyTorch doing the same on dense latents."""
+"""What is timed: every op at a named size, beside plain PyTorch doing the same on dense latents; and MaPLe's tower."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 import patchsae_kernels as pk
+
+if TYPE_CHECKING:
+    from patchsae.maple import MaPLe
 
 KS = (1, 2, 5, 10, 50, 100, 500, 1000, 2000)
 CLASSES = 10
@@ -65,6 +68,21 @@ class Inputs:
     def dense(self) -> Tensor:
         """[N, S], the same latents for the dense baselines: what they are about, and made only for them."""
         return self.z.to_dense()
+
+    @cached_property
+    def maple(self) -> MaPLe:
+        """An untrained MaPLe on a CLIP of this size: the shipped one, or a random ViT-B/16."""
+        from patchsae.clip import load_clip
+        from patchsae.maple import load_maple
+
+        name = {128: "tiny", 768: "ViT-B-16-quickgelu"}[self.size.d_in]
+        return load_maple(load_clip(name, device=self.x.device), None, ["thing"])
+
+    @cached_property
+    def pixels(self) -> Tensor:
+        """[B, 3, H, W], standard normal."""
+        generator = torch.Generator().manual_seed(1)
+        return torch.randn(self.size.images, 3, *self.maple.image_size, generator=generator).to(self.x.device)
 
 
 class Work(NamedTuple):
@@ -125,7 +143,7 @@ def make_inputs(size: Size, device: str = "cpu", seed: int = 0) -> Inputs:
 
 def all_cases() -> list[Case]:
     """Every case, by op."""
-    return [*_encode_cases(), *_decode_cases(), *_statistics_cases(), *_training_cases()]
+    return [*_encode_cases(), *_decode_cases(), *_statistics_cases(), *_training_cases(), _maple_case()]
 
 
 def named(names: Sequence[str]) -> list[Case]:
@@ -246,6 +264,16 @@ def _training_cases() -> list[Case]:
     ]
 
 
+def _maple_case() -> Case:
+    return Case(
+        "maple_forward",
+        _our_maple,
+        Work("CLIP on as many tokens", lambda i: _clip_forward(i, i.maple.prompt_tokens)),
+        Work("CLIP without prompt tokens", lambda i: _clip_forward(i, 0)),
+        _check_maple,
+    )
+
+
 def sweep_ks(latents: int) -> list[int]:
     """The paper's ks that fit, and S."""
     return [k for k in KS if k < latents] + [latents]
@@ -344,3 +372,41 @@ def _check_topk(i: Inputs, ours: pk.SparseLatents, dense: Any) -> None:
 def _check_sweep(i: Inputs, ours: tuple[Tensor, Tensor], dense: tuple[Tensor, Tensor]) -> None:
     for mine, other in zip(ours, dense, strict=True):
         torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def _our_maple(i: Inputs) -> Tensor:
+    """Image embeddings [B, E]."""
+    return i.maple.embed(i.maple.residual(i.pixels))
+
+
+@torch.no_grad()
+def _clip_forward(i: Inputs, more: int) -> Tensor:
+    """CLIP's own tower, cut as ours is, with ``more`` copies of patches behind the image's tokens."""
+    clip, visual = i.maple.clip, i.maple.clip.model.visual
+    tokens = visual._embeds(i.pixels)
+    tokens = torch.cat([tokens, tokens[:, 1 : 1 + more]], dim=1)
+    for block in visual.transformer.resblocks[: clip.layer + 1]:
+        tokens = block(tokens)
+    return clip.embed(tokens)
+
+
+@torch.no_grad()
+def _check_maple(i: Inputs, ours: Tensor, _: Tensor) -> None:
+    """The published forward pass, block by block."""
+    visual, learned, images = i.maple.clip.model.visual, i.maple.trainable(), i.maple.image_tokens
+    contexts = {"ctx": "proj"} | {
+        f"compound_prompts_text.{n}": f"compound_prompt_projections.{n}" for n in range(i.maple.config.depth - 1)
+    }
+    prompts = [
+        F.linear(learned[context], learned[f"{name}.weight"], learned[f"{name}.bias"])
+        for context, name in contexts.items()
+    ]
+    prompts[0] = visual.ln_pre(prompts[0])
+    tokens = visual._embeds(i.pixels)
+    for n, block in enumerate(visual.transformer.resblocks):
+        if n < len(prompts):
+            tokens = torch.cat([tokens[:, :images], prompts[n].expand(len(tokens), -1, -1)], dim=1)
+        tokens = block(tokens)
+    expected = F.normalize(visual._pool(tokens[:, :images])[0] @ visual.proj, dim=-1)
+    torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
