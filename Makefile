@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 RUN ?= runs/demo
 READY := $(VENV)/.installed-$(shell cat requirements.lock pyproject.toml CMakeLists.txt patchsae_kernels/native/* | cksum | cut -d' ' -f1)
 
-.PHONY: demo test lint bench lock clean
+.PHONY: demo test lint sanitize bench lock clean
 
 demo: $(READY)
 	RUN=$(RUN) PATH="$(CURDIR)/$(BIN):$$PATH" sh examples/demo.sh
@@ -19,9 +19,11 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+sanitize: $(READY)
+	PYTHON=$(CURDIR)/$(BIN)/python .ci/sanitize
+
 bench: $(READY)
-	$(BIN)/python -m pytest benches -q --benchmark-only --benchmark-columns=median,iqr,rounds
-	$(BIN)/patchsae bench
+	$(BIN)/python -m benches
 
 # Exact versions of everything; the metadata in pyproject.toml holds ranges.
 lock:

@@ -8,19 +8,21 @@ from __future__ import annotations
 import pytest
 
 from patchsae.bench import cases
+from patchsae.bench.case import Work
+from patchsae.bench.inputs import SIZES, Inputs, make_inputs
 
 CASES = cases.all_cases()
 
 
-@pytest.fixture(scope="module")
-def inputs() -> cases.Inputs:
-    return cases.make_inputs(cases.SIZES["small"])
+@pytest.fixture
+def inputs() -> Inputs:
+    return make_inputs(SIZES["small"])
 
 
 @pytest.mark.parametrize("side", ["ours", "baseline"])
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_op(benchmark, inputs, case, side):
-    work = case.baseline if side == "baseline" else cases.Work("ours", case.ours)
+    work = case.baseline if side == "baseline" else Work("ours", case.ours)
     case.check(inputs, case.ours(inputs), case.baseline.run(inputs))
     benchmark.group = case.name
     benchmark.name = f"{case.name}: {work.name}"

@@ -409,7 +409,7 @@ def _train_clip(
 
 def bench(
     op: tuple[str, ...] = (),
-    size: Literal["small", "paper"] = "small",
+    size: Literal["small", "image", "paper", "large"] = "small",
     device: Literal["auto", "cpu", "cuda"] = "auto",
     rounds: int = 5,
     json: Path | None = None,
@@ -418,7 +418,8 @@ def bench(
 
     Args:
         op: names of ops; left out: all.
-        size: "small" takes seconds, "paper" is ViT-B/16 with 49,152 latents (minutes on a CPU).
+        size: "small" takes seconds; the others are ViT-B/16 with 49,152 latents and one image, 8 ("paper"; 128 on a
+            GPU) or 32 (minutes on a CPU).
         device: where.
         rounds: timings of each; the median counts.
         json: also write the records here.

@@ -76,7 +76,8 @@ def encode_bounded(
             it keeps is only known after reading the device.
 
     Returns:
-        latents: values and indices ``[capacity]``, of which the first ``indptr[-1]`` count; no op here looks further.
+        latents: values and indices ``[capacity]``, of which the first ``indptr[-1]`` count
+            (at most capacity, whatever was needed).
         status: int64 ``[4]`` on x's device. Read it with `check_bounded` once the graph has run: until then the latents
             may be incomplete.
     """

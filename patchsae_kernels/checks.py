@@ -57,8 +57,11 @@ def finite_rows(name: str, x: Tensor) -> None:
 
 def in_range(name: str, ids: Tensor, low: int, end: int) -> None:
     """Every id lies in ``low..end-1``."""
-    if ids.numel() and not low <= int(ids.min()) <= int(ids.max()) < end:
-        raise ValueError(f"{name} reach {int(ids.min())}..{int(ids.max())}; expected {low}..{end - 1}")
+    if not ids.numel():
+        return
+    smallest, largest = torch.stack(ids.aminmax()).tolist()  # one read of the device
+    if not low <= smallest <= largest < end:
+        raise ValueError(f"{name} reach {smallest}..{largest}; expected {low}..{end - 1}")
 
 
 def non_negative(name: str, tensor: Tensor) -> None:

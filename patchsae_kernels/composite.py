@@ -61,7 +61,7 @@ def encode_bounded(
     status = indptr.new_tensor([values.shape[0], 0, x.shape[0], 0])
     bounded = values.new_zeros(capacity), indices.new_zeros(capacity)
     bounded[0][:entries], bounded[1][:entries] = values[:entries], indices[:entries]
-    return *bounded, indptr, status
+    return *bounded, indptr.clamp(max=capacity), status
 
 
 def reconstruct(

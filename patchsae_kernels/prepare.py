@@ -43,11 +43,25 @@ class PreparedWeights:
             self.refresh()
 
     def packed(self, precision: str) -> list[Tensor]:
-        """The copies that the implementation for this device wants at a precision; made on first use, maybe none."""
-        if precision not in self._packed and not torch.compiler.is_compiling():
+        """The copies that the implementation for this device wants at a precision; made on first use, maybe none.
+
+        A traced graph gets none of weights that are being trained: they would be constants of it, and stale after a
+        step, so the op packs anew. Weights that it does not train must not change under a traced graph.
+
+        Raises:
+            RuntimeError: a CUDA graph is being captured and the copies are not there yet.
+        """
+        if torch.compiler.is_compiling():
+            return [] if self.W_enc.requires_grad or self.b_enc.requires_grad else self._packed.get(precision, [])
+        if precision not in self._packed:
+            if self.W_enc.is_cuda and torch.cuda.is_current_stream_capturing():
+                raise RuntimeError(
+                    f"weights are not packed for precision={precision!r} yet, and a captured graph cannot keep them: "
+                    "encode once, or call packed(precision), before the capture"
+                )
             pack = gpu.pack if gpu.serves(self.W_enc.device) else cpu.pack
             self._packed[precision] = pack(self.W_enc, self.b_enc, precision)
-        return self._packed.get(precision, [])
+        return self._packed[precision]
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -3,4 +3,5 @@
 from hypothesis import settings
 
 settings.register_profile("suite", deadline=None, derandomize=True, max_examples=40)
+settings.register_profile("short", deadline=None, derandomize=True, max_examples=10)  # where every example is slow
 settings.load_profile("suite")

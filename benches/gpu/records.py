@@ -14,6 +14,8 @@ from patchsae import atomic
 
 PASSED, FAILED, ERROR, SKIPPED = "passed", "failed", "error", "skipped"
 BAD = (FAILED, ERROR)
+PREPARING = "preparing"
+"""What a stage runs between two items."""
 
 
 @dataclass(frozen=True)
@@ -71,12 +73,16 @@ class Record:
 
 
 class StageFile:
-    """The records of one stage on disk, complete after every item, with the name of the item that is running."""
+    """The records of one stage on disk, complete after every item, with the name of the item that is running.
+
+    Goes on from what an earlier worker left there.
+    """
 
     def __init__(self, path: Path, stage: str) -> None:
         self.path, self.stage = path, stage
-        self.records: list[Record] = []
-        self._started = time.monotonic()
+        before = json.loads(path.read_text()) if path.exists() else {"seconds": 0.0, "records": []}
+        self.records = [Record(**record) for record in before["records"]]
+        self._started = time.monotonic() - before["seconds"]
 
     def add(self, record: Record) -> None:
         self.records.append(record)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
@@ -12,12 +14,13 @@ from benches.gpu.encodes import Encode
 from benches.gpu.inputs import Problem, make_problem
 from benches.gpu.lines import TAU
 from benches.gpu.sizes import TINY
+from patchsae_kernels import gpu
 
 SMALL = replace(TINY, tokens=13, d_in=100, d_sae=1000, l0=20, topk=(8,), sets=1)
 
 
 def run_all(p: Problem) -> None:
-    """All ops, activations and precisions; what they return is not looked at."""
+    """All ops, activations and precisions, overflow and repair; what they return is not looked at."""
     specs = [Encode(a, precision) for a in ("relu", "jumprelu") for precision in ("exact", "bf16", "fp32")]
     specs += [Encode("topk", "exact", 8), Encode("topk", "bf16", 32), Encode("batchtopk", "exact", 8)]
     for spec in specs:
@@ -27,11 +30,31 @@ def run_all(p: Problem) -> None:
         pk.decode_masked(p.z, p.keep, W, p.b_dec, p.class_ids)
         pk.decode_sweep(p.z, p.rank, p.size.sweep, W, p.b_dec, p.class_ids)
         Encode("relu", "exact").reconstruct(p, W)
+    for capacity in (0, 5, 4096):
+        z, _ = pk.encode_bounded(p.x, p.weights, capacity=capacity)
+        pk.decode(z, p.W_dec, p.b_dec)
     pk.latent_stats(p.z, p.size.tokens, TAU, p.labels, p.size.classes)
 
 
+@contextmanager
+def fewer_places() -> Iterator[None]:
+    """So few slots and so little room that tokens and outputs overflow."""
+    from patchsae_kernels.triton import encode
+
+    before = encode.SLOTS, encode.EXPECTED
+    encode.SLOTS, encode.EXPECTED = 8, 3
+    try:
+        yield
+    finally:
+        encode.SLOTS, encode.EXPECTED = before
+
+
 def main(device: str) -> None:
-    run_all(make_problem(SMALL if device.startswith("cuda") else TINY, torch.device(device)))
+    problem = make_problem(SMALL if device.startswith("cuda") else TINY, torch.device(device))
+    run_all(problem)
+    if gpu.serves(problem.x.device):
+        with fewer_places():
+            run_all(problem)
     if device.startswith("cuda"):
         torch.cuda.synchronize()
 

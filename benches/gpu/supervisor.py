@@ -1,7 +1,8 @@
-"""Keeps the time and outlives the worker: a stage that hangs or loses the device costs itself, not the rest.
+"""Keeps the time and outlives the worker: an item that crashes or loses the device costs itself, not the rest.
 
-The worker runs the stages one after the other and writes each one's records after every item. When it dies or stays in
-a stage beyond its time, it is ended, what it had written stands, and a new worker goes on with the next stage.
+The worker runs the stages one after the other and writes each one's records after every item. When it dies, what it had
+written stands and a new worker goes on with the next item; when it stays in a stage beyond its time, it is ended and a
+new one goes on with the next stage.
 """
 
 from __future__ import annotations
@@ -12,16 +13,19 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from benches.gpu import report
-from benches.gpu.records import BAD, ERROR, write_json
+from benches.gpu.records import BAD, ERROR, PREPARING, write_json
 from benches.gpu.stages import STAGES, ends
 from benches.gpu.worker import stage_file
 from patchsae import atomic
 
+CRASHES = 8
+"""Workers that a stage may cost before it is given up."""
 GRACE = 12.0
 """Seconds that an item may run on after its stage is over, before the worker is ended."""
 ROOT = Path(__file__).parents[2]
@@ -52,48 +56,63 @@ def run(out: Path, size: str, device: str) -> int:
 def supervise(out: Path, start: Start, started: float, ends: dict[str, float], size: str) -> None:
     """Start workers until every stage has been run or given up; the document is written after every stage."""
     remaining = [stage.name for stage in STAGES]
+    crashes: Counter[str] = Counter()
     while remaining:
         worker = start(remaining)
         try:
-            remaining = _follow(out, worker, remaining, ends, lambda: collect(out, size, started))
+            remaining = _follow(out, worker, remaining, ends, crashes)
         finally:
             _end(worker)
+            collect(out, size, started)
 
 
 def _follow(
-    out: Path, worker: subprocess.Popen[bytes], names: list[str], ends: dict[str, float], save: Callable[[], object]
+    out: Path, worker: subprocess.Popen[bytes], names: list[str], ends: dict[str, float], crashes: Counter[str]
 ) -> list[str]:
-    """Watch one worker; returns the stages that are left for the next one."""
-    names = list(names)
+    """Watch one worker until it has run all stages or left one; returns what is left for the next one."""
+    first = names[0]
     while names:
-        alive = worker.poll() is None
-        if _finished(out, names[0]):
-            names.pop(0)
-            save()
-        elif not alive or time.time() > ends[names[0]] + GRACE:
-            reason = "still running after its time" if alive else f"the worker ended with status {worker.returncode}"
-            _give_up(out, names.pop(0), reason)
-            save()
-            return names
+        name = names[0]
+        stage = _read(out, name)
+        if stage["finished"]:
+            names = names[1:]
+        elif time.time() > ends[name] + GRACE:
+            _blame(out, stage, "still running after its time")
+            return names[1:]
+        elif worker.poll() is not None and not _read(out, name)["finished"]:
+            return _crashed(out, names, first, worker.returncode, crashes)
         else:
             time.sleep(0.2)
     return names
 
 
-def _finished(out: Path, name: str) -> bool:
-    path = stage_file(out, name)
-    return path.exists() and json.loads(path.read_text())["finished"]
+def _crashed(out: Path, names: list[str], first: str, status: int, crashes: Counter[str]) -> list[str]:
+    """The stages for the next worker, after one died: the same ones, unless it could not even begin the first."""
+    name = names[0]
+    stage = _read(out, name)
+    begun = stage_file(out, name).exists()
+    if not begun and name != first:
+        return names  # it left between two stages
+    crashes[name] += 1
+    if stage["running"] or not begun:  # else it has recorded what ended it
+        _blame(out, stage, f"the worker ended with status {status}")
+    hopeless = not begun or stage["running"] == PREPARING or crashes[name] == CRASHES
+    return names[1:] if hopeless else names
 
 
-def _give_up(out: Path, name: str, reason: str) -> None:
-    """Keep what the stage had recorded, and record what stopped it."""
+def _read(out: Path, name: str) -> dict[str, Any]:
     path = stage_file(out, name)
-    stage: dict[str, Any] = (
-        json.loads(path.read_text()) if path.exists() else {"stage": name, "seconds": 0.0, "records": []}
-    )
-    record = {"stage": name, "name": stage.get("running") or "start", "status": ERROR, "seconds": 0.0}
-    stage["records"].append({**record, "message": reason, "findings": [], "data": {}})
-    write_json(path, {**stage, "finished": False, "running": ""})
+    if not path.exists():
+        return {"stage": name, "seconds": 0.0, "finished": False, "running": "", "records": []}
+    document: dict[str, Any] = json.loads(path.read_text())
+    return document
+
+
+def _blame(out: Path, stage: dict[str, Any], reason: str) -> None:
+    """Record that what was running ended the worker."""
+    record = {"stage": stage["stage"], "name": stage["running"] or "start", "status": ERROR, "seconds": 0.0}
+    records = [*stage["records"], {**record, "message": reason, "findings": [], "data": {}}]
+    write_json(stage_file(out, stage["stage"]), {**stage, "records": records, "running": ""})
 
 
 def _end(worker: subprocess.Popen[bytes]) -> None:

@@ -15,7 +15,7 @@ import torch
 
 from benches.gpu import stages
 from benches.gpu.bench import Bench
-from benches.gpu.records import ERROR, SKIPPED, Item, Record, Result, StageFile, done
+from benches.gpu.records import ERROR, PREPARING, SKIPPED, Item, Record, Result, StageFile, done
 from benches.gpu.sizes import SIZES
 
 LOST = 3
@@ -38,22 +38,23 @@ def run(bench: Bench, names: Sequence[str], started: float) -> None:
 
 
 def run_stage(stage: stages.Stage, bench: Bench, started: float) -> None:
-    """Run the items of one stage; what one of them raises is its record."""
+    """Run the items of one stage that no earlier worker has run; what one of them raises is its record."""
     file = StageFile(stage_file(bench.out, stage.name), stage.name)
     print(f"[{time.time() - started:6.1f} s] {stage.name}", flush=True)
-    file.write(running="preparing")
-    lost = False
+    file.write(running=PREPARING)
+    there = {record.name for record in file.records}
     for item in _items(stage, bench):
+        if item.name in there:
+            continue
         file.write(running=item.name)
-        record = _left_out(stage, item, lost) if lost or bench.left <= 0 else _run(stage, item)
+        record = _left_out(stage, item) if bench.left <= 0 else _run(stage, item)
         file.add(record)
         print(f"[{time.time() - started:6.1f} s]   {record.status:8} {item.name} {record.message}", flush=True)
-        lost = lost or (record.status == ERROR and not _answers(bench))
-    if not lost:
-        bench.release()
+        if record.status == ERROR and not _answers(bench):
+            raise DeviceLost(item.name)
+        file.write(running=PREPARING)
+    bench.release()
     file.write(running="", finished=True)
-    if lost:
-        raise DeviceLost(stage.name)
 
 
 def _items(stage: stages.Stage, bench: Bench) -> Iterator[Item]:
@@ -66,7 +67,7 @@ def _items(stage: stages.Stage, bench: Bench) -> Iterator[Item]:
         def fail() -> Result:
             raise reason
 
-        yield Item("preparing", fail)
+        yield Item(PREPARING, fail)
 
 
 def stage_file(out: Path, stage: str) -> Path:
@@ -84,8 +85,8 @@ def _run(stage: stages.Stage, item: Item) -> Record:
     return done(stage.name, item.name, time.monotonic() - start, result)
 
 
-def _left_out(stage: stages.Stage, item: Item, lost: bool) -> Record:
-    return Record(stage.name, item.name, SKIPPED, 0.0, "the device was lost" if lost else "out of time")
+def _left_out(stage: stages.Stage, item: Item) -> Record:
+    return Record(stage.name, item.name, SKIPPED, 0.0, "out of time")
 
 
 def _answers(bench: Bench) -> bool:

@@ -2,148 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 import patchsae_kernels as pk
-
-if TYPE_CHECKING:
-    from patchsae.maple import MaPLe
-
-KS = (1, 2, 5, 10, 50, 100, 500, 1000, 2000)
-CLASSES = 10
-
-
-class Size(NamedTuple):
-    """``images`` of ``tokens`` tokens of width ``d_in``, ``d_sae`` latents, about ``l0`` of them active per token."""
-
-    images: int
-    tokens: int
-    d_in: int
-    d_sae: int
-    l0: int
-
-
-SIZES = {
-    "small": Size(images=4, tokens=65, d_in=128, d_sae=2048, l0=20),
-    "paper": Size(images=8, tokens=197, d_in=768, d_sae=49152, l0=149),
-}
-PAPER_BATCH_ON_GPU = 128
-
-
-@dataclass(frozen=True, eq=False)
-class Inputs:
-    """Seeded random inputs of one size; x is standard normal and the encoder bias gives the wanted L0."""
-
-    size: Size
-    x: Tensor  # [N, D]
-    W_enc: Tensor  # [D, S], latent-major, unit columns
-    b_enc: Tensor  # [S]
-    W_dec: Tensor  # [S, D], unit rows
-    b_dec: Tensor  # [D]
-    weights: pk.PreparedWeights
-    z: pk.SparseLatents  # ReLU latents of x
-    rank: Tensor  # [C, S] int32
-    labels: Tensor  # [B] int64
-    class_ids: Tensor  # [N] int64
-
-    @cached_property
-    def rows_used(self) -> int:
-        """Latents that are active at all: rows of W_dec that a decode must read."""
-        return torch.unique(self.z.indices).numel()
-
-    @cached_property
-    def rows_kept(self) -> int:
-        """The same under the keep set of the masked case."""
-        kept = (self.rank < 100)[self.class_ids[self.z.rows()], self.z.indices.long()]
-        return torch.unique(self.z.indices[kept]).numel()
-
-    @cached_property
-    def dense(self) -> Tensor:
-        """[N, S], the same latents for the dense baselines: what they are about, and made only for them."""
-        return self.z.to_dense()
-
-    @cached_property
-    def maple(self) -> MaPLe:
-        """An untrained MaPLe on a CLIP of this size: the shipped one, or a random ViT-B/16."""
-        from patchsae.clip import load_clip
-        from patchsae.maple import load_maple
-
-        name = {128: "tiny", 768: "ViT-B-16-quickgelu"}[self.size.d_in]
-        return load_maple(load_clip(name, device=self.x.device), None, ["thing"])
-
-    @cached_property
-    def pixels(self) -> Tensor:
-        """[B, 3, H, W], standard normal."""
-        generator = torch.Generator().manual_seed(1)
-        return torch.randn(self.size.images, 3, *self.maple.image_size, generator=generator).to(self.x.device)
-
-
-class Work(NamedTuple):
-    """Something to time, and what to call it."""
-
-    name: str
-    run: Callable[[Inputs], Any]
-
-
-@dataclass(frozen=True)
-class Case:
-    """One op: ours, the dense baseline, and the floor that no implementation can pass.
-
-    Attributes:
-        floor: does only what cannot be left out (a product by the vendor's library, or a copy of the bytes that must
-            move); the share of the limit is its time over ours.
-        check: raises AssertionError unless the results of ours and of the baseline agree.
-    """
-
-    name: str
-    ours: Callable[[Inputs], Any]
-    baseline: Work
-    floor: Work
-    check: Callable[[Inputs, Any, Any], None]
-
-
-def make_inputs(size: Size, device: str = "cpu", seed: int = 0) -> Inputs:
-    """Inputs of a size on a device."""
-    g = torch.Generator().manual_seed(seed)
-    n, d, s = size.images * size.tokens, size.d_in, size.d_sae
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=g).to(device)
-
-    x, b_dec = normal(n, d), 0.1 * normal(d)
-    W_enc = F.normalize(normal(s, d), dim=1).t()
-    # x - b_dec is normal with variance 1.01, so a pre-activation is too: the quantile sets the share of active latents.
-    level = 1.01**0.5 * torch.distributions.Normal(0.0, 1.0).icdf(torch.tensor(1 - size.l0 / s)).item()
-    b_enc = torch.full((s,), -level, device=device)
-    weights = pk.prepare(W_enc, b_enc, b_dec)
-    z = pk.encode(x, weights)
-    labels = torch.arange(size.images, device=device) % CLASSES
-    rank = torch.stack([torch.randperm(s, generator=g) for _ in range(CLASSES)]).to(device, torch.int32)
-    return Inputs(
-        size=size,
-        x=x,
-        W_enc=W_enc,
-        b_enc=b_enc,
-        W_dec=F.normalize(normal(s, d), dim=1),
-        b_dec=b_dec,
-        weights=weights,
-        z=z,
-        rank=rank,
-        labels=labels,
-        class_ids=labels.repeat_interleave(size.tokens),
-    )
+from patchsae.bench.case import Case, Work
+from patchsae.bench.inputs import CLASSES, LR, Inputs, sweep_ks
+from patchsae.bench.maple import maple_case
+from patchsae.bench.products import product_floor
 
 
 def all_cases() -> list[Case]:
     """Every case, by op."""
-    return [*_encode_cases(), *_decode_cases(), *_statistics_cases(), *_training_cases(), _maple_case()]
+    return [*_encode_cases(), *_decode_cases(), *_statistics_cases(), *_training_cases(), maple_case()]
 
 
 def named(names: Sequence[str]) -> list[Case]:
@@ -164,35 +39,34 @@ def _dense_jump(i: Inputs) -> Tensor:
     return pre * (pre > 0.3)
 
 
-def _topk(i: Inputs) -> int:
-    return min(64, i.size.d_sae)
-
-
 def _encode_cases() -> list[Case]:
-    product = Work("fp32 product", _dense_pre)
     return [
         Case(
             "encode",
             lambda i: pk.encode(i.x, i.weights),
             Work("addmm + relu, fp32", lambda i: _dense_pre(i).relu_()),
-            product,
+            product_floor(),
             lambda i, ours, dense: _close_latents(ours, dense),
         ),
-        Case(
-            "encode_topk",
-            lambda i: pk.encode(i.x, i.weights, activation="topk", k=_topk(i)),
-            Work("addmm + relu + topk 64, fp32", lambda i: torch.topk(_dense_pre(i).relu_(), _topk(i), dim=1)),
-            product,
-            _check_topk,
-        ),
+        *(_topk_case(k) for k in (32, 64)),
         Case(
             "encode_jumprelu",
             lambda i: pk.encode(i.x, i.weights, activation="jumprelu", threshold=torch.full_like(i.b_enc, 0.3)),
             Work("addmm + compare + multiply, fp32", _dense_jump),
-            product,
+            product_floor(),
             lambda i, ours, dense: _close_latents(ours, dense),
         ),
     ]
+
+
+def _topk_case(k: int) -> Case:
+    return Case(
+        f"encode_topk_{k}",
+        lambda i: pk.encode(i.x, i.weights, activation="topk", k=k),
+        Work(f"addmm + relu + topk {k}, fp32", lambda i: torch.topk(_dense_pre(i).relu_(), k, dim=1)),
+        product_floor(),
+        _check_topk,
+    )
 
 
 def _decode_cases() -> list[Case]:
@@ -204,6 +78,13 @@ def _decode_cases() -> list[Case]:
             Work("dense product, fp32", lambda i: torch.addmm(i.b_dec, i.dense, i.W_dec)),
             Work(name, lambda i: _move_decode_bytes(i, i.rows_used)),
             lambda i, ours, dense: torch.testing.assert_close(ours, dense, rtol=1e-4, atol=1e-4),
+        ),
+        Case(
+            "decode_bag",
+            lambda i: pk.decode(i.z, i.W_dec, i.b_dec),
+            Work("embedding_bag, fp32", _bag),
+            Work(name, lambda i: _move_decode_bytes(i, i.rows_used)),
+            lambda i, ours, bag: torch.testing.assert_close(ours, bag, rtol=1e-4, atol=1e-4),
         ),
         Case(
             "decode_masked",
@@ -249,9 +130,9 @@ def _training_cases() -> list[Case]:
     return [
         Case(
             "sae_step",
-            lambda i: pk.sae_step(_images(i), _parameters(i), l1=8e-5),
+            lambda i: pk.sae_step(i.images, i.parameters, l1=8e-5),
             Work("dense autograd step, fp32", _dense_step),
-            Work("one fp32 product", _dense_pre),
+            product_floor(),
             _check_step,
         ),
         Case(
@@ -261,22 +142,14 @@ def _training_cases() -> list[Case]:
             Work("copy of the bytes it moves", lambda i: [i.W_dec.clone() for _ in range(7)]),
             lambda i, ours, dense: torch.testing.assert_close(ours, dense, rtol=1e-4, atol=1e-5),
         ),
+        Case(
+            "training_step",
+            _our_training_step,
+            Work("dense autograd step + torch.optim.Adam, fp32", _dense_training_step),
+            product_floor(),
+            _check_training_step,
+        ),
     ]
-
-
-def _maple_case() -> Case:
-    return Case(
-        "maple_forward",
-        _our_maple,
-        Work("CLIP on as many tokens", lambda i: _clip_forward(i, i.maple.prompt_tokens)),
-        Work("CLIP without prompt tokens", lambda i: _clip_forward(i, 0)),
-        _check_maple,
-    )
-
-
-def sweep_ks(latents: int) -> list[int]:
-    """The paper's ks that fit, and S."""
-    return [k for k in KS if k < latents] + [latents]
 
 
 def dense_sweep(i: Inputs) -> tuple[Tensor, Tensor]:
@@ -289,21 +162,17 @@ def dense_sweep(i: Inputs) -> tuple[Tensor, Tensor]:
     return torch.stack(on), torch.stack(off)
 
 
-def _images(i: Inputs) -> Tensor:
-    return i.x.view(i.size.images, i.size.tokens, -1)
-
-
-def _parameters(i: Inputs) -> dict[str, Tensor]:
-    return {"W_enc": i.W_enc, "b_enc": i.b_enc, "W_dec": i.W_dec, "b_dec": i.b_dec}
-
-
 def _dense_step(i: Inputs) -> tuple[Tensor, list[Tensor]]:
-    W_enc, b_enc, W_dec, b_dec = leaves = [p.detach().clone().requires_grad_() for p in _parameters(i).values()]
-    h = torch.addmm(b_enc, i.x - b_dec, W_enc).relu()
-    error = torch.addmm(b_dec, h, W_dec) - i.x
-    total = (error.square() / i.x.norm(dim=1, keepdim=True)).mean() + 8e-5 * h.sum(1).mean()
+    leaves = {name: p.detach().clone().requires_grad_() for name, p in i.parameters.items()}
+    total = _dense_loss(i, leaves)
     total.backward()
-    return total.detach(), [_gradient(leaf) for leaf in leaves]
+    return total.detach(), [_gradient(leaf) for leaf in leaves.values()]
+
+
+def _dense_loss(i: Inputs, p: dict[str, Tensor]) -> Tensor:
+    h = torch.addmm(p["b_enc"], i.x - p["b_dec"], p["W_enc"]).relu()
+    error = torch.addmm(p["b_dec"], h, p["W_dec"]) - i.x
+    return (error.square() / i.x.norm(dim=1, keepdim=True)).mean() + 8e-5 * h.sum(1).mean()
 
 
 def _check_step(i: Inputs, ours: Any, dense: Any) -> None:
@@ -314,20 +183,48 @@ def _check_step(i: Inputs, ours: Any, dense: Any) -> None:
 
 
 def _our_adam(i: Inputs) -> Tensor:
-    params = {name: p.clone(memory_format=torch.preserve_format) for name, p in _parameters(i).items()}
-    pk.adam_step(params, _parameters(i), pk.adam_init(params), lr=4e-4)
+    params, state = i.ours_in_training
+    pk.adam_step(params, i.parameters, state, lr=LR)
     return params["W_dec"]
 
 
 def _torch_adam(i: Inputs) -> Tensor:
-    params = [p.clone(memory_format=torch.preserve_format).requires_grad_() for p in _parameters(i).values()]
-    for p, grad in zip(params, _parameters(i).values(), strict=True):
-        p.grad = grad.clone(memory_format=torch.preserve_format)
-    W = params[2].detach()
-    grad = _gradient(params[2])
-    grad -= (grad * W).sum(1, keepdim=True) * W
-    torch.optim.Adam(params, lr=4e-4).step()
-    return W / W.norm(dim=1, keepdim=True)
+    params, optimizer = i.dense_in_training
+    for name, grad in i.parameters.items():
+        params[name].grad = grad.clone(memory_format=torch.preserve_format)
+    _dense_update(params["W_dec"], optimizer)
+    return params["W_dec"].detach()
+
+
+@torch.no_grad()
+def _dense_update(W_dec: Tensor, optimizer: torch.optim.Optimizer) -> None:
+    """The gradient's component along each dictionary row taken out, Adam, rows back to unit norm."""
+    grad = _gradient(W_dec)
+    grad -= (grad * W_dec).sum(1, keepdim=True) * W_dec
+    optimizer.step()
+    W_dec /= W_dec.norm(dim=1, keepdim=True)
+
+
+def _our_training_step(i: Inputs) -> tuple[Tensor, Tensor]:
+    params, state = i.ours_in_training
+    terms, grads = pk.sae_step(i.images, params, l1=8e-5)
+    pk.adam_step(params, grads, state, lr=LR)
+    return terms.total, params["W_dec"]
+
+
+def _dense_training_step(i: Inputs) -> tuple[Tensor, Tensor]:
+    params, optimizer = i.dense_in_training
+    optimizer.zero_grad(set_to_none=True)
+    total = _dense_loss(i, params)
+    total.backward()
+    _dense_update(params["W_dec"], optimizer)
+    return total.detach(), params["W_dec"].detach()
+
+
+def _check_training_step(i: Inputs, ours: tuple[Tensor, Tensor], dense: tuple[Tensor, Tensor]) -> None:
+    """Adam moves an element by about lr whatever its gradient, so elements of rounding size may go either way."""
+    torch.testing.assert_close(ours[0], dense[0], rtol=1e-4, atol=0)
+    assert ((ours[1] - dense[1]).abs() > LR / 10).float().mean() < 0.01
 
 
 def _gradient(parameter: Tensor) -> Tensor:
@@ -355,6 +252,14 @@ def _move_decode_bytes(i: Inputs, rows: int) -> tuple[Tensor, Tensor]:
     return i.W_dec[:rows].sum(), i.x.clone()
 
 
+def _bag(i: Inputs) -> Tensor:
+    offsets, z = i.z.indptr, i.z
+    summed = F.embedding_bag(
+        z.indices, i.W_dec, offsets.int(), mode="sum", per_sample_weights=z.values, include_last_offset=True
+    )
+    return summed.add_(i.b_dec)
+
+
 def _close_latents(z: pk.SparseLatents, dense: Tensor) -> None:
     """Equal up to float32 rounding, which may also move a latent across its threshold."""
     actual = z.to_dense()
@@ -372,41 +277,3 @@ def _check_topk(i: Inputs, ours: pk.SparseLatents, dense: Any) -> None:
 def _check_sweep(i: Inputs, ours: tuple[Tensor, Tensor], dense: tuple[Tensor, Tensor]) -> None:
     for mine, other in zip(ours, dense, strict=True):
         torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-4)
-
-
-@torch.no_grad()
-def _our_maple(i: Inputs) -> Tensor:
-    """Image embeddings [B, E]."""
-    return i.maple.embed(i.maple.residual(i.pixels))
-
-
-@torch.no_grad()
-def _clip_forward(i: Inputs, more: int) -> Tensor:
-    """CLIP's own tower, cut as ours is, with ``more`` copies of patches behind the image's tokens."""
-    clip, visual = i.maple.clip, i.maple.clip.model.visual
-    tokens = visual._embeds(i.pixels)
-    tokens = torch.cat([tokens, tokens[:, 1 : 1 + more]], dim=1)
-    for block in visual.transformer.resblocks[: clip.layer + 1]:
-        tokens = block(tokens)
-    return clip.embed(tokens)
-
-
-@torch.no_grad()
-def _check_maple(i: Inputs, ours: Tensor, _: Tensor) -> None:
-    """The published forward pass, block by block."""
-    visual, learned, images = i.maple.clip.model.visual, i.maple.trainable(), i.maple.image_tokens
-    contexts = {"ctx": "proj"} | {
-        f"compound_prompts_text.{n}": f"compound_prompt_projections.{n}" for n in range(i.maple.config.depth - 1)
-    }
-    prompts = [
-        F.linear(learned[context], learned[f"{name}.weight"], learned[f"{name}.bias"])
-        for context, name in contexts.items()
-    ]
-    prompts[0] = visual.ln_pre(prompts[0])
-    tokens = visual._embeds(i.pixels)
-    for n, block in enumerate(visual.transformer.resblocks):
-        if n < len(prompts):
-            tokens = torch.cat([tokens[:, :images], prompts[n].expand(len(tokens), -1, -1)], dim=1)
-        tokens = block(tokens)
-    expected = F.normalize(visual._pool(tokens[:, :images])[0] @ visual.proj, dim=-1)
-    torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)

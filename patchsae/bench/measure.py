@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from patchsae.bench.cases import Case, Inputs
+from patchsae.bench.case import Case
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class Record:
 
     op: str
     size: str
+    inputs: str
     device: str
     milliseconds: float
     baseline: str
@@ -45,23 +46,26 @@ class Record:
         return asdict(self)
 
 
-def measure(case: Case, inputs: Inputs, size: str, rounds: int = 5) -> Record:
-    """Check one case, then time it. AssertionError where ours and the baseline disagree."""
+def measure(case: Case, inputs: Any, size: str, rounds: int = 5) -> Record:
+    """Check one case, then time it. AssertionError where ours and the baseline disagree.
+
+    ``inputs`` has a ``device`` and a ``description``, beside what the case takes from it.
+    """
     ours, baseline = case.ours(inputs), case.baseline.run(inputs)
     case.check(inputs, ours, baseline)
     del ours, baseline
-    device = inputs.x.device
+    device: torch.device = inputs.device
     peak = peak_mb(lambda: case.ours(inputs), device)
     times: dict[str, list[float]] = {"ours": [], "baseline": [], "floor": []}
     calls = {"ours": case.ours, "baseline": case.baseline.run, "floor": case.floor.run}
-    for call in calls.values():
-        _timed(call, inputs, device)
+    _timed(case.floor.run, inputs, device)  # the check has warmed up the other two
     for _ in range(rounds):
         for name, call in calls.items():
             times[name].append(_timed(call, inputs, device))
     return Record(
         op=case.name,
         size=size,
+        inputs=inputs.description,
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         milliseconds=1e3 * statistics.median(times["ours"]),
         baseline=case.baseline.name,
@@ -97,7 +101,7 @@ def _resident_kb(field: str) -> int:
     raise OSError(f"/proc/self/status has no {field}")
 
 
-def _timed(call: Callable[[Inputs], Any], inputs: Inputs, device: torch.device) -> float:
+def _timed(call: Callable[[Any], Any], inputs: Any, device: torch.device) -> float:
     """Seconds of one call; results are freed outside of the interval."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

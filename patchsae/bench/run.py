@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
@@ -14,6 +14,7 @@ from rich.table import Table
 import patchsae_kernels as pk
 from patchsae import atomic, environment
 from patchsae.bench import cases, measure
+from patchsae.bench.inputs import PAPER_BATCH_ON_GPU, SIZES, make_inputs
 
 
 def bench(
@@ -23,56 +24,67 @@ def bench(
 
     Args:
         ops: names from `cases.all_cases`; none means all.
-        size: a key of `cases.SIZES`. On a GPU "paper" is a whole batch of 128 images.
+        size: a key of `inputs.SIZES`. On a GPU "paper" is a whole batch of 128 images.
         json_file: records with the machine's description and the commit, written atomically.
 
     Raises:
         ValueError: unknown op or size.
         AssertionError: an op disagrees with plain PyTorch; nothing is timed then.
     """
-    if size not in cases.SIZES:
-        raise ValueError(f"size is {size!r}; expected one of {', '.join(cases.SIZES)}")
-    chosen, wanted = cases.named(ops), cases.SIZES[size]
-    if size == "paper" and device != "cpu":
-        wanted = wanted._replace(images=cases.PAPER_BATCH_ON_GPU)
-    inputs = cases.make_inputs(wanted, device)
     console = Console()
-    records = []
-    for case in chosen:
-        with console.status(f"{case.name} ({size})"):
-            records.append(measure.measure(case, inputs, size, rounds))
-    console.print(table(records, f"N = {len(inputs.x)}, D = {wanted.d_in}, S = {wanted.d_sae}, L0 = {inputs.z.l0:.0f}"))
+    with console.status(f"{size} inputs") as status:
+        records = []
+        for record in measured(ops, size, device, rounds):
+            records.append(record)
+            status.update(f"{record.op}: {record.ratio:.1f}x")
+    console.print(table(records))
     if json_file is not None:
-        atomic.write_text(json_file, json.dumps(document(records, wanted, inputs.z.l0), indent=1) + "\n")
+        save(records, json_file)
     return records
 
 
-def table(records: Sequence[measure.Record], title: str) -> Table:
+def measured(ops: Sequence[str], size: str, device: str, rounds: int) -> Iterator[measure.Record]:
+    """The records of some ops (none: all) at one size, as they come. Raises as `bench`."""
+    if size not in SIZES:
+        raise ValueError(f"size is {size!r}; expected one of {', '.join(SIZES)}")
+    chosen, wanted = cases.named(ops), SIZES[size]
+    if size == "paper" and device != "cpu":
+        wanted = wanted._replace(images=PAPER_BATCH_ON_GPU)
+    inputs = make_inputs(wanted, device)
+    for case in chosen:
+        # A copy has none of what is made on demand: dense tensors are freed and training starts from the same weights.
+        yield measure.measure(case, replace(inputs), size, rounds)
+
+
+def table(records: Sequence[measure.Record]) -> Table:
     """One row an op: time, ratio to plain PyTorch, share of the limit, peak memory; below, what the limits are."""
-    drawn = Table(title=title)
-    for name in ("op", "ms", "PyTorch ms", "ratio", "of limit", "peak MB"):
-        drawn.add_column(name, justify="left" if name == "op" else "right", no_wrap=True)
+    sizes = {r.size: r.inputs for r in records}
+    drawn = Table(title="; ".join(f"{size}: {inputs}" for size, inputs in sizes.items()))
+    for name in ("op", "size", "ms", "PyTorch ms", "ratio", "of limit", "peak MB"):
+        drawn.add_column(name, justify="left" if name in ("op", "size") else "right", no_wrap=True)
     for r in records:
         drawn.add_row(
             r.op,
+            r.size,
             f"{r.milliseconds:.2f}",
             f"{r.baseline_milliseconds:.2f}",
             f"{r.ratio:.2f}x",
             f"{r.share_of_limit:.1%}",
             f"{r.peak_mb:.0f}",
         )
-    drawn.caption = "limits: " + "; ".join(f"{r.op}: {r.floor}" for r in records)
+    floors = {r.op: r.floor for r in records}
+    drawn.caption = "limits: " + "; ".join(f"{op}: {floor}" for op, floor in floors.items())
     return drawn
 
 
-def document(records: Sequence[measure.Record], size: cases.Size, l0: float) -> dict[str, Any]:
-    """What the JSON file holds: the machine, the commit, the inputs, the records."""
-    return {
+def save(records: Sequence[measure.Record], json_file: Path) -> None:
+    """Write the machine, the commit and the records, atomically."""
+    document = {
         "machine": pk.describe() | {"cpu_model": _cpu_model(), "torch_threads": torch.get_num_threads()},
         "commit": environment.git_commit(),
-        "inputs": size._asdict() | {"measured_l0": l0},
         "records": [record.as_dict() for record in records],
     }
+    atomic.write_text(json_file, json.dumps(document, indent=1) + "\n")
 
 
 def _cpu_model() -> str:

@@ -34,6 +34,9 @@ struct EncodeKernels {
   void (*round)(const float *row, int64_t depth, uint16_t *low, double *squares);
   // centred = x - b_dec, zero up to a multiple of 16; false if x holds a NaN or an infinity.
   bool (*centre)(const float *x, const float *b_dec, int64_t width, float *centred);
+  // Runs the instructions of the widest product here on registers, `rounds` times, and returns the operations done: what
+  // this machine could do if nothing had to be loaded.
+  int64_t (*peak)(int64_t rounds);
 };
 
 } // namespace patchsae

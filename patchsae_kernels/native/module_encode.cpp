@@ -4,9 +4,12 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/unique_ptr.h>
 
+#include <atomic>
 #include <stdexcept>
 
 #include "encode.hpp"
+#include "levels.hpp"
+#include "parallel.hpp"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -43,6 +46,13 @@ void bound_pack(uintptr_t rows, int64_t latents, int64_t depth, uintptr_t low, u
   pack(at<const float>(rows), latents, depth, at<uint16_t>(low), at<float>(terms), threads);
 }
 
+int64_t bound_peak(int64_t rounds, int threads) {
+  const auto peak = kernels().encode.peak;
+  std::atomic<int64_t> operations{0};
+  parallel_for(threads, threads, 1, [&](int64_t, int) { operations += peak(rounds); });
+  return operations;
+}
+
 } // namespace
 
 void bind_encode(nb::module_ &m) {
@@ -53,6 +63,7 @@ void bind_encode(nb::module_ &m) {
   m.def("encode", &bound_encode, "x"_a, "rows"_a, "width"_a, "latents"_a, "W_rows"_a, "low"_a, "terms"_a, "bias"_a,
         "threshold"_a, "b_dec"_a, "k"_a, "precision"_a, "threads"_a);
   m.def("pack", &bound_pack, "rows"_a, "latents"_a, "depth"_a, "low"_a, "terms"_a, "threads"_a, nb::call_guard<nb::gil_scoped_release>());
+  m.def("peak", &bound_peak, "rounds"_a, "threads"_a, nb::call_guard<nb::gil_scoped_release>());
   m.def("wants_packed", &wants_packed);
   m.attr("PANEL") = ENCODE_PANEL;
   m.attr("MAX_TOPK") = MAX_TOPK;

@@ -45,6 +45,7 @@ def batch_topk(values: Tensor, indices: Tensor, indptr: Tensor, total: int) -> t
     Returns:
         values and indices of length min(total, L), indptr int64 ``[N + 1]`` ending at min(total, ``indptr[-1]``).
     """
+    values, indices, indptr = values.contiguous(), indices.contiguous(), indptr.contiguous()
     rows, length, kept = indptr.shape[0] - 1, values.shape[0], min(total, values.shape[0])
     kept_values, kept_indices = values.new_empty(kept), indices.new_empty(kept)
     kept_indptr = torch.zeros_like(indptr)

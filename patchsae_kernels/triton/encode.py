@@ -75,8 +75,8 @@ def encode(
 ) -> CSR:
     """See `patchsae_kernels.encode`; ``packed``: what `pack` made for this precision, or empty.
 
-    Reads the device once, when everything is done: the number of entries, capacities that did not suffice, the first
-    row that is not finite, a negative threshold.
+    Reads the device once, when everything is done (once more for each capacity that did not suffice): the number of
+    entries, tokens over their slots, the first row that is not finite, a negative threshold.
     """
     if activation == "batchtopk":
         return select_over_batch(
@@ -91,13 +91,13 @@ def encode(
     capacity = tokens * min(k or EXPECTED, latents)
     while True:
         values, indices, indptr, candidates, status = encode_into(x, call, capacity)
-        needed = read_status(status, x)[0]
+        needed, over = read_status(status, x)
         if needed <= capacity:
             break
         capacity = needed
     values, indices = values[:needed].clone(), indices[:needed].clone()  # the spare capacity is given back
-    if call.slots and bool((candidates > call.slots).any()):
-        return _repair(x, W_enc, b_enc, call, candidates > call.slots, (values, indices, indptr))
+    if over:
+        return _repair(x, W_enc, b_enc, call, candidates, (values, indices, indptr))
     return values, indices, indptr
 
 
@@ -117,7 +117,7 @@ def encode_bounded(
     """See `patchsae_kernels.encode_bounded`. Never reads the device, so it can be captured in a graph."""
     call = request(W_enc, b_enc, b_dec, packed, threshold, k, precision, budget)
     values, indices, indptr, _, status = encode_into(x.contiguous(), call, capacity)
-    return values, indices, indptr, status
+    return values, indices, indptr.clamp_(max=capacity), status  # whoever follows indptr stays in the arrays
 
 
 def screening_report(x: Tensor, W_enc: Tensor, b_enc: Tensor, b_dec: Tensor, budget: int = 2**28) -> Tensor:
@@ -142,7 +142,7 @@ def request(
     slots = 0
     if k or precision == "exact":
         slots = min(max(SLOTS, triton.next_power_of_2(2 * k)), triton.next_power_of_2(weights.low.shape[0]))
-    return Request(weights, b_dec.detach(), threshold, k, precision, fused, slots, budget)
+    return Request(weights, b_dec.detach().contiguous(), threshold, k, precision, fused, slots, budget)
 
 
 def encode_into(x: Tensor, call: Request, capacity: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -268,27 +268,30 @@ class Workspace:
 def _chunk_rows(tokens: int, latents: int, element: int, buckets: int, call: Request) -> int:
     """Tokens of a chunk: within the budget, equal chunks, a multiple of the product's 128-token tiles."""
     row = latents * element + 8 * buckets + 8 * call.slots + 2 * DEPTH_MULTIPLE
-    most = max(1, call.budget // row)
-    chunks = max(1, triton.cdiv(tokens, most))
-    rows = triton.cdiv(tokens, chunks)
-    return max(1, min(most // 128 * 128, triton.cdiv(rows, 128) * 128) if most >= 128 else rows)
+    most, tile = max(1, call.budget // row), 128
+    if most < tile:
+        return max(1, min(most, tokens))
+    tiles = max(1, triton.cdiv(tokens, tile))
+    chunks = triton.cdiv(tiles, most // tile)
+    return triton.cdiv(tiles, chunks) * tile
 
 
 def _continue(indptr: Tensor, counts: Tensor) -> None:
     """``indptr[1:] = indptr[0] + running sum of counts``."""
     torch.cumsum(counts, 0, dtype=torch.int64, out=indptr[1:])
-    indptr[1:] += indptr[0]
+    indptr[1:].add_(indptr[0])  # += would copy the slice onto itself as well
 
 
-def _repair(x: Tensor, W_enc: Tensor, b_enc: Tensor, call: Request, over: Tensor, csr: CSR) -> CSR:
+def _repair(x: Tensor, W_enc: Tensor, b_enc: Tensor, call: Request, candidates: Tensor, csr: CSR) -> CSR:
     """Encode the tokens with more candidates than slots again, and put them in their places."""
-    rows = over.nonzero().squeeze(1)
+    rows = (candidates > call.slots).nonzero().squeeze(1)
     precision = "fp32" if call.exact else call.precision
     weights = pack(W_enc, b_enc, precision) if call.exact else call.weights
     slots = triton.next_power_of_2(weights.low.shape[0]) if call.k else 0
     again = Request(weights, call.b_dec, call.threshold, call.k, precision, True, slots, call.budget)
     some = x[rows]
-    capacity = rows.shape[0] * min(call.k or EXPECTED, W_enc.shape[1])
+    # Only candidates can be active, and a float32 product that rounds to the other side of 0 is one more at most each.
+    capacity = rows.shape[0] * call.k if call.k else int(candidates[rows].sum())
     while True:
         values, indices, indptr, _, status = encode_into(some, again, capacity)
         needed = read_status(status, some)[0]

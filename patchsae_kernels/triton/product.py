@@ -2,8 +2,9 @@
 
 A *bucket* is 32 neighbouring latents. Both designs leave the same two things for one chunk of tokens: the products in
 low precision ``[rows, S]``, and for every bucket the largest pre-activation among those products ``[rows, buckets]``
-float32 (computed from the *rounded* products, so that what is found later agrees with it to the bit). Everything
-after that looks at the maxima, 1/16 of the products' bytes, and touches only buckets that can hold something.
+float32. Where products are the answer (bfloat16, float32) maxima are taken after rounding, so that what is found later
+agrees with them to the bit; where products only screen (float16) the bound covers the rounding. Everything after that
+looks at the maxima, 1/16 of the products' bytes, and touches only buckets that can hold something.
 
 - ``fused_product``: one Triton kernel; the maxima are taken from the accumulators before the tile is written.
   A result does not depend on how many tokens there are: one tile configuration and one order of summation.
@@ -137,7 +138,9 @@ def product_kernel(
             tl.store(chunk + place, product, (m < rows)[:, None] & (n < latents)[None, :])
         scale = tl.load(scales_ptr + m * scale_stride, m < rows, other=0.0)
         bias = tl.load(bias_ptr + n, n < latents, other=float("-inf"))
-        pre = product.to(tl.float32) * scale[:, None] + bias[None, :]
+        # Rounding to float16 and back before the maxima makes ptxas wait for every wgmma (its warning C7514).
+        exact = acc if product.dtype == tl.float16 else product.to(tl.float32)
+        pre = exact * scale[:, None] + bias[None, :]
         best = tl.max(tl.reshape(pre, (TILE_M, TILE_N // BUCKET, BUCKET)), 2)
         bucket = column // BUCKET + tl.arange(0, TILE_N // BUCKET)
         place = m[:, None].to(tl.int64) * buckets + bucket[None, :]

@@ -13,9 +13,12 @@ import triton.language as tl
 from torch import Tensor
 
 from patchsae_kernels.triton.launch import launch
+from patchsae_kernels.triton.pack import normal_or_zero
 from patchsae_kernels.triton.product import BUCKET
 
-GATHERED = 16  # buckets a step of the gather: 512 products, four a lane
+GATHERED = (
+    32  # buckets a step of the gather: five steps at a trained L0, each waits for its products; 64 spill on gfx942
+)
 SEARCHED = 2048  # buckets that the search for those that matter holds at once: 65,536 latents
 
 
@@ -175,12 +178,15 @@ def centre_kernel(
     scale = 1.0
     if SCALED:
         # The power of two that brings the largest element into [1, 2), from the exponent bits; clamped, so that the
-        # scale and its inverse stay normal (smaller elements round to nothing, which the residual accounts for).
+        # scale and its inverse stay normal. Elements beyond 2, where the clamp acts, and subnormal ones, which some
+        # matrix units take for nothing, become 0: the residual accounts for them.
         exponent = (largest.to(tl.int32, bitcast=True) >> 23) & 255
         exponent = tl.minimum(tl.maximum(exponent, 64), 190)
         scale = ((254 - exponent) << 23).to(tl.float32, bitcast=True)
     t *= scale
     low = t.to(low_ptr.dtype.element_ty)
+    if SCALED:
+        low = normal_or_zero(low)
     tl.store(low_ptr + row * PADDED + d, low, d < PADDED)
     back = low.to(tl.float32)
     unit = 1.0 / (scale * tl.load(tau_ptr))
@@ -192,8 +198,9 @@ def centre_kernel(
 @triton.jit
 def _bound(pre, b, u, v, unit, R, Q):
     # The last two terms: rounding of the product to float16 (relative 2^-11, or 2^-25 where subnormal), with room for
-    # the float32 steps that lead here. |product| is at most |pre| + |b|.
-    return R * u + Q * v + 0.00049 * (tl.abs(pre) + tl.abs(b)) + 1.2e-7 * unit
+    # the float32 steps that lead here. |product| is at most |pre| + |b|. Infinity times zero: nothing is known.
+    e = R * u + Q * v + 0.00049 * (tl.abs(pre) + tl.abs(b)) + 1.2e-7 * unit
+    return tl.where(e == e, e, float("inf"))
 
 
 @triton.jit

@@ -68,6 +68,8 @@ def latent_stats_(
     """
     if labels is not None and class_counts is not None and not labels.is_meta:
         checks.in_range("labels", labels, -1, class_counts.shape[0])
+    values, indices, indptr = values.contiguous(), indices.contiguous(), indptr.contiguous()
+    labels = None if labels is None else labels.contiguous()
     images, latents = (indptr.shape[0] - 1) // tokens_per_image, sums.shape[0]
     if images == 0 or latents == 0 or values.shape[0] == 0:
         return

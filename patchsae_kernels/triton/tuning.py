@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -81,7 +81,12 @@ _tile: ContextVar[Tile | None] = ContextVar("forced tile", default=None)
 
 def architecture(device: torch.device) -> Architecture:
     """The configuration for a device; an unknown NVIDIA part is served as the newest known one below it."""
-    return ARCHITECTURES[_assumed.get() or _name(device)]
+    assumed = _assumed.get()
+    if assumed or device.type != "cuda":
+        return ARCHITECTURES[assumed or "interpreter"]
+    # Parts of one architecture differ in size, and a slice of one (MIG) is smaller still.
+    multiprocessors = torch.cuda.get_device_properties(device).multi_processor_count
+    return replace(ARCHITECTURES[_name(device)], programs=multiprocessors)
 
 
 def product_tile(device: torch.device, dtype: torch.dtype) -> Tile:
@@ -126,11 +131,11 @@ def override(product: str | None = None, tile: Tile | None = None) -> Iterator[N
 
 
 def _name(device: torch.device) -> str:
-    if device.type != "cuda":
-        return "interpreter"
     if torch.version.hip:
         found = torch.cuda.get_device_properties(device).gcnArchName.split(":")[0]
         return found if found in ARCHITECTURES else "gfx942"
     major, minor = torch.cuda.get_device_capability(device)
+    if major == 12:  # consumer Blackwell has Ampere's shared memory and instructions
+        return "sm_80"
     known = sorted((int(n[3:]) for n in ARCHITECTURES if n.startswith("sm_")), reverse=True)
     return f"sm_{next((n for n in known if n <= 10 * major + minor), known[-1])}"

@@ -15,6 +15,13 @@ def product(a: Tensor, b: Tensor, c: Tensor, **options: int) -> None:
     launch(product_kernel, (1,), a, b, c, depth, TILE_M=tile_m, TILE_N=tile_n, TILE_K=64, **options)
 
 
+def rounded_maxima(a: Tensor, b: Tensor, maxima: Tensor, **options: int) -> None:
+    """Maxima over a product that was rounded to float16 and widened again; ptxas then waits for every wgmma."""
+    tile_m, tile_n, depth = a.shape[0], b.shape[0], a.shape[1]
+    tiles = {"TILE_M": tile_m, "TILE_N": tile_n, "TILE_K": 64}
+    launch(rounded_maxima_kernel, (1,), a, b, maxima, depth, **tiles, **options)
+
+
 def crowded(x: Tensor, y: Tensor) -> None:
     """More live values than a thread has registers."""
     launch(crowded_kernel, (1,), x, y, BLOCK=x.numel(), num_warps=4)
@@ -38,6 +45,19 @@ def product_kernel(a_ptr, b_ptr, c_ptr, depth, TILE_M: tl.constexpr, TILE_N: tl.
         b = tl.load(b_ptr + n[None, :] * depth + start + k[:, None])
         acc = tl.dot(a, b, acc)
     tl.store(c_ptr + m[:, None] * TILE_N + n[None, :], acc)
+
+
+@triton.jit
+def rounded_maxima_kernel(
+    a_ptr, b_ptr, maxima_ptr, depth, TILE_M: tl.constexpr, TILE_N: tl.constexpr, TILE_K: tl.constexpr
+):
+    m, n, k = tl.arange(0, TILE_M), tl.arange(0, TILE_N), tl.arange(0, TILE_K)
+    acc = tl.zeros((TILE_M, TILE_N), tl.float32)
+    for start in range(0, depth, TILE_K):
+        a = tl.load(a_ptr + m[:, None] * depth + start + k[None, :])
+        b = tl.load(b_ptr + n[None, :] * depth + start + k[:, None])
+        acc = tl.dot(a, b, acc)
+    tl.store(maxima_ptr + m, tl.max(acc.to(tl.float16).to(tl.float32), 1))
 
 
 @triton.jit

@@ -45,6 +45,7 @@ class Resources:
         scratch: bytes of global memory per program that a caller would have to allocate.
         product: the instruction that products became, empty without one.
         half_product: whether the source multiplies float16 or bfloat16 tiles.
+        serialised: the machine code waits for every asynchronous product (wgmma) before the next one starts.
     """
 
     registers: int
@@ -54,6 +55,7 @@ class Resources:
     scratch: int
     product: str
     half_product: bool
+    serialised: bool
 
 
 @cache
@@ -65,8 +67,9 @@ def resources(case: Case) -> Resources:
     """
     source = LockedSource(case.kernel, case.signature, case.constants, case.attributes)
     compiled = triton_compile(source, target=case.part.target, options=case.options)
-    registers, stack, spills = nvidia_usage(compiled) if case.part.target.backend == "cuda" else amd_usage(compiled)
-    assembly = compiled.asm["ptx"] if case.part.target.backend == "cuda" else compiled.asm["amdgcn"]
+    on_nvidia = case.part.target.backend == "cuda"
+    registers, stack, spills = nvidia_usage(compiled) if on_nvidia else amd_usage(compiled)
+    assembly = compiled.asm["ptx"] if on_nvidia else compiled.asm["amdgcn"]
     return Resources(
         registers=registers,
         stack=stack,
@@ -74,6 +77,7 @@ def resources(case: Case) -> Resources:
         shared=compiled.metadata.shared,
         scratch=getattr(compiled.metadata, "global_scratch_size", 0),  # Triton 3.6 has none on AMD
         product=next((name for name in PRODUCT_INSTRUCTIONS if name in assembly), ""),
+        serialised="wgmma.mma_async" in assembly and waits_for_every_product(cuobjdump(compiled, "-sass")),
         half_product=re.search(r"tt\.dot .*tensor<[\dx]+x(f16|bf16)> \*", compiled.asm["ttir"]) is not None,
     )
 
@@ -95,6 +99,8 @@ def complaints(case: Case, used: Resources) -> list[str]:
         found.append(f"{used.scratch} bytes of global scratch, which nobody allocates")
     if part.products and used.half_product and used.product != part.products:
         found.append(f"its product became {used.product or 'plain arithmetic'}; expected {part.products}")
+    if used.serialised:
+        found.append("it waits for every wgmma before the next one (ptxas warning C75xx); expected one wait a step")
     return [f"{case.name} on {part.name}: {reason} ({case.configuration})" for reason in found]
 
 
@@ -114,13 +120,24 @@ def temporary_cache() -> Iterator[None]:
 
 def nvidia_usage(compiled: Any) -> tuple[int, int, int]:
     """Registers, bytes of stack and local memory, 0: from the machine code, where spills are stack."""
+    text = cuobjdump(compiled, "-res-usage")
+    used = {name: int(value) for name, value in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", text)}
+    return used["REG"], used["STACK"] + used["LOCAL"], 0
+
+
+def cuobjdump(compiled: Any, option: str) -> str:
+    """What the disassembler in the triton package prints about a kernel."""
     with tempfile.TemporaryDirectory() as folder:
         cubin = Path(folder) / "kernel.cubin"
         cubin.write_bytes(compiled.asm["cubin"])
-        command = [knobs.nvidia.cuobjdump.path, "-res-usage", str(cubin)]
-        text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    used = {name: int(value) for name, value in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", text)}
-    return used["REG"], used["STACK"] + used["LOCAL"], 0
+        command = [knobs.nvidia.cuobjdump.path, option, str(cubin)]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def waits_for_every_product(sass: str) -> bool:
+    """Each group of products begins with an ARRIVE; ptxas gives each one its own where it cannot overlap them."""
+    products, groups = len(re.findall(r"\bHGMMA\b", sass)), len(re.findall(r"\bWARPGROUP\.ARRIVE\b", sass))
+    return products > 1 and groups >= products
 
 
 def amd_usage(compiled: Any) -> tuple[int, int, int]:

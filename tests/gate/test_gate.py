@@ -9,7 +9,7 @@ import pytest
 from triton.compiler.errors import CompilationError
 
 from tests.gate import broken_kernels
-from tests.gate.calls import BF16, F32, Call, meta, misaligned
+from tests.gate.calls import BF16, F16, F32, Call, meta, misaligned
 from tests.gate.cases import Case, cases
 from tests.gate.compiling import complaints, resources
 from tests.gate.parts import PARTS, Part
@@ -58,6 +58,13 @@ def test_a_product_without_wgmma_is_refused() -> None:
     case = product_case(SM_90, BF16, 16, num_warps=1, num_stages=2)  # wgmma takes 64 rows and four warps
     (reason,) = complaints(case, resources(case))
     assert "expected wgmma" in reason
+
+
+def test_a_product_that_waits_for_every_wgmma_is_refused() -> None:
+    a, b, maxima = meta(128, 768, dtype=F16), meta(256, 768, dtype=F16), meta(128)
+    case = only_case(SM_90, broken_kernels.rounded_maxima, a, b, maxima, num_warps=8, num_stages=3)
+    (reason,) = complaints(case, resources(case))
+    assert "waits for every wgmma" in reason
 
 
 def test_a_product_of_float32_may_be_plain_arithmetic() -> None:

@@ -109,15 +109,20 @@ def test_the_designs_of_the_product_agree():
     torch.testing.assert_close(fused.values, library.values)
 
 
-def test_bucket_maxima_are_those_of_the_products_written():
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_bucket_maxima_are_those_of_the_products_written(dtype):
+    """To the bit where products are the answer; before their rounding where they only screen (float16)."""
     g = torch.Generator().manual_seed(0)
-    low, W = torch.randn(21, 64, generator=g).half(), torch.randn(96, 64, generator=g).half()
+    low, W = torch.randn(21, 64, generator=g).to(dtype), torch.randn(96, 64, generator=g).to(dtype)
     scales, bias = torch.rand(21, generator=g) + 0.5, torch.randn(96, generator=g)
-    chunk, maxima = torch.empty(21, 96, dtype=torch.float16), torch.empty(21, 3)
+    chunk, maxima = torch.empty(21, 96, dtype=dtype), torch.empty(21, 3)
     product.fused_product(low, W, scales, bias, chunk, maxima)
-    torch.testing.assert_close(chunk, (low.float() @ W.float().t()).half(), rtol=2e-3, atol=2e-3)
-    pre = chunk.float() * scales[:, None] + bias
-    assert torch.equal(maxima, pre.view(21, 3, 32).amax(2))
+    torch.testing.assert_close(chunk, (low.float() @ W.float().t()).to(dtype), rtol=2e-3, atol=2e-3)
+    written = (chunk.float() * scales[:, None] + bias).view(21, 3, 32).amax(2)
+    if dtype == torch.float32:
+        assert torch.equal(maxima, written)
+    else:
+        torch.testing.assert_close(maxima, written, rtol=0.00049, atol=0.02)
 
 
 def test_tokens_over_their_slots_are_answered_and_the_others_keep_their_bits(monkeypatch):
@@ -201,6 +206,88 @@ def test_values_inside_the_bound_are_scored_again():
     assert torch.equal(active[certain], truth[certain] > 0)
 
 
+def beside(values):
+    """float16 numbers in equal pairs, and what to add to bring each half of a pair 0.49 steps above and below them."""
+    low = torch.tensor(values).half().float().repeat_interleave(2)
+    step = 2.0 ** (low.log2().floor() - 10)
+    return low, 0.49 * step * torch.tensor([1.0, -1.0]).repeat(len(values))
+
+
+def one_latent(x, w, bias):
+    return pk.encode(x[None], w[:, None].contiguous(), torch.tensor([bias]), torch.zeros(len(w))).nnz
+
+
+def test_the_bound_covers_what_a_token_loses():
+    """In float16 the product is 0 and with its bias the latent is off; only R u knows that it is on."""
+    low, lost = beside([1.3, 1.1, 1.7, 1.9, 1.6, 1.2])
+    weights = 0.5 * lost.sign()
+    assert one_latent(low + lost, weights, -0.5 * float(lost.double() @ weights.double())) == 1
+
+
+def test_the_bound_covers_what_a_weight_loses():
+    low, lost = beside([0.63, 0.55, 0.71, 0.93, 0.81, 0.77])
+    token = 1.5 * lost.sign()
+    assert one_latent(token, low + lost, -0.5 * float(lost.double() @ token.double())) == 1
+
+
+def test_the_bound_covers_the_rounding_of_the_product():
+    token, weights = torch.tensor([1.0, 2.0**-6]), torch.tensor([0.5, 0.75 * 2.0**-6])
+    true = float(token.double() @ weights.double())
+    assert one_latent(token, weights, -(0.5 + 0.5 * (true - 0.5))) == 1
+
+
+def test_the_floor_of_top_k_is_a_lower_bound():
+    """Latent 0 is screened highest but is truly below latent 40, whose upper limit is below what 0 was screened as."""
+    low, lost = beside([1.3, 1.1, 1.7, 1.9, 1.6, 1.2])
+    weights = 0.5 * lost.sign()
+    unit = float(lost.double() @ weights.double())
+    W, bias = torch.zeros(12, 64), torch.full((64,), -5.0)
+    W[:, 0], W[:, 40] = -weights, weights
+    bias[0], bias[40] = 2.0 * unit, 0.5 * unit
+    z = pk.encode((low + lost)[None], W, bias, torch.zeros(12), activation="topk", k=1)
+    assert z.indices.tolist() == [40]
+
+
+@pytest.mark.parametrize("size", [1e25, 1e30])
+@pytest.mark.parametrize("what", ["tokens", "weights", "one weight"])
+@pytest.mark.parametrize("activation", ["relu", "topk"])
+def test_magnitudes_beyond_float16_scaling_lose_nothing(what, size, activation):
+    case = make_case(14, 4, 24, 100)
+    x, W = case.x - case.b_dec, case.W_enc.clone()
+    W[:, slice(7, 8) if what == "one weight" else slice(None)] *= size if what != "tokens" else 1
+    case = case._replace(
+        x=x * (size if what == "tokens" else 1), W_enc=W, b_dec=torch.zeros(24), b_enc=torch.zeros(100)
+    )
+    k = 5 if activation == "topk" else None
+    exact, plain = (case.encode(activation=activation, k=k, precision=p) for p in ("exact", "fp32"))
+    assert torch.equal(exact.indices, plain.indices)
+    torch.testing.assert_close(exact.values, plain.values, rtol=1e-4, atol=0)
+
+
+def test_a_token_over_its_slots_leaves_its_neighbours_alone():
+    """A program writes to its own slots: here it has more candidates than slots, and the next token has none."""
+    latents, slots = 64, 8
+    chunk, floors = torch.ones(2, latents), torch.zeros(2)
+    bias, terms = torch.zeros(latents), torch.tensor([[1.0, 0, 0]] * 2)
+    hits, found = torch.tensor([[0, 1], [0, 0]], dtype=torch.int32), torch.tensor([2, 0], dtype=torch.int32)
+    values, indices = torch.full((2 * slots,), -7.0), torch.full((2 * slots,), -7, dtype=torch.int32)
+    counts = torch.empty(2, dtype=torch.int32)
+    none = torch.zeros(2, latents)
+    screen.gather(
+        chunk, bias, terms, none, None, hits, found, floors, False, counts, None, values, indices, slots=slots
+    )
+    assert counts.tolist() == [latents, 0]
+    assert indices[:slots].tolist() == list(range(slots))
+    assert (values[slots:] == -7).all()
+    assert (indices[slots:] == -7).all()
+
+
+def test_a_bias_with_strides():
+    case = make_case(15, 5, 24, 60)
+    table = torch.stack([torch.full((24,), 9.0), case.b_dec], 1)
+    assert_same(case._replace(b_dec=table[:, 1]).encode(), case.encode())
+
+
 def test_outlier_channels_and_tokens():
     case = make_case(12, 8, 64, 300)
     x = case.x.clone()
@@ -219,10 +306,12 @@ def test_bounded(capacity):
     z, status = pk.encode_bounded(case.x, w, capacity=capacity)
     whole = pk.encode(case.x, w)
     assert z.values.shape == (capacity,)
-    assert torch.equal(z.indptr, whole.indptr)
+    assert torch.equal(z.indptr, whole.indptr.clamp(max=capacity)), "no reader leaves the arrays"
     kept = min(capacity, whole.nnz)
     assert torch.equal(z.values[:kept], whole.values[:kept])
     if capacity < whole.nnz:
+        y = pk.decode(z, case.W_enc.t().contiguous(), case.b_dec)  # as inside a captured graph, before the check
+        assert torch.isfinite(y).all()
         with pytest.raises(OverflowError, match=f"capacity is {capacity}; {whole.nnz} entries"):
             pk.check_bounded(z, status)
     else:

@@ -153,3 +153,12 @@ def test_what_the_kernels_do_not_take():
     assert kernels.can_latent_stats(torch.empty(0), kernels.MOST_TOKENS)
     assert not kernels.can_latent_stats(torch.empty(0), kernels.MOST_TOKENS + 1)
     assert not kernels.can_latent_stats(torch.empty(0, dtype=torch.float64), 197)
+
+
+def test_strided_inputs_mean_what_they_hold():
+    z = random_latents(1, 6, 40, 0.3)
+    labels = torch.tensor([2, 0, 1])
+    apart = [torch.stack([t, torch.zeros_like(t)], 1)[:, 0] for t in (z.values, z.indices, labels)]
+    strided = SparseLatents(apart[0], apart[1], z.indptr, z.shape)
+    plain = fold(kernels.latent_stats_, z, 2, 0.2, labels)
+    assert_agree(fold(kernels.latent_stats_, strided, 2, 0.2, apart[2]), plain)

@@ -21,13 +21,13 @@ class Stage(NamedTuple):
 
 
 STAGES = (
-    Stage("environment", 25),
+    Stage("environment", 15),
     Stage("correctness", 110),
     Stage("determinism", 20),
     Stage("capture", 30),
-    Stage("sanitizer", 55),
+    Stage("sanitizer", 80),
     Stage("table", 110),
-    Stage("designs", 60),
+    Stage("designs", 45),
     Stage("masking", 40),
 )
 TOTAL = sum(stage.seconds for stage in STAGES)

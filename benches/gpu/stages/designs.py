@@ -28,6 +28,8 @@ def items(bench: Bench) -> Iterator[Item]:
         for precision in ("bf16", "exact"):
             spec = Encode("topk", precision, k)
             yield Item(f"designs, {spec.name}", functools.partial(_designs, bench, spec))
+    for spec in (Encode("relu", "bf16"), Encode("relu", "exact"), Encode("topk", "bf16", size.topk[-1])):
+        yield Item(f"kernels of {spec.name}", functools.partial(_kernels, bench, spec))
     yield Item("candidates of the exact encode", functools.partial(_candidates, bench))
     for l0 in size.other_l0:
         for precision in ("bf16", "exact"):
@@ -73,6 +75,24 @@ def _dense_start(bench: Bench, precision: str) -> Result:
     start = bench.problem.first_images(bench.size.dense_images)
     p, spec = start.with_bias(torch.zeros_like(start.b_enc)), Encode("relu", precision)
     return _timed(bench, p, spec, {"encode": encode_side(spec), "addmm + relu, fp32": dense_encode(), "floor": floor()})
+
+
+def _kernels(bench: Bench, spec: Encode) -> Result:
+    """Microseconds a call of every kernel inside one encode: what a missed bar is made of."""
+    if not bench.on_gpu:
+        return Result(skipped="kernels are profiled on a GPU only")
+    from torch.profiler import ProfilerActivity, profile
+
+    calls = 3
+    spec.run(bench.problem)
+    torch.cuda.synchronize(bench.device)
+    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+        for _ in range(calls):
+            spec.run(bench.problem)
+        torch.cuda.synchronize(bench.device)
+    spent = {e.key: (e.device_time_total / calls, e.count / calls) for e in profiler.key_averages()}
+    longest = sorted(spent.items(), key=lambda item: -item[1][0])[:20]
+    return Result(data={"microseconds": {name: {"time": t, "launches": n} for name, (t, n) in longest}})
 
 
 def _candidates(bench: Bench) -> Result:

@@ -48,7 +48,7 @@ def machine(device: torch.device) -> dict[str, Any]:
             "numpy": _version("numpy"),
             "open_clip": _version("open_clip_torch"),
         },
-        "tf32": torch.backends.cuda.matmul.allow_tf32 or torch.backends.cudnn.allow_tf32,
+        "tf32": _tf32(),
         "interpreter": gpu.interpreted,
         "ops": pk.describe()["ops"],
         "commit": environment.git_commit(),
@@ -61,8 +61,13 @@ def _served(bench: Bench) -> tuple[Finding, ...]:
     here = Path(__file__).resolve().parents[3]
     return (
         Finding("the reference serves this GPU", float(bench.on_gpu and not gpu.serves(bench.device)), 0),
+        Finding("TF32 is on, so float32 baselines are not", float(_tf32()), 0),
         Finding("packages of another tree", float(any(root != here for root in _roots())), 0),
     )
+
+
+def _tf32() -> bool:
+    return torch.backends.cuda.matmul.allow_tf32 or torch.backends.cudnn.allow_tf32
 
 
 def source_hash() -> str:

@@ -23,7 +23,7 @@ SUMMARY = re.compile(r"(?:ERROR|RACECHECK) SUMMARY: (\d+)")
 
 def items(bench: Bench) -> Iterator[Item]:
     yield Item("small shapes, plain", functools.partial(_run, bench, [], 0.4))
-    for tool, share in (("memcheck", 0.6), ("racecheck", 0.95)):
+    for tool, share in (("memcheck", 0.75), ("racecheck", 0.95)):
         yield Item(tool, functools.partial(_checked, bench, tool, share))
 
 
