@@ -1,4 +1,4 @@
-"""What is timed: every op at a named size, beside plain PyTorch doing the same on dense latents."""
+"""What is timed: every op at a named size, beside plain PyTorch doing the same on dense latents; and MaPLe's tower."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from torch import Tensor
 import patchsae_kernels as pk
 from patchsae.bench.case import Case, Work
 from patchsae.bench.inputs import CLASSES, LR, Inputs, sweep_ks
+from patchsae.bench.maple import maple_case
 from patchsae.bench.products import product_floor
 
 
 def all_cases() -> list[Case]:
     """Every case, by op."""
-    return [*_encode_cases(), *_decode_cases(), *_statistics_cases(), *_training_cases()]
+    return [*_encode_cases(), *_decode_cases(), *_statistics_cases(), *_training_cases(), maple_case()]
 
 
 def named(names: Sequence[str]) -> list[Case]:
