@@ -1,31 +1,43 @@
-"""Everything on this machine's CPU in one table: ``python -m benches [--out FILE.json]``.
+"""Everything on this machine's CPU in one table: ``python -m benches [PART ...] [--out FILE.json]``.
 
-Ops at the paper's size, those that matter most also for one image and for 32, then masking and extraction end to end.
+Ops at the paper's size, those that matter most also for one image and for 32; a training step of every variant at
+the paper's size; then extraction and masking end to end. Parts: ops, training, end-to-end; none means all.
 Every line is checked against plain PyTorch first; ours, PyTorch and the limit then take turns in one process.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rich.console import Console
 
 from benches.bench_extraction import EXTRACTION, EXTRACTION_BF16
 from benches.bench_masking import MASKING
+from benches.bench_training import training_records, training_table
 from benches.vit import build_case
 from patchsae.bench import run
+from patchsae.bench.inputs import SIZES
 from patchsae.bench.measure import Record, measure
 
+PARTS = ("ops", "training", "end-to-end")
 EVERY_SIZE = ("encode", "encode_topk_64", "decode", "decode_bag", "latent_stats")
 
 
-def records(rounds: int, images: int) -> Iterator[Record]:
-    """All lines, as they come."""
-    yield from run.measured((), "paper", "cpu", rounds)
-    for size in ("image", "large"):
-        yield from run.measured(EVERY_SIZE, size, "cpu", rounds)
+def records(parts: Sequence[str], size: str, rounds: int, images: int) -> Iterator[Record]:
+    """The lines of some parts, as they come."""
+    if "ops" in parts:
+        yield from run.measured((), size, "cpu", rounds)
+        for other in ("image", "large") if size == "paper" else ():
+            yield from run.measured(EVERY_SIZE, other, "cpu", rounds)
+    if "training" in parts:
+        yield from training_records(size, rounds)
+    if "end-to-end" in parts:
+        yield from _end_to_end(rounds, images)
+
+
+def _end_to_end(rounds: int, images: int) -> Iterator[Record]:
     case = build_case(images)
     for each in (EXTRACTION, EXTRACTION_BF16):
         yield measure(each, case, "end to end", rounds)
@@ -34,14 +46,22 @@ def records(rounds: int, images: int) -> Iterator[Record]:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)}; none means all")
+    parser.add_argument("--size", choices=SIZES, default="paper", help="of the ops and the training")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--images", type=int, default=8, help="of the end-to-end lines")
     parser.add_argument("--out", type=Path, help="also write the records here, as JSON")
     arguments = parser.parse_args()
+    parts = arguments.parts or PARTS
+    if unknown := set(parts) - set(PARTS):
+        parser.error(f"PART is {', '.join(sorted(unknown))}; expected one of {', '.join(PARTS)}")
     console, found = Console(), []
-    for record in records(arguments.rounds, arguments.images):
+    for record in records(parts, arguments.size, arguments.rounds, arguments.images):
         found.append(record)
         console.print(f"{record.op} ({record.size}): {record.ratio:.2f}x of {record.baseline}")
         if arguments.out is not None:
             run.save(found, arguments.out)
     console.print(run.table(found))
+    trained = [record for record in found if record.op.startswith("train_")]
+    if trained:
+        console.print(training_table(trained))

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
+import itertools
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import is_dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 import tyro
 
+from patchsae.activations.config import CacheOptions
 from patchsae.adapting.config import AdaptOptions
 from patchsae.choices import FewImages, Images, Model, Sides
 from patchsae.errors import PatchsaeError
@@ -17,6 +23,7 @@ from patchsae.experiments.config import (
     CellOptions,
     ClassesOptions,
     CompareOptions,
+    EvaluateOptions,
     ExplainOptions,
     ExtractOptions,
     MaskOptions,
@@ -26,6 +33,7 @@ from patchsae.experiments.config import (
 from patchsae.interrupt import Interrupted
 from patchsae.tinyclip.config import TinyClipConfig
 from patchsae.training.config import TrainConfig
+from patchsae.training.sweep_config import Grid, GridOptions, Tower
 
 if TYPE_CHECKING:
     from patchsae.clip import SplitCLIP
@@ -33,38 +41,194 @@ if TYPE_CHECKING:
     from patchsae.experiments.explain import References
     from patchsae.runs import Run, Stage
     from patchsae.sae import SparseAutoencoder
+    from patchsae.training.parallel import Parallel
 
 
 def train(
-    run: Path,
     images: Images,
     model: Model,
     recipe: TrainConfig,
+    run: Path | None = None,
+    preset: str | None = None,
+    dry_run: bool = False,
+    cache: Path | None = None,
+    log: tuple[str, ...] = (),
     workers: int = 0,
     resume: bool = False,
     overwrite: bool = False,
 ) -> None:
-    """Train a sparse autoencoder on the patch tokens of a frozen CLIP (the released recipe).
+    """Train a sparse autoencoder on the patch tokens of a frozen CLIP; the defaults are the released recipe.
 
-    A training that was stopped goes on when the same command is given again.
+    A training that was stopped goes on when the same command is given again. `torchrun --nproc-per-node N -m --
+    patchsae train ...` trains in N processes.
 
     Args:
-        run: directory of the whole experiment; the result is RUN/train.
+        run: directory of the whole experiment; the result is RUN/train. Only --dry-run does without it.
+        preset: "paper", "quick", another that is shipped, or a file NAME.toml of options. An option given beside it
+            comes before it.
+        dry_run: print what the training would take (steps, memory, disk, and time from a measurement of ten seconds)
+            and end without writing anything.
+        cache: train on what `patchsae cache` wrote to this folder, and not on images through the CLIP. --images and
+            --model, where given, must be those of the cache.
+        log: "tensorboard" and "wandb", beside RUN/train/metrics.jsonl.
         workers: processes that decode images; 0 decodes in this one.
         resume: only go on; an error where there is no checkpoint to go on from.
         overwrite: start again even if RUN/train is finished or holds part of a training.
     """
     from patchsae import opening
-    from patchsae.training import checkpoint
-    from patchsae.training.trainer import train as fit
+    from patchsae.training import checkpoint, trainer
+    from patchsae.training.parallel import open_parallel
 
+    if dry_run:
+        _print_estimate(images, model, recipe, cache, workers)
+        return
+    if run is None:
+        raise ValueError("--run is not given; expected the directory of the experiment")
     stage = _stage(run, opening.TRAIN)
-    if resume and not (checkpoint.exists(stage) or stage.finished):
+    if resume and not (checkpoint.exists(stage.path / checkpoint.FOLDER) or stage.finished):
         raise FileNotFoundError(f"{stage.path} holds no checkpoint to resume; leave --resume out to start")
+    with open_parallel(recipe.latent_shards, opening.device(model)) as parallel:
+        model = replace(model, device=str(parallel.device))
+        if cache is not None:
+            _require_of_cache(cache, images, model)
+            trainer.train_from_cache(cache, recipe, stage, overwrite=overwrite, log=log, parallel=parallel)
+        else:
+            clip = opening.clip(model, {})
+            dataset, origin = opening.images(images, {}, default="shapes")
+            trainer.train(
+                clip,
+                dataset,
+                recipe,
+                stage,
+                origin=origin,
+                workers=workers,
+                overwrite=overwrite,
+                log=log,
+                parallel=parallel,
+            )
+        if parallel.is_first:
+            _report(run)
+
+
+def _print_estimate(images: Images, model: Model, recipe: TrainConfig, cache: Path | None, workers: int) -> None:
+    """What a training would take. A named CLIP gets random weights: they are as fast, and nothing is downloaded."""
+    from patchsae import opening
+    from patchsae.training.estimate import estimate, estimate_from_cache
+
+    if cache is not None:
+        found = estimate_from_cache(cache, recipe, device=opening.device(model))
+    else:
+        dataset, _ = opening.images(images, {}, default="shapes")
+        found = estimate(opening.clip(opening.without_download(model), {}), dataset, recipe, workers=workers)
+    print("\n".join(found.lines()))
+
+
+def sweep(
+    run: Path,
+    images: Images,
+    tower: Tower,
+    grid: Grid,
+    options: GridOptions,
+    preset: str | None = None,
+    workers: int = 0,
+    name: str = "sweep",
+    overwrite: bool = False,
+) -> None:
+    """Train a grid of autoencoders on one pass of activations; plot sparsity against quality and concept score.
+
+    Every combination of --variant, --expansion, --layer and the variant's sparsity option (--l1, --k or --l0) is
+    trained. A sweep that was stopped goes on when the same command is given again; a larger grid adds to it.
+
+    Args:
+        run: directory of the experiment; the autoencoders are the stages of RUN/NAME-saes, table and plots RUN/NAME.
+        preset: as for `train`; its values may be lists where the options take several.
+        workers: processes that decode images; 0 decodes in this one.
+        name: another name keeps several sweeps side by side.
+        overwrite: train all of them again.
+    """
+    from patchsae import opening, report
+    from patchsae.experiments import frontier
+    from patchsae.experiments.config import StreamOptions
+    from patchsae.runs import Run
+    from patchsae.training.sizes import free_memory
+    from patchsae.training.sweep import train_grid
+
+    clip = opening.clip(tower.clip, {})
+    dataset, origin = opening.images(images, {}, default="shapes")
+    held_out = Images(options.test_images or origin["images"], options.test_split, options.test_limit)
+    test, tested = opening.images(held_out, {})
+    memory = int(1e9 * options.memory_gb) if options.memory_gb else free_memory(str(clip.device)) * 4 // 5
+    cells, saes = grid.cells(tower.blocks(clip.layers)), Run(run / f"{name}-saes")
+    members = train_grid(clip, dataset, cells, saes, memory=memory, origin=origin, workers=workers, overwrite=overwrite)
+    report.build(saes)
+    judging = StreamOptions(workers=workers, on_bad_image=grid.on_bad_image)
+    frontier.run(clip, members, test, _stage(run, name), judging, memory=memory, settings=tested, overwrite=overwrite)
+    _report(run)
+
+
+def evaluate(
+    run: Path,
+    images: Images,
+    model: Model,
+    options: EvaluateOptions,
+    sae: str | None = None,
+    name: str = "evaluate",
+    overwrite: bool = False,
+) -> None:
+    """Measure an autoencoder: reconstruction, sparsity, what CLIP still classifies through it, concept scores.
+
+    Evaluate on images that it was not trained on (`--split test`). `torchrun --nproc-per-node N -m -- patchsae evaluate
+    ...` shares the images among N processes.
+
+    Args:
+        run: directory of the experiment; the result is RUN/NAME.
+        sae: a checkpoint (file, directory or Hub id); left out: RUN/train.
+        name: another name keeps several evaluations side by side.
+        overwrite: start again.
+    """
+    from patchsae.experiments import evaluate as experiment
+
+    with _together(run, model) as (model, parallel):
+        clip, autoencoder, dataset, origin = _open(run, sae, images, model)
+        stage = _stage(run, name)
+        experiment.run(
+            clip, autoencoder, dataset, stage, options, settings=origin, overwrite=overwrite, parallel=parallel
+        )
+
+
+def cache(
+    out: Path,
+    images: Images,
+    model: Model,
+    options: CacheOptions,
+    workers: int = 0,
+    check: bool = False,
+    overwrite: bool = False,
+) -> None:
+    """Write the residual stream of images to disk, to train on many times.
+
+    A writer that was stopped goes on when the same command is given again, and what it has written can be trained on.
+
+    Args:
+        out: folder of the cache.
+        workers: processes that decode images; 0 decodes in this one.
+        check: read a cache and write anew what is damaged, from the model and the images that it was made of.
+        overwrite: start again.
+    """
+    from patchsae import opening
+    from patchsae.activations import CacheIndex, repair_cache, write_cache
+
+    if check:
+        index = CacheIndex.load(out)
+        clip = opening.clip(replace(model, dtype=index.origin.get("dtype", model.dtype)), index.model)
+        repaired = repair_cache(clip, opening.images(images, index.origin)[0], out, workers)
+        print(f"{out}: {len(index.shards)} shards; written anew: {', '.join(repaired) or 'none'}")
+        return
     clip = opening.clip(model, {})
     dataset, origin = opening.images(images, {}, default="shapes")
-    fit(clip, dataset, recipe, stage, origin=origin, workers=workers, overwrite=overwrite)
-    _report(run)
+    origin |= {"dtype": model.dtype}
+    written = write_cache(clip, dataset, out, options, origin=origin, workers=workers, overwrite=overwrite)
+    print(f"{out}: {sum(shard.images for shard in written.shards):,} images in {len(written.shards)} shards")
 
 
 def extract(
@@ -78,6 +242,8 @@ def extract(
 ) -> None:
     """Read the latents in one pass over images: frequencies, counts by class, reference images, top patches.
 
+    `torchrun --nproc-per-node N -m -- patchsae extract ...` shares the images among N processes.
+
     Args:
         run: directory of the experiment; the result is RUN/NAME.
         sae: a checkpoint (file, directory or Hub id); left out: RUN/train.
@@ -86,9 +252,12 @@ def extract(
     """
     from patchsae.experiments import extract as experiment
 
-    clip, autoencoder, dataset, origin = _open(run, sae, images, model)
-    experiment.run(clip, autoencoder, dataset, _stage(run, name), options, settings=origin, overwrite=overwrite)
-    _report(run)
+    with _together(run, model) as (model, parallel):
+        clip, autoencoder, dataset, origin = _open(run, sae, images, model)
+        stage = _stage(run, name)
+        experiment.run(
+            clip, autoencoder, dataset, stage, options, settings=origin, overwrite=overwrite, parallel=parallel
+        )
 
 
 def classes(
@@ -124,7 +293,8 @@ def mask(
 ) -> None:
     """Classify with only the top k latents kept, or with them ablated, for every k and ranking.
 
-    Rank on one split (`extract`, `classes`) and evaluate here on another (`--split test`).
+    Rank on one split (`extract`, `classes`) and evaluate here on another (`--split test`). Runs under torchrun, as
+    `extract` does.
 
     Args:
         run: directory of the experiment; the result is RUN/NAME.
@@ -139,9 +309,19 @@ def mask(
     from patchsae.runs import Run
 
     rankings = Rankings.load(opening.finished_stage(Run(run), classes, "classes", "--classes NAME"))
-    clip, autoencoder, dataset, origin = _open(run, sae, images, model)
-    masking.run(clip, autoencoder, dataset, rankings, _stage(run, name), options, settings=origin, overwrite=overwrite)
-    _report(run)
+    with _together(run, model) as (model, parallel):
+        clip, autoencoder, dataset, origin = _open(run, sae, images, model)
+        masking.run(
+            clip,
+            autoencoder,
+            dataset,
+            rankings,
+            _stage(run, name),
+            options,
+            settings=origin,
+            overwrite=overwrite,
+            parallel=parallel,
+        )
 
 
 def compare(
@@ -158,7 +338,7 @@ def compare(
     """Two models on the same images, or one model on two datasets, through one SAE: what changes.
 
     With --test-split (or --test-images) both models also classify those images, with the latents of the classes kept
-    and ablated as either model ranks them.
+    and ablated as either model ranks them. Runs under torchrun, as `extract` does.
 
     Args:
         run: directory of the experiment; the results are RUN/NAME and, of the test images, RUN/NAME-test.
@@ -171,16 +351,30 @@ def compare(
     from patchsae.runs import Run
     from patchsae.sides import open_sides
 
-    reader = opening.autoencoder(Run(run), sae, opening.device(model))
-    found = open_sides(sides, images, model, reader)
-    given = {} if sae is None else {"sae": sae}
-    pair = (found.first, found.second, reader)
-    compared = adaptation.run(*pair, _stage(run, name), options, settings=found.settings | given, overwrite=overwrite)
-    if found.tested is not None:
-        tested, stage, crossing = found.tested, _stage(run, f"{name}-test"), cross_options(options, sweep)
-        settings = found.test_settings | given
-        crossed.run(*pair, compared, tested, stage, crossing, settings=settings, overwrite=overwrite)
-    _report(run)
+    with _together(run, model) as (model, parallel):
+        reader = opening.autoencoder(Run(run), sae, opening.device(model))
+        found = open_sides(sides, images, model, reader)
+        given = {} if sae is None else {"sae": sae}
+        pair = (found.first, found.second, reader)
+        compared = adaptation.run(
+            *pair,
+            _stage(run, name),
+            options,
+            settings=found.settings | given,
+            overwrite=overwrite,
+            parallel=parallel,
+        )
+        if found.tested is not None:
+            crossed.run(
+                *pair,
+                compared,
+                found.tested,
+                _stage(run, f"{name}-test"),
+                cross_options(options, sweep),
+                settings=found.test_settings | given,
+                overwrite=overwrite,
+                parallel=parallel,
+            )
 
 
 def table(
@@ -440,6 +634,9 @@ def doctor() -> None:
 
 VERBS: dict[str, Callable[..., None]] = {
     "train": train,
+    "sweep": sweep,
+    "cache": cache,
+    "evaluate": evaluate,
     "extract": extract,
     "classes": classes,
     "mask": mask,
@@ -454,6 +651,9 @@ VERBS: dict[str, Callable[..., None]] = {
     "doctor": doctor,
 }
 
+TOGETHER = ("train", "extract", "mask", "compare")
+"""Verbs that several processes of `torchrun` can share."""
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point. A mistake of the user ends with a message and status 2; PATCHSAE_TRACEBACK=1 shows where it was."""
@@ -464,16 +664,35 @@ def main(arguments: Sequence[str] | None = None) -> None:
     verb, rest = _verb(argv)
     if verb is None:
         raise SystemExit(f"patchsae: there is no verb {argv[0]!r}\n\n{_overview()}")
+    processes, rank = (int(os.environ.get(name, default)) for name, default in (("WORLD_SIZE", "1"), ("RANK", "0")))
+    if processes > 1 and verb not in TOGETHER:
+        shared = ", ".join(TOGETHER)
+        raise SystemExit(f"patchsae {verb} runs in one process: start it without torchrun (that is for {shared})")
     try:
-        tyro.cli(VERBS[verb], prog=f"patchsae {verb}", args=rest, config=(tyro.conf.OmitArgPrefixes,))
+        function = _with_preset(VERBS[verb], rest)
+        tyro.cli(function, prog=f"patchsae {verb}", args=rest, config=(tyro.conf.OmitArgPrefixes,))
     except Interrupted as stop:
-        print(stop, file=sys.stderr)
+        if rank == 0:  # the others were stopped by the same signal
+            print(stop, file=sys.stderr)
         raise
     except (ValueError, OSError, ImportError, PatchsaeError) as error:
         if os.environ.get("PATCHSAE_TRACEBACK"):
             raise
         print(f"patchsae {verb}: {error}", file=sys.stderr)
         raise SystemExit(2) from error
+
+
+def _with_preset(verb: Callable[..., None], arguments: Sequence[str]) -> Callable[..., None]:
+    """The verb with what --preset says as its defaults: options come before it."""
+    hints = get_type_hints(verb) if "preset" in inspect.signature(verb).parameters else {}
+    chosen = [value for word, value in itertools.pairwise(arguments) if word == "--preset"]
+    chosen += [word.removeprefix("--preset=") for word in arguments if word.startswith("--preset=")]
+    if not hints or not chosen:
+        return verb
+    from patchsae.training import presets
+
+    expected = {name: hint for name, hint in hints.items() if isinstance(hint, type) and is_dataclass(hint)}
+    return functools.partial(verb, **presets.groups(chosen[-1], expected))
 
 
 def _verb(argv: Sequence[str]) -> tuple[str | None, list[str]]:
@@ -505,6 +724,18 @@ def _report(run: Path) -> None:
     print(f"report: {report.build(Run(run)).resolve()}")
 
 
+@contextmanager
+def _together(run: Path, model: Model) -> Iterator[tuple[Model, Parallel]]:
+    """The processes that share the images, and the model on this one's device; the first one renews the report."""
+    from patchsae import opening
+    from patchsae.training.parallel import open_parallel
+
+    with open_parallel(1, opening.device(model)) as parallel:
+        yield replace(model, device=str(parallel.device)), parallel
+        if parallel.is_first:
+            _report(run)
+
+
 def _open(
     run: Path, sae: str | None, images: Images, model: Model
 ) -> tuple[SplitCLIP, SparseAutoencoder, ImageDataset, dict[str, Any]]:
@@ -517,6 +748,19 @@ def _open(
     clip = opening.clip(model, origin)
     dataset, found = opening.images(images, origin)
     return clip, autoencoder, dataset, found | ({} if sae is None else {"sae": sae})
+
+
+def _require_of_cache(cache: Path, images: Images, model: Model) -> None:
+    """Images and model that were named beside a cache have to be those that it was written from."""
+    from patchsae import opening
+    from patchsae.activations import CacheIndex
+
+    index = CacheIndex.load(cache)
+    if replace(model, device="auto") != Model():
+        named = replace(model, dtype=index.origin.get("dtype", model.dtype))
+        index.require(clip=opening.clip(named, index.model))
+    if images != Images():
+        index.require(dataset=opening.images(images, index.origin)[0])
 
 
 def _references(run: Run, extract: str | None) -> References | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import glob
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,13 @@ def clip(choice: Model, origin: Mapping[str, Any]) -> SplitCLIP:
         dtype=DTYPES[choice.dtype],
         seed=seed,
     )
+
+
+def without_download(choice: Model) -> Model:
+    """The same architecture with random weights where the choice names a model of open_clip and no local file."""
+    local = choice.pretrained is not None and os.path.exists(os.path.expanduser(choice.pretrained))
+    named = (choice.model or DEFAULT_MODEL).replace("/", "-") in open_clip.list_models()
+    return replace(choice, pretrained="random") if named and not local else choice
 
 
 def adapter(path: str, clip: SplitCLIP, classnames: Sequence[str] | None = None) -> AdaptedCLIP:

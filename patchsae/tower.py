@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,6 +17,16 @@ def residual_stream(visual: VisionTransformer, pixels: Tensor, layer: int) -> Te
     # _embeds and _pool are open_clip's own definitions of the two ends of the tower; repeating them here would
     # only let them drift apart.
     return _run_blocks(visual, visual._embeds(pixels), 0, layer + 1)
+
+
+def residual_streams(visual: VisionTransformer, pixels: Tensor, layers: Sequence[int]) -> list[Tensor]:
+    """Outputs of several blocks (0-based, ascending) in one pass: ``[B, 3, H, W]`` -> ``[B, T, D]`` for each."""
+    tokens, start, streams = visual._embeds(pixels), 0, []
+    for layer in layers:
+        tokens = _run_blocks(visual, tokens, start, layer + 1)
+        streams.append(tokens)
+        start = layer + 1
+    return streams
 
 
 def pooled(visual: VisionTransformer, residual: Tensor, layer: int) -> Tensor:

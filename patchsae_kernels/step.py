@@ -105,8 +105,8 @@ def sae_step(
 
 
 def adam_init(params: Mapping[str, Tensor]) -> AdamState:
-    """Zero moments for the parameters of a SAE."""
-    zeros = [{name: torch.zeros_like(_parameter(params, name).detach()) for name in PARAMETERS} for _ in range(2)]
+    """Zero moments for the parameters of a SAE, and for whatever else is trained with them."""
+    zeros = [{name: torch.zeros_like(_parameter(params, name).detach()) for name in _names(params)} for _ in range(2)]
     return AdamState(0, *zeros)
 
 
@@ -122,12 +122,14 @@ def adam_step(
 ) -> None:
     """One optimiser step in place on params and state (Kingma & Ba 2015, as torch.optim.Adam).
 
+    ``params``: W_enc, b_enc, W_dec, b_dec and any others that are trained; ``grads`` has the same names.
+
     ``unit_norm``: W_dec's gradient first loses its component along each dictionary row, and the rows are rescaled to
     unit norm at the end. The released code rescales at the start of the next step instead: the same sequence of losses.
     """
     state.step += 1
     with torch.no_grad():
-        for name in PARAMETERS:
+        for name in _names(params):
             torch.ops.patchsae.adam_step_(
                 _parameter(params, name).detach(),
                 _parameter(grads, name),
@@ -140,6 +142,10 @@ def adam_step(
                 eps,
                 unit_norm and name == "W_dec",
             )
+
+
+def _names(params: Mapping[str, Tensor]) -> tuple[str, ...]:
+    return *PARAMETERS, *(name for name in params if name not in PARAMETERS)
 
 
 def _parameter(params: Mapping[str, Tensor], name: str) -> Tensor:

@@ -49,6 +49,7 @@ def run(tmp_path_factory):
     main(
         ["train", *to, *small, "--expansion", "2", "--total-images", "64", "--batch-size", "16", "--warm-up-steps", "2"]
     )
+    main(["evaluate", *to, "--images", "shapes?n=16", "--split", "test", "--templates", "a {}."])
     main(["extract", *to, "--limit", "32", "--batch-size", "8"])
     main(["classes", *to])
     masks = ["--ks", "1", "10", "--templates", "a {}."]
@@ -64,7 +65,7 @@ def run(tmp_path_factory):
 
 @pytest.mark.slow
 def test_the_chain_leaves_results_and_one_report(run):
-    stages = ("train", "extract", "classes", "mask", "compare", "explain")
+    stages = ("train", "evaluate", "extract", "classes", "mask", "compare", "explain")
     assert all((run / stage / "finished").exists() for stage in stages)
     html = (run / "report.html").read_text()
     assert all(f'id="{stage}' in html or stage in html for stage in stages)
@@ -114,11 +115,18 @@ def test_an_adapter_is_trained_tested_found_finished_and_opened(tmp_path, capsys
     ("arguments", "message"),
     [
         (["extract", "--run", "RUN"], "run `patchsae train"),
+        (["evaluate", "--run", "RUN", "--dense-above", "2"], "dense_above is 2.0; expected a share"),
         (["mask", "--run", "RUN"], "run `patchsae classes"),
         (["data", "check", "RUN/nothing"], "no such file or folder"),
         (["train", "--run", "RUN", "--images", "shapes?n=x"], "n is 'x'"),
         (["train", "--run", "RUN", "--images", "shapes", "--split", "best"], "split is 'best'"),
         (["train", "--run", "RUN", "--resume"], "no checkpoint to resume"),
+        (["train"], "--run is not given"),
+        (["train", "--run", "RUN", "--preset", "papr"], "did you mean paper?"),
+        (["sweep", "--run", "RUN", "--preset=nowhere.toml"], "there is no such file"),
+        (["sweep", "--run", "RUN", "--layer", "99"], "layer is 99; the tower has 4 blocks"),
+        (["sweep", "--run", "RUN", "--variant", "topk", "--k", "0"], "TrainConfig.k is 0"),
+        (["sweep", "--run", "RUN", "--memory-gb", "0.001"], "may be used"),
         (["train", "--run", "RUN", "--model", "ViT-Z"], "not a model of open_clip"),
         (["adapt", "--run", "RUN", "--adapter", "linear"], "a linear probe knows only the classes it was trained on"),
         (["adapt", "--run", "RUN", "--setting", "cross-dataset"], "expected at least one other dataset"),
@@ -134,6 +142,52 @@ def test_mistakes_end_with_a_message(tmp_path, capsys, arguments, message):
     assert stop.value.code == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_an_option_comes_before_the_preset_and_the_preset_before_the_default(tmp_path, capsys):
+    preset = tmp_path / "mine.toml"
+    preset.write_text('extends = "quick"\nlr = 0.125\nk = 5\n')
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "--help", "--preset", str(preset)])
+    assert stop.value.code == 0
+    text = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    for option, default in (("--lr", "0.125"), ("--k", "5"), ("--batch-size", "32"), ("--cls-weight", "1.0")):
+        shown = text[text.index(f" {option} ") :]
+        assert shown[shown.index("(default: ") :].startswith(f"(default: {default})"), option
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "--run", str(tmp_path / "run"), "--preset", str(preset), "--lr", "-1.0"])
+    assert "TrainConfig.lr is -1.0" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_dry_run_prints_steps_memory_disk_and_time_and_writes_nothing(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    main(["train", "--preset", "quick", "--dry-run", "--total-images", "960", "--device", "cpu"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines if not line.startswith(" ")] == [
+        *("steps", "memory", "disk", "measured", "time", "nothing")
+    ]
+    assert "30 of 32 images (960 in all)" in lines[0]
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_a_sweep_ends_with_a_frontier_and_autoencoders_for_other_verbs(tmp_path, capsys):
+    run = tmp_path / "run"
+    recipe = ["--expansion", "2", "--total-images", "32", "--batch-size", "8", "--l1", "1e-3", "1e-2", "--k", "4"]
+    test = ["--images", "shapes?n=32", "--split", "train", "--test-limit", "16"]
+    command = ["sweep", "--run", str(run), *test, "--variant", "relu", "topk", "--layer", "-2", "-3", *recipe]
+    main(command)
+    assert "sweep: 6 autoencoders together" in capsys.readouterr().err
+    rows = (run / "sweep" / "frontier.csv").read_text().splitlines()
+    assert len(rows) == 1 + 2 * 3
+    assert "Frontier" in (run / "report.html").read_text()
+    assert (run / "sweep-saes" / "report.html").exists()
+    sae = run / "sweep-saes" / "topk-k4-x2-block1"
+    main(["extract", "--run", str(run), "--sae", str(sae), "--limit", "8", "--name", "read"])
+    assert (run / "read" / "finished").exists()
+    main(command)
+    assert "sweep: already finished" in capsys.readouterr().out
 
 
 def test_an_unknown_verb_lists_the_verbs(capsys):

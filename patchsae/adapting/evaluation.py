@@ -99,6 +99,9 @@ class _Counts:
         for row, counted in zip(self.table, (one, adapted.cpu() == labels, clip.cpu() == labels), strict=True):
             row.index_add_(0, labels, counted.to(torch.int64))
 
+    def merge(self, other: _Counts) -> None:
+        self.table += other.table
+
     def state_dict(self) -> dict[str, Tensor]:
         return {"table": self.table}
 

@@ -9,6 +9,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ class Record:
         milliseconds, baseline_milliseconds, floor_milliseconds: medians.
         ratio: baseline over ours, the median of the ratios within each round.
         share_of_limit: floor over ours, likewise.
-        peak_mb: the most memory that one call of ours held beside what was there before it, in MB.
+        peak_mb, baseline_peak_mb: the most memory that one call held beside what was there before it, in MB.
     """
 
     op: str
@@ -44,6 +45,7 @@ class Record:
     floor_milliseconds: float
     share_of_limit: float
     peak_mb: float
+    baseline_peak_mb: float
     rounds: int
 
     def as_dict(self) -> dict[str, Any]:
@@ -61,15 +63,19 @@ def measure(case: Case, inputs: Any, size: str, rounds: int = 5) -> Record:
     case.check(inputs, ours, baseline)
     del ours, baseline
     device: torch.device = inputs.device
-    peak = peak_mb(lambda: case.ours(inputs), device)
     times: dict[str, list[float]] = {"ours": [], "baseline": [], "floor": []}
+    peaks: dict[str, float] = {}
     calls = {"ours": case.ours, "baseline": case.baseline.run, "floor": case.floor.run}
-    _timed(case.floor.run, inputs, device)  # the check has warmed up the other two
+    _timed(case.floor.run, inputs, device, [])  # the check has warmed up the other two
     started = time.perf_counter()
     while len(times["ours"]) < rounds or (time.perf_counter() - started < ENOUGH and len(times["ours"]) < MOST_ROUNDS):
         turn = list(calls) if len(times["ours"]) % 2 == 0 else list(calls)[::-1]  # nobody always finds a warm cache
         for name in turn:
-            times[name].append(_timed(calls[name], inputs, device))
+            call = partial(_timed, calls[name], inputs, device, times[name])
+            if name in peaks:
+                call()
+            else:  # looking at the memory happens before and after the interval that is timed
+                peaks[name] = peak_mb(call, device)
     return Record(
         op=case.name,
         size=size,
@@ -82,7 +88,8 @@ def measure(case: Case, inputs: Any, size: str, rounds: int = 5) -> Record:
         floor=case.floor.name,
         floor_milliseconds=1e3 * statistics.median(times["floor"]),
         share_of_limit=_median_ratio(times["floor"], times["ours"]),
-        peak_mb=peak,
+        peak_mb=peaks["ours"],
+        baseline_peak_mb=peaks["baseline"],
         rounds=len(times["ours"]),
     )
 
@@ -109,17 +116,16 @@ def _resident_kb(field: str) -> int:
     raise OSError(f"/proc/self/status has no {field}")
 
 
-def _timed(call: Callable[[Any], Any], inputs: Any, device: torch.device) -> float:
-    """Seconds of one call; results are freed outside of the interval."""
+def _timed(call: Callable[[Any], Any], inputs: Any, device: torch.device, seconds: list[float]) -> None:
+    """Add the seconds of one call to `seconds`; results are freed outside of the interval."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     start = time.perf_counter()
     result = call(inputs)
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    elapsed = time.perf_counter() - start
+    seconds.append(time.perf_counter() - start)
     del result
-    return elapsed
 
 
 def _median_ratio(a: list[float], b: list[float]) -> float:

@@ -15,6 +15,7 @@ _SUBMODULES = (
     "config",
     "correlation",
     "crossed",
+    "evaluate",
     "explain",
     "extract",
     "masking",

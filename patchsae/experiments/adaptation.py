@@ -31,6 +31,7 @@ from patchsae.experiments.transition_table import transition_columns
 from patchsae.experiments.zero_shot import zero_shot
 from patchsae.report import figures
 from patchsae.sae import SparseAutoencoder
+from patchsae.training.parallel import Alone, Parallel
 
 if TYPE_CHECKING:
     from patchsae.runs import Stage
@@ -55,6 +56,7 @@ def run(
     *,
     settings: Mapping[str, Any] | None = None,
     overwrite: bool = False,
+    parallel: Parallel | None = None,
 ) -> Comparison:
     """Compare side A with side B and leave tables, figures and a report section in the stage; a stopped run goes on.
 
@@ -70,6 +72,7 @@ def run(
         options: see :class:`CompareOptions`.
         settings: what the caller wants recorded, and compared on resume, beside these (how things were opened).
         overwrite: begin again even if the stage is finished or holds part of a run.
+        parallel: the processes that share the images (see `fold`), all of which call this; None is this one alone.
 
     Raises:
         ValueError: the sides cannot be compared: other preprocessing, another grid, or two datasets without common
@@ -84,16 +87,21 @@ def run(
         class_groups(options.groups, len(first.dataset.classnames))  # too few of them are refused before the work
     made_from = {"sae": describe_sae(sae), "side_a": describe_side(first), "side_b": describe_side(second)}
     config = stage_config(options, settings, **made_from)
+    parallel = parallel or Alone()
     with stage:
-        if stage.begin(config, overwrite, device=str(first.clip.device), may_differ=MAY_DIFFER):
-            comparison, folded = _compare(first, second, sae, pairing, templates, made_from, stage, options)
-            comparison.save(stage)
-            _write_tables(comparison, (first.dataset, second.dataset), stage)
-            stage.write_bytes("shift.png", figures.png(shift_histogram(comparison)))
-            clips, datasets = (first.clip, second.clip), (first.dataset, second.dataset)
-            section(comparison, clips, datasets, sae, folded, options, stage.name).write(stage)
-            discard_state(stage)
-            stage.finish()
+        writes, device = parallel.is_first, str(first.clip.device)
+        if parallel.broadcast(writes and stage.begin(config, overwrite, device=device, may_differ=MAY_DIFFER)):
+            collected, folded = _compare(first, second, sae, pairing, templates, stage, options, parallel)
+            if writes:
+                comparison = _comparison((first, second), *collected, made_from, options)
+                comparison.save(stage)
+                _write_tables(comparison, (first.dataset, second.dataset), stage)
+                stage.write_bytes("shift.png", figures.png(shift_histogram(comparison)))
+                clips, datasets = (first.clip, second.clip), (first.dataset, second.dataset)
+                section(comparison, clips, datasets, sae, folded, options, stage.name).write(stage)
+                discard_state(stage)
+                stage.finish()
+            parallel.barrier()
     return Comparison.load(stage)
 
 
@@ -150,10 +158,11 @@ def _compare(
     sae: SparseAutoencoder,
     pairing: Pairing,
     templates: Sequence[str],
-    made_from: dict[str, Any],
     stage: Stage,
     options: CompareOptions,
-) -> tuple[Comparison, FoldResult]:
+    parallel: Parallel,
+) -> tuple[tuple[list[_SideCollector], PairTable], FoldResult]:
+    """What was collected of all pairs, where this is the first process."""
     collectors = [_SideCollector(side, sae, templates, options) for side in (first, second)]
     table = PairTable(options.top)
 
@@ -172,8 +181,9 @@ def _compare(
     for letter, collector in zip("ab", collectors, strict=True):
         parts |= {f"statistics_{letter}": collector.statistics, f"top_images_{letter}": collector.top_images}
     streaming = replace(options, batch_size=options.batch_size * pairing.images_per_pair)
-    folded = fold(pairing.stream, first.clip.preprocess, update, parts, streaming, label="compare", stage=stage)
-    return _comparison((first, second), collectors, table, made_from, options), folded
+    preprocess, label = first.clip.preprocess, "compare"
+    folded = fold(pairing.stream, preprocess, update, parts, streaming, label=label, stage=stage, parallel=parallel)
+    return (collectors, table), folded
 
 
 def _comparison(

@@ -48,6 +48,18 @@ class DisplayOptions:
 
 
 @dataclass(frozen=True)
+class PromptOptions:
+    """How class names become a zero-shot classifier. Learned prompts of an adapted model take their place."""
+
+    templates: tuple[str, ...] = ()
+    """Prompts with "{}" for the class name, or names: "imagenet" for OpenAI's 80, a dataset ("oxfordpets", "dtd", ...)
+    for the prompt of its adaptation experiments. Empty means "imagenet"."""
+    renormalise: bool = True
+    """Whether the mean of a class's prompt embeddings is scaled back to unit norm (open_clip does, the released code
+    does not)."""
+
+
+@dataclass(frozen=True)
 class ExtractOptions(StreamOptions, DisplayOptions):
     """`patchsae extract`: read the latents in one pass over a dataset."""
 
@@ -61,6 +73,23 @@ class ExtractOptions(StreamOptions, DisplayOptions):
         DisplayOptions.__post_init__(self)
         require(self.threshold >= 0, "threshold", self.threshold, "a number of at least 0")
         require(self.top >= 1, "top", self.top, "an integer of at least 1")
+
+
+@dataclass(frozen=True)
+class EvaluateOptions(PromptOptions, StreamOptions):
+    """`patchsae evaluate`: how good an autoencoder is on images."""
+
+    batch_size: int = 128
+    """Images that go through the tower together, and that the contrastive loss tells apart (released: 128)."""
+    dense_above: float = 0.1
+    """A latent that is active on more than this share of the tokens is dense."""
+    seed: int = 0
+    """Seed of the order of the images, which decides which images share a batch."""
+
+    def __post_init__(self) -> None:
+        StreamOptions.__post_init__(self)
+        require(0 <= self.dense_above <= 1, "dense_above", self.dense_above, "a share from 0 to 1")
+        require(self.seed >= 0, "seed", self.seed, "an integer of at least 0")
 
 
 @dataclass(frozen=True)
@@ -82,18 +111,6 @@ class ClassesOptions:
         require(self.seed >= 0, "seed", self.seed, "an integer of at least 0")
         require(self.common_top >= 1, "common_top", self.common_top, "an integer of at least 1")
         require(self.common_classes >= 0, "common_classes", self.common_classes, "an integer of at least 0")
-
-
-@dataclass(frozen=True)
-class PromptOptions:
-    """How class names become a zero-shot classifier. Learned prompts of an adapted model take their place."""
-
-    templates: tuple[str, ...] = ()
-    """Prompts with "{}" for the class name, or names: "imagenet" for OpenAI's 80, a dataset ("oxfordpets", "dtd", ...)
-    for the prompt of its adaptation experiments. Empty means "imagenet"."""
-    renormalise: bool = True
-    """Whether the mean of a class's prompt embeddings is scaled back to unit norm (open_clip does, the released code
-    does not)."""
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,7 @@ from patchsae.experiments.zero_shot import zero_shot
 from patchsae.hashing import fingerprint
 from patchsae.report import figures
 from patchsae.sae import SparseAutoencoder
+from patchsae.training.parallel import Alone, Parallel
 
 if TYPE_CHECKING:
     from patchsae.runs import Stage
@@ -59,6 +60,7 @@ def run(
     *,
     settings: Mapping[str, Any] | None = None,
     overwrite: bool = False,
+    parallel: Parallel | None = None,
 ) -> CrossedResult:
     """Classify images with both models under the masks of both rankings; a stopped run goes on.
 
@@ -75,6 +77,7 @@ def run(
         options: see :class:`CrossOptions`; without ``sweep`` there are no masks and only the accuracies.
         settings: what the caller wants recorded, and compared on resume, beside these (how things were opened).
         overwrite: begin again even if the stage is finished or holds part of a run.
+        parallel: the processes that share the images (see `fold`), all of which call this; None is this one alone.
 
     Raises:
         ValueError: the comparison has no labels, or was made with another autoencoder or other models; the classes of
@@ -91,19 +94,23 @@ def run(
     }
     made_from = {"sae": describe_sae(sae), **sides, "dataset": describe_images(test), "ranked": ranked}
     same_images = test.fingerprint in {first.dataset.fingerprint, second.dataset.fingerprint}
-    if same_images and ranks:
+    parallel = parallel or Alone()
+    writes, device = parallel.is_first, str(first.clip.device)
+    if same_images and ranks and writes:
         print(f"{stage.name}: {ON_RANKED_IMAGES}; another split tells whether the ranking generalises", file=sys.stderr)
     with stage:
         config = stage_config(options, settings, **made_from)
-        if stage.begin(config, overwrite, device=str(first.clip.device), may_differ=MAY_DIFFER):
-            result, folded = _sweep((first, second), sae, test, ranks, templates, stage, options)
-            result.save(stage)
-            if ranks:
-                _write_figures(result, stage)
-            clips = (first.clip, second.clip)
-            section(result, clips, test, folded, options, stage.name, on_ranked_images=same_images).write(stage)
-            discard_state(stage)
-            stage.finish()
+        if parallel.broadcast(writes and stage.begin(config, overwrite, device=device, may_differ=MAY_DIFFER)):
+            result, folded = _sweep((first, second), sae, test, ranks, templates, stage, options, parallel)
+            if writes:
+                result.save(stage)
+                if ranks:
+                    _write_figures(result, stage)
+                clips = (first.clip, second.clip)
+                section(result, clips, test, folded, options, stage.name, on_ranked_images=same_images).write(stage)
+                discard_state(stage)
+                stage.finish()
+            parallel.barrier()
     return CrossedResult.load(stage)
 
 
@@ -134,7 +141,9 @@ def _sweep(
     templates: Sequence[str],
     stage: Stage,
     options: CrossOptions,
+    parallel: Parallel,
 ) -> tuple[CrossedResult, FoldResult]:
+    """The result of all images, where this is the first process."""
     assert test.classnames is not None
     classnames, ks = tuple(test.classnames), sweep_ks(options.ks, sae.config.d_sae)
     found = variants(list(ranks), ks)
@@ -147,7 +156,7 @@ def _sweep(
             count.update(swept(clip, sae, batch, rankings, ks, options), batch.labels)
 
     parts = {f"recall_{letter}": count for letter, count in zip(SIDES, counts, strict=True)}
-    folded = fold(test, clips[0].preprocess, update, parts, options, label="masks", stage=stage)
+    folded = fold(test, clips[0].preprocess, update, parts, options, label="masks", stage=stage, parallel=parallel)
     if folded.used == 0:
         raise ValueError(f"no image of dataset {test.name!r} could be read; expected at least one")
     first, second = (MaskResult(count.variants, classnames, *count.finalize()) for count in counts)

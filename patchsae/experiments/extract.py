@@ -25,6 +25,7 @@ from patchsae.experiments.identity import describe_sources, stage_config
 from patchsae.experiments.models import AnyCLIP
 from patchsae.report import figures
 from patchsae.sae import SparseAutoencoder
+from patchsae.training.parallel import Alone, Parallel
 
 if TYPE_CHECKING:
     from patchsae.runs import Stage
@@ -39,6 +40,7 @@ def run(
     *,
     settings: Mapping[str, Any] | None = None,
     overwrite: bool = False,
+    parallel: Parallel | None = None,
 ) -> Extraction:
     """Extract the statistics of every latent and leave them in the stage; a stopped run goes on.
 
@@ -51,6 +53,7 @@ def run(
         options: see :class:`ExtractOptions`.
         settings: what the caller wants recorded, and compared on resume, beside these (how things were opened).
         overwrite: begin again even if the stage is finished or holds part of a run.
+        parallel: the processes that share the images (see `fold`), all of which call this; None is this one alone.
 
     Returns:
         The extraction, on the CPU, as read back from the stage.
@@ -62,15 +65,19 @@ def run(
     require_fit(clip, sae, dataset)
     made_from = describe_sources(clip, sae, dataset)
     config = stage_config(options, settings, **made_from)
+    parallel = parallel or Alone()
     with stage:
-        if stage.begin(config, overwrite, device=str(clip.device), may_differ=MAY_DIFFER):
-            extraction, folded = _extract(clip, sae, dataset, made_from, stage, options)
-            extraction.save(stage)
-            stage.write_table("latents.parquet", latent_columns(extraction, dataset))
-            stage.write_bytes("scatter.png", figures.png(extract_section.scatter(extraction)))
-            extract_section.section(clip, sae, dataset, extraction, folded, options).write(stage)
-            discard_state(stage)
-            stage.finish()
+        writes, device = parallel.is_first, str(clip.device)
+        if parallel.broadcast(writes and stage.begin(config, overwrite, device=device, may_differ=MAY_DIFFER)):
+            extraction, folded = _extract(clip, sae, dataset, made_from, stage, options, parallel)
+            if writes:
+                extraction.save(stage)
+                stage.write_table("latents.parquet", latent_columns(extraction, dataset))
+                stage.write_bytes("scatter.png", figures.png(extract_section.scatter(extraction)))
+                extract_section.section(clip, sae, dataset, extraction, folded, options).write(stage)
+                discard_state(stage)
+                stage.finish()
+            parallel.barrier()
     return Extraction.load(stage)
 
 
@@ -122,7 +129,9 @@ def _extract(
     made_from: dict[str, Any],
     stage: Stage,
     options: ExtractOptions,
+    parallel: Parallel,
 ) -> tuple[Extraction, FoldResult]:
+    """The extraction of all images, where this is the first process."""
     size, tokens = sae.config.d_sae, clip.image_tokens
     classes = None if dataset.classnames is None else len(dataset.classnames)
     statistics = LatentStatistics(size, tokens, options.threshold, classes, clip.device)
@@ -137,7 +146,7 @@ def _extract(
         top_patches.update(latents, batch.index)
 
     parts: dict[str, Accumulator] = {"statistics": statistics, "top_images": top_images, "top_patches": top_patches}
-    folded = fold(dataset, clip.preprocess, update, parts, options, label="extract", stage=stage)
+    folded = fold(dataset, clip.preprocess, update, parts, options, label="extract", stage=stage, parallel=parallel)
     if folded.used == 0:
         raise ValueError(f"no image of dataset {dataset.name!r} could be read; expected at least one")
     return _extraction(statistics, top_images, top_patches, dataset, made_from, folded, options.threshold), folded

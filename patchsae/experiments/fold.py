@@ -2,39 +2,36 @@
 
 A run that was killed continues at the image after its last saved state, with the batches of an unbroken run, and so
 ends with the same bits.
+
+Several processes take the batches in turns: of W processes, the r-th takes in batches r, r + W, r + 2 W, ... of those
+that one process would see, each into its own accumulators, and in the end the first process merges them in the order of
+ranks. So everything that is counted or compared equals what one process finds, and a float64 sum is
+(sum of process 0 + sum of process 1) + ..., each in the order of the images: the same bits for the same W and batch
+size, and those of another W to float64 rounding.
 """
 
 from __future__ import annotations
 
-import json
+import os
 import sys
-import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from patchsae import progress
 from patchsae.data import BadImageRecord, Batch, ImageDataset, batches
 from patchsae.data.left_out import left_out
 from patchsae.experiments.config import StreamOptions
+from patchsae.experiments.fold_state import NAME, Accumulator, FoldState
 from patchsae.interrupt import Interrupted, StopRequest
+from patchsae.training.parallel import Alone, Parallel
 
 if TYPE_CHECKING:
     from patchsae.runs import Stage
-
-_STATE = "fold"
-
-
-class Accumulator(Protocol):
-    """What a fold needs of an accumulator; it is fed by the caller's ``update``."""
-
-    def state_dict(self) -> dict[str, Tensor]: ...
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -65,6 +62,7 @@ def fold(
     *,
     label: str,
     stage: Stage | None = None,
+    parallel: Parallel | None = None,
 ) -> FoldResult:
     """Call ``update`` with every batch of the dataset, in its order, showing rate and time left.
 
@@ -73,90 +71,102 @@ def fold(
     Args:
         preprocess: PIL image -> float [3, H, W].
         update: feeds the accumulators; nothing else that it changes survives a restart.
-        accumulators: name -> accumulator; their state is saved together with the position.
+        accumulators: name -> accumulator; their state is saved together with the position. Of several processes the
+            first one's hold everything in the end, and the others' are of no use.
         options: batch size, workers, what to do about bad images, how often to save.
         label: what the progress line says.
-        stage: where the state is saved, begun by the caller; a fold that was stopped there goes on. None saves nothing.
+        stage: where the state is saved, begun by the caller (on the first process); a fold that was stopped there goes
+            on, also with another number of processes. None saves nothing.
+        parallel: the processes that share the batches; None is this one alone. All of them call this.
 
     Raises:
-        Interrupted: after SIGINT or SIGTERM, once the batch in hand is taken in and the state saved.
+        Interrupted: after SIGINT or SIGTERM to any of the processes, in all of them, once the batch in hand is taken in
+            and the state saved.
         BadImage: an image cannot be decoded and ``options.on_bad_image`` is "stop".
+        ValueError: ``parallel`` divides the latents.
     """
-    progressed = _State(accumulators, stage)
-    with StopRequest() as stop, progress.track(len(dataset), label, start=progressed.position) as shown:
+    parallel = parallel or Alone()
+    if parallel.latent_size > 1:
+        raise ValueError(f"parallel divides the latents by {parallel.latent_size}; a fold divides images only")
+    state = FoldState(accumulators, stage, parallel)
+    with StopRequest() as stop, _shown(len(dataset), label, state.position, parallel) as shown:
         # opened here: the workers inherit the handlers, and so outlive a Ctrl-C that reaches the whole process group
-        stream = batches(
-            dataset,
-            preprocess,
-            options.batch_size,
-            workers=options.workers,
-            on_bad_image=options.on_bad_image,  # type: ignore[arg-type]
-            start=progressed.position,
-        )
-        for batch in stop.until_workers_die(stream):
-            update(batch)
-            shown.advance(batch.next_start - progressed.position)
-            progressed.advance(batch.next_start, stream.bad)
-            if stop.signum is not None:
+        turns = _Turns(dataset, preprocess, options, state.position, parallel)
+        signum = 0
+        for batch in turns.until(stop):
+            # the same place for all: none takes its batch in where one has lost its own to the signal
+            if signum := parallel.largest(turns.cut_by or 0):
                 break
-            if progressed.age >= 60 * options.save_minutes:
-                progressed.save()
-        if stop.signum is not None:
-            progressed.save()
-            reached = f"{label}: stopped after {progressed.position:,} of {len(dataset):,} images"
-            raise Interrupted(stop.signum, f"{reached}; the same command goes on from there")
-        shown.advance(len(dataset) - progressed.position)
-    progressed.advance(len(dataset), stream.bad)
-    progressed.save()
-    result = FoldResult(len(dataset), progressed.bad)
-    for line in result.lines():
+            if batch is not None:
+                update(batch)
+            position = min(state.position + turns.width, len(dataset))
+            shown.advance(position - state.position)
+            state.advance(position, turns.stream.bad)
+            if signum := parallel.largest(stop.signum or 0):
+                break
+            if parallel.largest(int(parallel.is_first and state.age >= 60 * options.save_minutes)):
+                state.save()
+        if signum:
+            state.save()
+            reached = f"{label}: stopped after {state.position:,} of {len(dataset):,} images"
+            raise Interrupted(signum, f"{reached}; the same command goes on from there")
+    state.save()
+    result = FoldResult(len(dataset), state.merge())
+    for line in result.lines() if parallel.is_first else ():
         print(line, file=sys.stderr)
     return result
 
 
 def discard_state(stage: Stage) -> None:
     """Remove the saved state of a fold whose results have been written."""
-    stage.own(f"{_STATE}.safetensors").unlink(missing_ok=True)
+    stage.own(f"{NAME}.safetensors").unlink(missing_ok=True)
 
 
-class _State:
-    """Position, bad images and accumulators, saved as one file so that they cannot disagree."""
+class _Turns:
+    """This process's batches: one a turn, in which all processes together go `width` images further."""
 
-    def __init__(self, accumulators: Mapping[str, Accumulator], stage: Stage | None) -> None:
-        self._accumulators = accumulators
-        self._stage = stage
-        self._saved = time.monotonic()
-        self._earlier_bad: tuple[BadImageRecord, ...] = ()
-        self.position = 0
-        self.bad: tuple[BadImageRecord, ...] = ()
-        if stage is not None and (stage.path / f"{_STATE}.safetensors").exists():
-            self._load(stage)
+    def __init__(
+        self,
+        dataset: ImageDataset,
+        preprocess: Callable[[Any], Tensor],
+        options: StreamOptions,
+        start: int,
+        parallel: Parallel,
+    ) -> None:
+        size, self._batch_size = parallel.data_size, options.batch_size
+        self.width = size * self._batch_size
+        self.cut_by: int | None = None
+        """The signal that ended the batches before they were all there (it may have ended the data workers)."""
+        self.count = -(-(len(dataset) - start) // self.width)
+        places = np.arange(start, len(dataset))
+        mine = (places - start) // self._batch_size % size == parallel.data_rank
+        self.stream = batches(
+            dataset,
+            preprocess,
+            self._batch_size,
+            places[mine],
+            workers=options.workers,
+            on_bad_image=options.on_bad_image,  # type: ignore[arg-type]
+        )
 
-    @property
-    def age(self) -> float:
-        """Seconds since the last save."""
-        return time.monotonic() - self._saved
+    def until(self, stop: StopRequest) -> Iterator[Batch | None]:
+        """The batch of every turn; None where all its images are bad, where there is none left, and when cut."""
+        stream = stop.until_workers_die(self.stream)
+        ahead: Batch | None = None
+        for turn in range(self.count):
+            if ahead is None:
+                ahead = next(stream, None)
+                self.cut_by = stop.signum if ahead is None else None
+            # the loader leaves out a batch without any good image
+            due = ahead is not None and ahead.next_start <= (turn + 1) * self._batch_size
+            yield ahead if due else None
+            if due:
+                ahead = None
 
-    def advance(self, position: int, bad: list[BadImageRecord]) -> None:
-        self.position = position
-        self.bad = (*self._earlier_bad, *bad)
 
-    def save(self) -> None:
-        if self._stage is None:
-            return
-        records = json.dumps([asdict(record) for record in self.bad]).encode()
-        bad = torch.from_numpy(np.frombuffer(records, np.uint8).copy())
-        tensors = {"position": torch.tensor(self.position), "bad": bad}
-        for name, accumulator in self._accumulators.items():
-            tensors |= {f"{name}.{key}": value for key, value in accumulator.state_dict().items()}
-        self._stage.save_tensors(_STATE, tensors)
-        self._saved = time.monotonic()
-
-    def _load(self, stage: Stage) -> None:
-        tensors = stage.load_tensors(_STATE)
-        self.position = int(tensors.pop("position"))
-        records = json.loads(tensors.pop("bad").numpy().tobytes())
-        self.bad = self._earlier_bad = tuple(BadImageRecord(**record) for record in records)
-        for name, accumulator in self._accumulators.items():
-            own = {key: value for key, value in tensors.items() if key.startswith(f"{name}.")}
-            accumulator.load_state_dict({key.removeprefix(f"{name}."): value for key, value in own.items()})
+@contextmanager
+def _shown(total: int, label: str, start: int, parallel: Parallel) -> Iterator[progress.Progress]:
+    """The progress line of the first process; the others count in silence."""
+    with ExitStack() as stack:
+        stream = None if parallel.is_first else stack.enter_context(open(os.devnull, "w"))
+        yield stack.enter_context(progress.track(total, label, start=start, stream=stream))

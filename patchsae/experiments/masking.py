@@ -29,6 +29,7 @@ from patchsae.experiments.zero_shot import zero_shot
 from patchsae.hashing import fingerprint
 from patchsae.report import figures
 from patchsae.sae import SparseAutoencoder
+from patchsae.training.parallel import Alone, Parallel
 
 if TYPE_CHECKING:
     from patchsae.runs import Stage
@@ -46,6 +47,7 @@ def run(
     *,
     settings: Mapping[str, Any] | None = None,
     overwrite: bool = False,
+    parallel: Parallel | None = None,
 ) -> MaskResult:
     """Sweep the masks over a labelled dataset and leave tables, a plot and a report section; a stopped run goes on.
 
@@ -60,6 +62,7 @@ def run(
         options: see :class:`MaskOptions`.
         settings: what the caller wants recorded, and compared on resume, beside these (how things were opened).
         overwrite: begin again even if the stage is finished or holds part of a run.
+        parallel: the processes that share the images (see `fold`), all of which call this; None is this one alone.
 
     Raises:
         ValueError: an image has no label, the classes are not those of the rankings, a ranking does not exist or was
@@ -74,16 +77,20 @@ def run(
     ranked = {"fingerprint": fingerprint(ranks), "dataset": rankings.made_from["dataset"]}
     config = stage_config(options, settings, **sources, ranked=ranked)
     same_images = ranked["dataset"]["fingerprint"] == dataset.fingerprint
-    if same_images:
+    parallel = parallel or Alone()
+    writes, device = parallel.is_first, str(clip.device)
+    if same_images and writes:
         print(f"mask: {ON_RANKED_IMAGES}; another split tells whether the ranking generalises", file=sys.stderr)
     with stage:
-        if stage.begin(config, overwrite, device=str(clip.device), may_differ=MAY_DIFFER):
-            result, folded = _sweep(clip, sae, dataset, ranks, templates, stage, options)
-            result.save(stage)
-            stage.write_bytes("sweep.png", figures.png(accuracy_curves(result)))
-            section(result, clip, dataset, folded, options, on_ranked_images=same_images).write(stage)
-            discard_state(stage)
-            stage.finish()
+        if parallel.broadcast(writes and stage.begin(config, overwrite, device=device, may_differ=MAY_DIFFER)):
+            result, folded = _sweep(clip, sae, dataset, ranks, templates, stage, options, parallel)
+            if writes:
+                result.save(stage)
+                stage.write_bytes("sweep.png", figures.png(accuracy_curves(result)))
+                section(result, clip, dataset, folded, options, on_ranked_images=same_images).write(stage)
+                discard_state(stage)
+                stage.finish()
+            parallel.barrier()
     return MaskResult.load(stage)
 
 
@@ -116,7 +123,9 @@ def _sweep(
     templates: Sequence[str],
     stage: Stage,
     options: MaskOptions,
+    parallel: Parallel,
 ) -> tuple[MaskResult, FoldResult]:
+    """The result of all images, where this is the first process."""
     assert dataset.classnames is not None
     ks = sweep_ks(options.ks, sae.config.d_sae)
     classifier = zero_shot(clip, dataset.classnames, templates, options)
@@ -126,7 +135,8 @@ def _sweep(
     def update(batch: Batch) -> None:
         counts.update(swept(clip, sae, batch, ranks, ks, options), batch.labels)
 
-    folded = fold(dataset, clip.preprocess, update, {"recall": counts}, options, label="mask", stage=stage)
+    parts = {"recall": counts}
+    folded = fold(dataset, clip.preprocess, update, parts, options, label="mask", stage=stage, parallel=parallel)
     if folded.used == 0:
         raise ValueError(f"no image of dataset {dataset.name!r} could be read; expected at least one")
     correct, images = counts.finalize()

@@ -14,7 +14,10 @@ from patchsae.report import elements, figures
 from patchsae.report.section import FILE
 from patchsae.runs import Run, Stage
 
-ORDER = ("train", "extract", "classes", "mask", "adapt", "compare", "table", "correlate", "explain")
+ORDER = (
+    *("train", "sweep", "evaluate", "extract", "classes", "mask"),
+    *("adapt", "compare", "table", "correlate", "explain"),
+)
 _NAME = "report.html"
 _GENERATOR = '<meta name="generator" content="patchsae">'
 # Even a mistake elsewhere could not make the page load anything

@@ -36,3 +36,7 @@ class DeadCounter:
             )
         self.since_fired += 1
         self.since_fired[fired] = 0
+
+    def reset(self, restarted: Tensor) -> None:
+        """The latents of `restarted`, bool [S], count as if they had just fired."""
+        self.since_fired[restarted] = 0

@@ -15,7 +15,7 @@ COLUMNS = {
     "images": "images",
     "mse": "mse",
     "l1_norm": "L1",
-    "ghost": "ghost",
+    "ghost": "dead-latent term",
     "l0": "L0",
     "explained_variance": "explained variance",
     "dead": "dead share",
@@ -31,9 +31,9 @@ def training_section(stage: Stage, config: TrainConfig, sae: SparseAutoencoder, 
     section = Section(
         stage.name,
         "Training",
-        f"A sparse autoencoder of {sae.config.d_sae:,} latents on the residual stream (width {sae.config.d_in:,}) "
-        f"after block {origin['layer']} of {origin['model']}, trained for {state.step:,} steps on {state.images:,} "
-        f"images of {origin['dataset']}, all tokens alike.",
+        f"A sparse autoencoder ({config.variant}) of {sae.config.d_sae:,} latents on the residual stream (width "
+        f"{sae.config.d_in:,}) after block {origin['layer']} of {origin['model']}, trained for {state.step:,} steps on "
+        f"{state.images:,} images of {origin['dataset']}, {_tokens(config)}.",
     )
     section.facts({name: _shown(last.get(key)) for key, name in COLUMNS.items() if key not in ("step", "images")})
     if rows:
@@ -48,6 +48,14 @@ def training_section(stage: Stage, config: TrainConfig, sae: SparseAutoencoder, 
         section.text(f"{len(state.bad):,} images could not be decoded and were left out:")
         section.table({"image": [b.id for b in state.bad], "reason": [b.reason for b in state.bad]}, "Images left out.")
     return section
+
+
+def _tokens(config: TrainConfig) -> str:
+    if config.cls_only:
+        return "their CLS tokens alone"
+    if config.tokens_per_image is not None:
+        return f"{config.tokens_per_image:,} random tokens of each"
+    return "all tokens alike"
 
 
 def _spread(rows: list[dict]) -> list[dict]:

@@ -1,47 +1,42 @@
-"""Training a sparse autoencoder: images stream through the frozen CLIP, one optimiser step a batch."""
+"""Training a sparse autoencoder: tokens stream in, one optimiser step a batch, and no run is lost."""
 
 from __future__ import annotations
 
+import io
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
+from pathlib import Path
 
 import torch
-from torch import Tensor
 
 import patchsae_kernels as pk
-from patchsae import progress
+from patchsae import atomic, progress
+from patchsae.activations import CachedTokens, Stream, TokenBatch, TokenSource
 from patchsae.checkpoints import ours
 from patchsae.clip import SplitCLIP
-from patchsae.data import Batch, BatchIterator, ImageDataset, batches, train_order
+from patchsae.data import BadImageRecord, ImageDataset
 from patchsae.data.left_out import left_out
-from patchsae.errors import PatchsaeError
 from patchsae.interrupt import Interrupted, StopRequest
 from patchsae.runs import Stage
-from patchsae.sae import SAEConfig, SparseAutoencoder, load_sae
-from patchsae.training import checkpoint, metrics
-from patchsae.training.checkpoint import TrainState
+from patchsae.sae import SparseAutoencoder, load_sae
+from patchsae.training import checkpoint
 from patchsae.training.config import TrainConfig
-from patchsae.training.dead import DeadCounter
-from patchsae.training.init import start_sae
-from patchsae.training.schedule import learning_rate
+from patchsae.training.learner import Learner, NonFiniteLoss
+from patchsae.training.loggers import Loggers, check_names, open_loggers
+from patchsae.training.parallel import Alone, Parallel
 from patchsae.training.section import training_section
 
-MAY_DIFFER = ("workers", "checkpoint_steps", "checkpoint_minutes", "on_bad_image")
-
-
-class NonFiniteLoss(PatchsaeError):
-    """The loss or a gradient of a step is NaN or infinite; the parameters are as they were before it."""
-
-    def __init__(self, step: int, ids: list[str], terms: pk.StepTerms) -> None:
-        values = ", ".join(f"{name} {getattr(terms, name).item():g}" for name in ("mse", "l1", "ghost"))
-        super().__init__(
-            f"step {step} has a loss or a gradient that is not finite ({values}). "
-            f"The last checkpoint is from before it. Images of the step: {', '.join(ids)}"
-        )
-        self.step = step
-        self.ids = ids
+MAY_DIFFER = (
+    "workers",
+    "latent_shards",
+    "checkpoint_steps",
+    "checkpoint_minutes",
+    "keep_checkpoints",
+    "on_bad_image",
+)
 
 
 def train(
@@ -53,13 +48,14 @@ def train(
     origin: Mapping[str, str | int | float | None] | None = None,
     workers: int = 0,
     overwrite: bool = False,
+    log: Sequence[str] = (),
+    parallel: Parallel | None = None,
 ) -> SparseAutoencoder:
-    """Train by the released recipe, or go on where a killed or interrupted run of the same settings stopped.
+    """Train on the residual stream of images, or go on where a killed or interrupted run of the same settings stopped.
 
-    Per step: residual stream of a batch of images, loss and gradients, dead counters, gradient of W_dec without its
-    component along the rows, Adam, rows to unit norm, next learning rate. The released code rescales the rows at the
-    start of the next step instead, so its final rows are one step off unit norm; the losses are the same.
-    On the CPU a resumed run ends with the same bits as an unbroken one.
+    The defaults of `config` are the released recipe. Its code rescales the rows of W_dec at the start of the next step
+    and not at the end of this one, so its final rows are one step off unit norm; the losses are the same. On the CPU a
+    resumed run ends with the same bits as an unbroken one.
 
     Parameters
     ----------
@@ -69,6 +65,9 @@ def train(
         autoencoder's metadata, for later stages.
     workers: processes that decode images; the result does not depend on it.
     overwrite: start afresh whatever the stage holds.
+    log: loggers beside metrics.jsonl; see `loggers.NAMES`.
+    parallel: the processes that train together (`open_parallel`), each with the same arguments and a folder that all
+        of them see; left out: this one alone.
 
     Returns
     -------
@@ -76,165 +75,185 @@ def train(
 
     Raises
     ------
-    NonFiniteLoss: the message names the step and its images; the last checkpoint stays.
+    NonFiniteLoss: the message names the step and its images; the state before it was saved.
     Interrupted: SIGINT or SIGTERM, after the checkpoint was written; a SystemExit.
+    DamagedCheckpoints: there are checkpoints to go on from, and all of them are damaged.
     BadImage: an image cannot be decoded and `config.on_bad_image` is "stop".
     """
     found = {key: value for key, value in (origin or {}).items() if value is not None}
     made_from = {**clip.metadata, "clip_fingerprint": clip.fingerprint, **found, "dataset": dataset.fingerprint}
     settings = {**made_from, **asdict(config), "workers": workers}
+    parallel = parallel or Alone(clip.device)
+    check_names(log)
     with stage:
-        if not stage.begin(settings, overwrite, device=str(clip.device), may_differ=MAY_DIFFER):
+        if not _begin(stage, settings, overwrite, parallel):
             return load_sae(stage.path, clip.device)
         metadata = {**clip.metadata, "dataset": dataset.name, **found}
-        training = _Training(clip, dataset, config, stage, workers, metadata)
-        training.run()
-        return training.finish()
+        source = Stream(clip, dataset, config, workers, parallel)
+        learner = Learner(config, clip.width, clip.device, parallel, metadata)
+        return _Training(source, learner, stage).run(log, len(dataset))
 
 
-def take_step(state: TrainState, residual: Tensor, dead: Tensor, config: TrainConfig, ids: list[str]) -> pk.StepTerms:
-    """One optimiser step on `residual`, float32 [B, T, D], of the images `ids`, in place on `state`.
+def train_from_cache(
+    cache: Path,
+    config: TrainConfig,
+    stage: Stage,
+    *,
+    device: torch.device | str = "cpu",
+    overwrite: bool = False,
+    log: Sequence[str] = (),
+    parallel: Parallel | None = None,
+) -> SparseAutoencoder:
+    """`train` on the activations that `write_cache` left in a folder: no images and no CLIP are needed.
 
-    `dead` bool [S] is `state.dead.mask()`. Raises NonFiniteLoss with `state` unchanged.
+    Raises
+    ------
+    FileNotFoundError: `cache` is no cache.
+    DamagedShard: a shard of it is not what was written.
     """
-    terms, grads = pk.sae_step(
-        residual, state.params, l1=config.l1, dead=dead, ghost=config.ghost, cls_weight=config.cls_weight
-    )
-    # a finite loss can have gradients that are not, and one such step would spoil the next checkpoint
-    if not torch.stack([terms.total, *(grad.sum() for grad in grads.values())]).isfinite().all():
-        raise NonFiniteLoss(state.step + 1, ids, terms)
-    state.dead.update(terms.fired)
-    rate = learning_rate(state.step, lr=config.lr, warm_up_steps=config.warm_up_steps)
-    pk.adam_step(state.params, grads, state.adam, lr=rate)
-    state.step += 1
-    state.images += len(residual)
-    return terms
+    parallel = parallel or Alone(device)
+    source = CachedTokens(cache, config, parallel, parallel.device)
+    index = source.index
+    made_from = {**index.model, "clip_fingerprint": index.clip_fingerprint, **index.origin}
+    check_names(log)
+    with stage:
+        settings = {**made_from, "dataset": index.dataset_fingerprint, "cache": source.fingerprint, **asdict(config)}
+        if not _begin(stage, settings, overwrite, parallel):
+            return load_sae(stage.path, parallel.device)
+        metadata = {**index.model, "dataset": index.dataset, **index.origin}
+        learner = Learner(config, source.width, parallel.device, parallel, metadata)
+        return _Training(source, learner, stage).run(log, index.images)
+
+
+def _begin(stage: Stage, settings: Mapping[str, object], overwrite: bool, parallel: Parallel) -> bool:
+    """Whether there is something to do. The first process holds the stage for all."""
+    proceed = False
+    if parallel.is_first:
+        proceed = stage.begin(settings, overwrite, device=str(parallel.device), may_differ=MAY_DIFFER)
+    return parallel.broadcast(proceed)
 
 
 class _Training:
     """One run of `train` on a begun stage."""
 
-    def __init__(
-        self,
-        clip: SplitCLIP,
-        dataset: ImageDataset,
-        config: TrainConfig,
-        stage: Stage,
-        workers: int,
-        metadata: Mapping[str, str | int | float],
-    ) -> None:
-        self.clip, self.dataset, self.config, self.stage = clip, dataset, config, stage
-        self.workers = workers
-        places = config.batch_size * (config.steps + 1)  # the first batch centres b_dec
-        self.order = train_order(len(dataset), places, config.seed, dataset.read_groups)
-        if checkpoint.exists(stage):
-            sae_config = SAEConfig(clip.width, config.expansion * clip.width, metadata=metadata)
-            self.sae = SparseAutoencoder(sae_config).to(clip.device)
-            self.state = self._fresh_state()
-            checkpoint.restore(stage, self.state)
-            print(f"{stage.name}: going on after step {self.state.step:,} of {config.steps:,}", file=sys.stderr)
+    def __init__(self, source: TokenSource, learner: Learner, stage: Stage) -> None:
+        self.source, self.learner, self.stage = source, learner, stage
+        self.config, self.parallel = learner.config, learner.parallel
+        self.folder = stage.path / checkpoint.FOLDER
+        self._saved = time.monotonic()
+        self._logged = self._saved, 0  # when, and how many images had been trained on
+
+    def run(self, log: Sequence[str], dataset_images: int) -> SparseAutoencoder:
+        """From the newest checkpoint, or from the start, to the end."""
+        self._open()
+        self._logged = time.monotonic(), self.learner.state.images
+        first = self.parallel.is_first
+        start = self.config.batch_size * self.config.start_batches
+        total, done = self.source.images_total - start, self.learner.state.position - start
+        stream = None if first else io.StringIO()
+        with ExitStack() as stack:
+            logger = stack.enter_context(open_loggers(log, self.stage)) if first else None
+            stop = stack.enter_context(StopRequest())
+            bar = stack.enter_context(progress.track(total, self.stage.name, start=done, stream=stream))
+            self._steps(stop, bar, logger)
+        return self._finish(dataset_images)
+
+    def _open(self) -> None:
+        """Put the learner at the newest checkpoint, or at the start where there is none."""
+        learner, first = self.learner, self.parallel.is_first
+        if first:
+            atomic.remove_partial(self.stage.folder(checkpoint.FOLDER))
+        if self.parallel.broadcast(checkpoint.exists(self.folder)):
+            learner.blank()
+            checkpoint.restore(self.folder, learner.state, self.parallel)
+            self._say([f"{self.stage.name}: going on after step {learner.state.step:,} of {self.config.steps:,}"])
         else:
-            first = self._batches(0, config.batch_size)
-            self.sae = self._start(first, metadata)
-            self.state = self._fresh_state()
-            self._note_bad(first)
-        stage.keep_metrics(lambda row: row["step"] <= self.state.step)
-        self._logged = (time.monotonic(), self.state.images)
+            learner.start(self.source.first(self.config.start_batches))
+            self._note_bad()
+        if first:
+            self.stage.keep_metrics(lambda row: row["step"] <= learner.state.step)
 
-    def run(self) -> None:
-        """All steps that are left. Raises Interrupted between two of them."""
-        config, state = self.config, self.state
-        total = len(self.order) - config.batch_size
-        done = state.position - config.batch_size
-        saved = time.monotonic()
-        with StopRequest() as stop, progress.track(total, self.stage.name, start=done) as bar:
-            stream = self._batches(state.position, len(self.order))
-            for batch in stop.until_workers_die(stream):
-                self._note_bad(stream)
-                places = batch.next_start - state.position
-                terms = self._step(batch)
-                bar.advance(places, mse=terms.mse, l0=terms.l0)
-                if stop.signum is not None:
-                    break
-                overdue = time.monotonic() - saved > 60 * config.checkpoint_minutes
-                if overdue or state.step % config.checkpoint_steps == 0:
-                    checkpoint.save(self.stage, state)
-                    saved = time.monotonic()
-            if stop.signum is not None and state.position < len(self.order):
-                raise self._interrupted(stop.signum)
+    def _steps(self, stop: StopRequest, bar: progress.Progress, logger: Loggers | None) -> None:
+        """All steps that are left, in step with the other processes. Raises Interrupted between two of them."""
+        state = self.learner.state
+        stream = stop.until_workers_die(self.source.batches(state.position))
+        while True:
+            batch = next(stream, None)
+            self._note_bad()
+            # one question for all processes: which signal came, if any, and is it time for a checkpoint
+            answer = self.parallel.largest(2 * (stop.signum or 0) + self._overdue())
+            if answer > 1 and state.position < self.source.images_total:
+                self._save()
+                raise self._interrupted(answer // 2)
+            if batch is None:
+                return
+            begin = state.position
+            terms = self._step(batch, logger)
+            bar.advance(batch.next_start - begin, mse=terms.mse, l0=terms.l0)
+            if answer == 1 or state.step % self.config.checkpoint_steps == 0:
+                self._save()
 
-    def finish(self) -> SparseAutoencoder:
-        """Leave the autoencoder and the report in the stage, and name the images that were left out."""
-        for name in (ours.WEIGHTS, ours.CONFIG):
-            self.stage.own(name)
-        self.sae.refresh()
-        self.sae.save(self.stage.path)
-        training_section(self.stage, self.config, self.sae, self.state).write(self.stage)
-        self.stage.finish()
-        checkpoint.remove(self.stage)
-        for line in left_out(self.state.bad, len(self.dataset)):
-            print(line, file=sys.stderr)
-        return self.sae
-
-    def _start(self, first: BatchIterator, metadata: Mapping[str, str | int | float]) -> SparseAutoencoder:
-        batch = next(first, None)
-        if batch is None:
-            raise ValueError(f"dataset {self.dataset.name!r}: none of the images of the first batch can be decoded")
-        config = self.config
-        residual = self._residual(batch)
-        return start_sae(residual, expansion=config.expansion, seed=config.seed, start=config.start, metadata=metadata)
-
-    def _fresh_state(self) -> TrainState:
-        params = self.sae.parameters_by_name()
-        dead = DeadCounter(self.sae.config.d_sae, self.config.dead_window, self.clip.device)
-        return TrainState(params, pk.adam_init(params), dead, position=self.config.batch_size)
-
-    def _batches(self, start: int, stop: int) -> BatchIterator:
-        config = self.config
-        on_bad_image = config.on_bad_image
-        return batches(
-            self.dataset, self.clip.preprocess, config.batch_size, self.order[:stop], self.workers, on_bad_image, start
-        )
-
-    def _residual(self, batch: Batch) -> Tensor:
-        with torch.no_grad():
-            return self.clip.residual(batch.pixels).float()
-
-    def _step(self, batch: Batch) -> pk.StepTerms:
-        residual, dead = self._residual(batch), self.state.dead.mask()
-        terms = take_step(self.state, residual, dead, self.config, batch.ids)
-        self.state.position = batch.next_start
-        last = batch.next_start == len(self.order)
-        if self.state.step == 1 or self.state.step % self.config.log_every == 0 or last:
-            self._log(terms, residual, dead)
+    def _step(self, batch: TokenBatch, logger: Loggers | None) -> pk.StepTerms:
+        state, before = self.learner.state, self.learner.state.step
+        try:
+            terms = self.learner.step(batch)
+        except NonFiniteLoss:
+            self._save()
+            self._say([f"{self.stage.name}: the state before it, after step {state.step:,}, is in {self.folder}"])
+            raise
+        last = batch.next_start == self.source.images_total
+        if state.step > before and (state.step == 1 or state.step % self.config.log_every == 0 or last):
+            self._log(self.learner.record(batch, terms), logger)
         return terms
 
-    def _log(self, terms: pk.StepTerms, residual: Tensor, dead: Tensor) -> None:
-        config, state = self.config, self.state
-        now = time.monotonic()
-        then, images = self._logged
-        self._logged = (now, state.images)
-        row = metrics.record(
-            terms,
-            residual,
-            dead,
-            step=state.step,
-            images=state.images,
-            l1=config.l1,
-            lr=learning_rate(state.step - 1, lr=config.lr, warm_up_steps=config.warm_up_steps),
-            images_per_s=(state.images - images) / (now - then),
-        )
-        self.stage.append_metrics(row)
+    def _log(self, row: Mapping[str, float], logger: Loggers | None) -> None:
+        now, (then, images) = time.monotonic(), self._logged
+        self._logged = (now, self.learner.state.images)
+        if logger is not None:
+            logger.log({**row, "images_per_s": (self.learner.state.images - images) / (now - then)})
 
-    def _note_bad(self, stream: BatchIterator) -> None:
-        if stream.bad:
-            known = {record.index: record for record in [*self.state.bad, *stream.bad]}
-            self.state.bad = list(known.values())
+    def _finish(self, dataset_images: int) -> SparseAutoencoder:
+        """Leave the autoencoder and the report in the stage, and name the images that were left out."""
+        sae, state = self.learner.export(), self.learner.state
+        self._share_bad()
+        if sae is not None:
+            for name in (ours.WEIGHTS, ours.CONFIG):
+                self.stage.own(name)
+            sae.save(self.stage.path)
+            training_section(self.stage, self.config, sae, state).write(self.stage)
+            self.stage.finish()
+            checkpoint.remove(self.folder)
+        self._say(left_out(state.bad, dataset_images))
+        self.parallel.barrier()
+        return load_sae(self.stage.path, self.learner.device) if sae is None else sae
+
+    def _save(self) -> None:
+        self._share_bad()
+        checkpoint.save(self.folder, self.learner.state, self.parallel, self.config.keep_checkpoints)
+        self._saved = time.monotonic()
+
+    def _overdue(self) -> bool:
+        return time.monotonic() - self._saved > 60 * self.config.checkpoint_minutes
+
+    def _note_bad(self, records: Sequence[BadImageRecord] | None = None) -> None:
+        """Images that were left out, those of this process unless others are given, join those of the state."""
+        state, found = self.learner.state, self.source.bad if records is None else records
+        if found:
+            state.bad = list({record.index: record for record in [*state.bad, *found]}.values())
+
+    def _share_bad(self) -> None:
+        """The first process, which writes and prints, learns which images the others left out."""
+        for records in self.parallel.gather(self.learner.state.bad) or ():
+            self._note_bad(records)
 
     def _interrupted(self, signum: int) -> Interrupted:
-        checkpoint.save(self.stage, self.state)
         return Interrupted(
             signum,
-            f"{self.stage.name}: stopped after step {self.state.step:,} of {self.config.steps:,}; the checkpoint is in "
-            f"{self.stage.path}. The same command goes on from there.",
+            f"{self.stage.name}: stopped after step {self.learner.state.step:,} of {self.config.steps:,}; the "
+            f"checkpoint is in {self.folder}. The same command goes on from there.",
         )
+
+    def _say(self, lines: Sequence[str]) -> None:
+        if self.parallel.is_first:
+            for line in lines:
+                print(line, file=sys.stderr)

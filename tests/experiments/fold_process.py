@@ -40,6 +40,10 @@ class Sum:
         self.total += batch.pixels.double().sum((0, 2, 3))
         self.seen = torch.cat([self.seen, batch.index])
 
+    def merge(self, other: Sum) -> None:
+        self.total += other.total
+        self.seen = torch.cat([self.seen, other.seen])
+
     def state_dict(self) -> dict[str, Tensor]:
         return {"total": self.total, "seen": self.seen}
 

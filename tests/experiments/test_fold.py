@@ -14,6 +14,7 @@ import torch
 
 from patchsae.data import BadImage, Sample
 from patchsae.data.shapes import ShapesWorld
+from patchsae.interrupt import Interrupted
 from patchsae.runs import Run
 from tests.experiments.fold_process import N, fold_in
 
@@ -59,6 +60,31 @@ def test_images_left_out_are_named_at_the_end(tmp_path: Path, capsys: pytest.Cap
     assert [printed.count(f"{dataset.ids(i)}: torn") for i in range(8)] == [0, 0, 1, 0, 0, 1, 0, 0]
     fold_in(tmp_path / "good", ShapesWorld(n=8))
     assert "left out" not in capsys.readouterr().err
+
+
+class TornThenStopped(ShapesWorld):
+    """No image of the second batch of three is good, so the third is fetched with it: a signal comes, one is bad."""
+
+    def sample(self, i: int) -> Sample:
+        if i in (3, 4, 5, 7):
+            raise BadImage(self.ids(i), "torn")
+        if i == 6:
+            os.kill(os.getpid(), signal.SIGINT)
+        return super().sample(i)
+
+
+class Torn(TornThenStopped):
+    def sample(self, i: int) -> Sample:
+        return super().sample(i) if i != 6 else ShapesWorld.sample(self, i)
+
+
+def test_an_image_left_out_ahead_of_a_stop_counts_once(tmp_path: Path) -> None:
+    with pytest.raises(Interrupted):
+        fold_in(tmp_path, TornThenStopped(n=10), on_bad_image="skip")
+    assert int(Run(tmp_path).stage("fold").load_tensors("fold")["position"]) == 6
+    accumulator, result = fold_in(tmp_path, Torn(n=10), on_bad_image="skip")
+    assert [record.index for record in result.bad] == [3, 4, 5, 7]
+    assert accumulator.seen.tolist() == [0, 1, 2, 6, 8, 9]
 
 
 class Failing(ShapesWorld):

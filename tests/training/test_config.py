@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 
@@ -15,6 +16,15 @@ def test_defaults_are_the_released_run() -> None:
     assert config.steps == 20_480
     assert (config.l1, config.lr, config.warm_up_steps, config.batch_size) == (8e-5, 4e-4, 500, 128)
     assert (config.expansion, config.dead_window, config.seed) == (64, 64, 42)
+    assert (config.variant, config.loss, config.dead_term, config.init, config.start) == (
+        "relu",
+        "released",
+        "ghost",
+        "independent",
+        "geometric-median",
+    )
+    assert (config.normalise, config.shuffle, config.tokens_per_image, config.cls_only) == ("none", 0, None, False)
+    assert (config.accumulate, config.clip_gradient, config.start_batches, config.latent_shards) == (1, None, 1, 1)
 
 
 def test_steps_are_rounded_up() -> None:
@@ -23,10 +33,33 @@ def test_steps_are_rounded_up() -> None:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("batch_size", 0), ("lr", 0.0), ("l1", -1e-5), ("start", "median"), ("on_bad_image", "warn"), ("log_every", 0)],
+    [
+        ("batch_size", 0),
+        ("lr", 0.0),
+        ("l1", -1e-5),
+        ("start", "median"),
+        ("on_bad_image", "warn"),
+        ("log_every", 0),
+        ("variant", "top-k"),
+        ("loss", "mse"),
+        ("dead_term", True),
+        ("init", "kaiming"),
+        ("normalise", "layer"),
+        ("k", 0),
+        ("accumulate", 0),
+        ("keep_checkpoints", 0),
+        ("bandwidth", 0.0),
+        ("shuffle", -1),
+        ("clip_gradient", 0.0),
+        ("tokens_per_image", 0),
+        ("prefixes", ()),
+        ("prefixes", (0.5,)),
+        ("prefixes", (0.5, 0.5, 1.0)),
+        ("prefixes", (0.0, 1.0)),
+    ],
 )
 def test_wrong_values_are_refused_by_name(name: str, value: object) -> None:
-    with pytest.raises(ValueError, match=f"TrainConfig.{name} is {value!r}"):
+    with pytest.raises(ValueError, match=re.escape(f"TrainConfig.{name} is {value!r}; expected")):
         TrainConfig(**{name: value})
 
 

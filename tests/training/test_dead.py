@@ -35,6 +35,14 @@ def test_nothing_is_dead_before_window_plus_one_steps() -> None:
     assert counter.mask().tolist() == [True, False, True]
 
 
+def test_reset_latents_count_as_if_they_had_just_fired() -> None:
+    counter = DeadCounter(3, window=1)
+    for _ in range(3):
+        counter.update(torch.zeros(3, dtype=torch.bool))
+    counter.reset(torch.tensor([False, True, False]))
+    assert counter.since_fired.tolist() == [3, 0, 3]
+
+
 @pytest.mark.parametrize("fired", [torch.zeros(2, dtype=torch.bool), torch.zeros(3)])
 def test_wrong_fired_is_refused(fired: torch.Tensor) -> None:
     with pytest.raises(ValueError, match="fired has shape"):

@@ -111,3 +111,66 @@ def test_wrong_inputs_name_the_argument() -> None:
         start_centre(torch.zeros(4, 3))
     with pytest.raises(ValueError, match="start is 'median'"):
         start_centre(torch.zeros(2, 4, 3), "median")
+
+
+def batches_of(seed: int, sizes: list[int], shape: tuple[int, ...]) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    points = torch.randn(sum(sizes), *shape, generator=generator, dtype=torch.float64).exp()
+    return list(points.split(sizes))
+
+
+@settings(deadline=None)
+@given(seed=st.integers(0, 10_000), sizes=st.lists(st.integers(1, 6), min_size=1, max_size=4))
+def test_several_batches_are_as_good_as_one_large_one(seed: int, sizes: list[int]) -> None:
+    batches = batches_of(seed, sizes, (4, 3))
+    for start in ("geometric-median", "token-median", "mean", "zeros"):
+        whole = start_centre(torch.cat(batches), start)
+        torch.testing.assert_close(
+            start_centre(batches, start), whole, atol=1e-7, rtol=1e-7, check_dtype=start != "zeros", msg=start
+        )
+
+
+def test_centres_over_tokens_need_no_images() -> None:
+    (tokens,) = batches_of(0, [30], (3,))
+    for start in ("token-median", "mean", "zeros"):
+        assert torch.equal(start_centre(tokens, start), start_centre(tokens.view(6, 5, 3), start))
+
+
+def test_tied_start_is_the_released_decoder_twice() -> None:
+    tied, released = started(42, init="tied"), started(42)
+    assert torch.equal(tied.W_dec, released.W_dec)
+    assert torch.equal(tied.W_enc, tied.W_dec.T)
+    assert tied.W_enc.stride() == (1, 16)
+    assert tied.b_enc.abs().sum() == 0
+
+
+@pytest.mark.parametrize("tokens", [700, 50])
+def test_data_start_points_from_b_dec_to_tokens(tokens: int) -> None:
+    residual = torch.randn(tokens, 1, 16, generator=torch.Generator().manual_seed(0)) + 5
+    sae = start_sae([residual[:20], residual[20:]], expansion=32, seed=3, init="data")
+    assert torch.equal(sae.W_enc, sae.W_dec.T)
+    torch.testing.assert_close(sae.W_dec.detach().norm(dim=1), torch.ones(512))
+    cosines = sae.W_dec @ torch.nn.functional.normalize(residual.squeeze(1) - sae.b_dec, dim=1).T
+    best, nearest = cosines.max(dim=1)
+    assert best.min() > 0.85
+    used = torch.bincount(nearest, minlength=tokens)
+    assert used.max() <= -(-512 // tokens), "tokens come again only when all have been used"
+    alike = sae.W_dec @ sae.W_dec.T - torch.eye(512)
+    assert alike.max() < 1 - 1e-3, "two rows of one token differ"
+
+
+def test_a_seed_decides_the_data_start() -> None:
+    one, again, other = (started(seed, init="data") for seed in (42, 42, 43))
+    assert torch.equal(one.W_dec, again.W_dec)
+    assert not torch.equal(one.W_dec, other.W_dec)
+
+
+def test_wrong_starts_name_the_argument() -> None:
+    with pytest.raises(ValueError, match="init is 'kaiming'"):
+        started(42, init="kaiming")
+    with pytest.raises(ValueError, match="batches is empty"):
+        start_centre([])
+    with pytest.raises(ValueError, match="residual has shape"):
+        start_centre([torch.zeros(2, 4, 3), torch.zeros(8, 3)])
+    with pytest.raises(ValueError, match="points has shape"):
+        geometric_median([])

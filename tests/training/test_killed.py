@@ -1,77 +1,122 @@
-"""A training process killed without warning, and one that is signalled together with its data workers."""
+"""A training process killed without warning, anywhere, and one that is signalled together with its data workers."""
 
 from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
 
+from patchsae.atomic import is_partial
 from patchsae.runs import Run, Stage
+from patchsae.training import checkpoint
+from tests.distributed.launch import CONTEXT
 
 from . import tiny
 
 pytestmark = pytest.mark.slow
 
 STEPS = 60
-CHANGES = {"total_images": 4 * STEPS, "checkpoint_steps": 7}
+SHORT = {"total_images": 4 * STEPS, "checkpoint_steps": 7}
+RECIPES: dict[str, dict[str, object]] = {
+    "released": {},
+    "topk": {"variant": "topk", "k": 4, "dead_term": "auxk", "shuffle": 3, "tokens_per_image": 3},
+    "batchtopk": {"variant": "batchtopk", "k": 4, "dead_term": "resample", "resample_every": 5},
+    "jumprelu": {"variant": "jumprelu", "l0": 0.1, "normalise": "standardise", "init": "data"},
+    "gated": {"variant": "gated", "accumulate": 2, "clip_gradient": 0.5, "start_batches": 2, "shuffle": 5},
+    "matryoshka": {"variant": "matryoshka", "k": 4, "prefixes": (0.25, 1.0), "dead_term": "auxk"},
+}
 
 
-def launch(root: Path, clip_folder: Path, workers: int = 0) -> subprocess.Popen[str]:
-    """The run as a process group of its own, as a shell starts it."""
-    command = [sys.executable, str(tiny.__file__), str(root), str(clip_folder), json.dumps(CHANGES), str(workers)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True)
+def launch(root: Path, clip_folder: Path, changes: dict[str, object]) -> BaseProcess:
+    process = CONTEXT.Process(target=tiny.work, args=(root, clip_folder, {**SHORT, **changes}))
+    process.start()
+    return process
 
 
-def finished(root: Path, process: subprocess.Popen[str]) -> Stage:
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == 0, errors
+def finished(root: Path, process: BaseProcess) -> Stage:
+    process.join(300)
+    assert process.exitcode == 0
     stage = Run(root).stage("train")
     assert stage.finished
     return stage
 
 
-def wait_for_step(root: Path, process: subprocess.Popen[str], step: int) -> None:
+def kill(process: BaseProcess) -> None:
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+
+
+def wait_for_step(root: Path, step: int, alive: Callable[[], bool]) -> None:
     stage = Run(root).stage("train")
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while len(stage.metrics()) < step:
-        assert process.poll() is None, "ended before it could be stopped"
+        assert alive(), "ended before it could be stopped"
         assert time.monotonic() < deadline
         time.sleep(0.002)
 
 
-def test_killed_and_resumed_ends_with_the_same_bits(tmp_path: Path, clip_folder: Path) -> None:
-    unbroken, victim = (launch(tmp_path / name, clip_folder) for name in ("unbroken", "victim"))
-    wait_for_step(tmp_path / "victim", victim, 25)
-    victim.kill()
-    victim.communicate()
-    assert victim.returncode == -signal.SIGKILL
-    stage = Run(tmp_path / "victim").stage("train")
-    assert 25 <= len(stage.metrics()) < STEPS
-    assert not stage.finished
-    resumed = finished(tmp_path / "victim", launch(tmp_path / "victim", clip_folder))
-    expected = finished(tmp_path / "unbroken", unbroken)
-    assert tiny.final_bytes(resumed) == tiny.final_bytes(expected)
-    assert tiny.timeless(resumed) == tiny.timeless(expected)
-    assert len(tiny.timeless(resumed)) == STEPS
+def assert_same(resumed: Stage, unbroken: Stage) -> None:
+    assert tiny.final_bytes(resumed) == tiny.final_bytes(unbroken)
+    assert tiny.timeless(resumed) == tiny.timeless(unbroken)
+    assert len(tiny.timeless(resumed)) == int(resumed.config["total_images"]) // 4  # type: ignore[index]
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_killed_at_random_points_it_ends_with_the_same_bits(tmp_path: Path, clip_folder: Path, recipe: str) -> None:
+    chosen = random.Random(recipe)
+    changes = RECIPES[recipe]
+    unbroken = launch(tmp_path / "unbroken", clip_folder, changes)
+    for first, last in ((1, 15), (20, 45)):
+        victim = launch(tmp_path / "victim", clip_folder, changes)
+        wait_for_step(tmp_path / "victim", chosen.randint(first, last), victim.is_alive)
+        time.sleep(chosen.uniform(0, 0.01))
+        kill(victim)
+        assert not Run(tmp_path / "victim").stage("train").finished
+    resumed = finished(tmp_path / "victim", launch(tmp_path / "victim", clip_folder, changes))
+    assert_same(resumed, finished(tmp_path / "unbroken", unbroken))
+
+
+def test_killed_while_a_checkpoint_is_written_it_goes_on_from_the_one_before(tmp_path: Path, clip_folder: Path) -> None:
+    changes: dict[str, object] = {"expansion": 4096, "total_images": 32, "checkpoint_steps": 1}
+    unbroken = launch(tmp_path / "unbroken", clip_folder, changes)
+    folder = tmp_path / "victim" / "train" / checkpoint.FOLDER
+    for after in (1, 4):
+        left: list[Path] = []
+        while not left:  # until a kill comes before the file has its name
+            victim = launch(tmp_path / "victim", clip_folder, changes)
+            wait_for_step(tmp_path / "victim", after + 1, victim.is_alive)
+            while not any(is_partial(path) for path in folder.iterdir()):
+                assert victim.is_alive()
+            kill(victim)
+            left = [path for path in folder.iterdir() if is_partial(path)]
+        assert checkpoint.exists(folder)
+    resumed = finished(tmp_path / "victim", launch(tmp_path / "victim", clip_folder, changes))
+    assert_same(resumed, finished(tmp_path / "unbroken", unbroken))
+    assert not folder.exists()
 
 
 @pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_to_trainer_and_workers_ends_cleanly(
     tmp_path: Path, clip_folder: Path, signum: int, status: int
 ) -> None:
-    process = launch(tmp_path, clip_folder, workers=2)
-    wait_for_step(tmp_path, process, 10)
+    command = [sys.executable, str(tiny.__file__), str(tmp_path), str(clip_folder), json.dumps(SHORT), "2"]
+    # a process group of its own, as a shell starts it
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    wait_for_step(tmp_path, 10, lambda: process.poll() is None)
     os.killpg(process.pid, signum)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=300)
     assert process.returncode == status, errors
     assert "The same command goes on from there." in errors
     assert "Traceback" not in errors
     stage = Run(tmp_path).stage("train")
-    assert int(stage.load_tensors("checkpoint")["step"]) == len(stage.metrics())
+    assert (stage.path / checkpoint.FOLDER / f"{len(stage.metrics()):09d}.safetensors").exists()

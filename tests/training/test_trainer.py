@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from patchsae.clip import SplitCLIP, load_clip
 from patchsae.data import BadImage, ImageDataset, open_images, train_order
@@ -19,8 +19,10 @@ from patchsae.errors import PatchsaeError
 from patchsae.interrupt import Interrupted
 from patchsae.runs import ConfigDiffers
 from patchsae.sae import load_sae
+from patchsae.training import checkpoint
+from patchsae.training.checkpoint import DamagedCheckpoints
 from patchsae.training.init import start_sae
-from patchsae.training.trainer import NonFiniteLoss
+from patchsae.training.learner import NonFiniteLoss
 
 from .dense_loss import NAMES, dense_loop
 from .tiny import SOURCE, final_bytes, open_clip_dir, short_config, timeless, train_in, write_clip
@@ -40,8 +42,8 @@ def test_steps_equal_the_dense_loop(tmp_path: Path, clip: SplitCLIP) -> None:
     config = short_config(cls_weight=2.0)
     first, *rest = residual_batches(clip, config.batch_size, config.steps, config.seed)
     start = start_sae(first, expansion=config.expansion, seed=config.seed).parameters_by_name()
-    loop = {name: getattr(config, name) for name in ("lr", "warm_up_steps", "dead_window", "l1", "ghost", "cls_weight")}
-    history, params, _ = dense_loop(rest, start, **loop)
+    loop = {name: getattr(config, name) for name in ("lr", "warm_up_steps", "dead_window", "l1", "cls_weight")}
+    history, params, _ = dense_loop(rest, start, ghost=True, **loop)
 
     sae, stage = train_in(tmp_path, clip, config)
 
@@ -74,7 +76,7 @@ def test_a_finished_stage_holds_the_autoencoder_and_its_report(tmp_path: Path, c
         "lr": config.lr,
     }
     assert "128 latents" in stage.load_json("section")["html"]
-    assert not (stage.path / "checkpoint.safetensors").exists()
+    assert not (stage.path / checkpoint.FOLDER).exists()
     torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.ones(128))
 
 
@@ -129,15 +131,15 @@ def test_a_signal_saves_and_the_same_command_ends_with_the_same_bits(
 ) -> None:
     _, unbroken = train_in(tmp_path / "unbroken", clip, short_config())
     handler = signal.getsignal(signum)
-    dataset = SignalsOnce(open_images(SOURCE), signum, at=30)  # the first 4 centre b_dec: within step 7
+    dataset = SignalsOnce(open_images(SOURCE), signum, at=30)  # the first 4 centre b_dec: while step 7 is read
     with pytest.raises(Interrupted) as stopped:
         train_in(tmp_path / "broken", clip, short_config(), dataset)
     assert stopped.value.code == 128 + signum
-    assert "stopped after step 7 of 12" in str(stopped.value)
+    assert "stopped after step 6 of 12" in str(stopped.value)
     assert "goes on from there" not in capsys.readouterr().err  # whoever catches it prints it, once
     assert signal.getsignal(signum) == handler
     _, resumed = train_in(tmp_path / "broken", clip, short_config(checkpoint_steps=3))
-    assert "going on after step 7 of 12" in capsys.readouterr().err
+    assert "going on after step 6 of 12" in capsys.readouterr().err
     assert final_bytes(resumed) == final_bytes(unbroken)
     assert timeless(resumed) == timeless(unbroken)
 
@@ -159,18 +161,108 @@ def test_a_training_does_not_go_on_with_another_clip_of_the_same_name(tmp_path: 
 def test_a_loss_that_is_not_finite_names_step_and_images_and_keeps_the_checkpoint(
     tmp_path: Path, clip: SplitCLIP
 ) -> None:
-    config = short_config(lr=1e30, warm_up_steps=0, checkpoint_steps=1)
+    config = short_config(lr=1e30, warm_up_steps=0, checkpoint_steps=100)
     with pytest.raises(NonFiniteLoss, match="step 2") as error:
         train_in(tmp_path, clip, config)
     dataset = open_images(SOURCE)
     order = train_order(len(dataset), 12, config.seed)
     assert isinstance(error.value, PatchsaeError)
     assert error.value.ids == [dataset.ids(i) for i in order[8:12]]
-    checkpoint = tmp_path / "train" / "checkpoint.safetensors"
-    assert checkpoint.exists()
-    stored = load_file(checkpoint)
-    assert int(stored["step"]) == 1
-    assert all(tensor.isfinite().all() for tensor in stored.values())
+    (path,) = (tmp_path / "train" / checkpoint.FOLDER).iterdir()
+    assert path.name == "000000001.safetensors"  # of before the step, though none was due
+    assert all(tensor.isfinite().all() for tensor in load_file(path).values())
+    with pytest.raises(NonFiniteLoss, match="step 2") as again:
+        train_in(tmp_path, clip, config)
+    assert again.value.ids == error.value.ids
+
+
+@pytest.fixture
+def overflowing_clip(tmp_path: Path) -> SplitCLIP:
+    """A float16 CLIP of which the patches of a white picture, and of no grey one, are more than float16 can hold."""
+    folder = write_clip(tmp_path / "clip")
+    weights = load_file(folder / "open_clip_model.safetensors")
+    weights["visual.conv1.weight"][0] = 180.0
+    save_file(weights, folder / "open_clip_model.safetensors")
+    return load_clip(f"local-dir:{folder}", device="cpu", dtype=torch.float16)
+
+
+@pytest.mark.parametrize("variant", ["relu", "batchtopk"])
+def test_a_picture_that_overflows_in_the_tower_stops_with_its_batch_named(
+    tmp_path: Path, overflowing_clip: SplitCLIP, variant: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "images").mkdir()
+    noise = np.random.default_rng(0).integers(60, 180, (9, 16, 16, 3), dtype=np.uint8)
+    for i, pixels in enumerate(noise):
+        Image.fromarray(pixels).save(tmp_path / "images" / f"{i}.png")
+    config = short_config(batch_size=3, total_images=24, variant=variant, checkpoint_steps=100)
+    order = train_order(9, 27, config.seed)
+    white = int(order[7])  # of the second step
+    Image.new("RGB", (16, 16), "white").save(tmp_path / "images" / f"{white}.png")
+    with pytest.raises(NonFiniteLoss, match="step 2 has tokens that are not finite") as error:
+        train_in(tmp_path / "run", overflowing_clip, config, open_images(tmp_path / "images"))
+    assert [Path(name).stem for name in error.value.ids] == [str(i) for i in order[6:9]]
+    (path,) = (tmp_path / "run" / "train" / checkpoint.FOLDER).iterdir()
+    assert path.name == "000000001.safetensors"
+    assert f"after step 1, is in {path.parent}" in capsys.readouterr().err
+    Image.fromarray(noise[white]).save(tmp_path / "images" / f"{white}.png")
+    _, mended = train_in(tmp_path / "run", overflowing_clip, config, open_images(tmp_path / "images"))
+    assert mended.finished
+    assert "going on after step 1 of 8" in capsys.readouterr().err
+
+
+def interrupted(root: Path, clip: SplitCLIP, at: int = 30, **changes: object) -> list[Path]:
+    """A run that stopped when it read its at-th image; its checkpoints, the newest first."""
+    with pytest.raises(Interrupted):
+        train_in(root, clip, short_config(**changes), SignalsOnce(open_images(SOURCE), signal.SIGTERM, at=at))
+    return sorted((root / "train" / checkpoint.FOLDER).iterdir(), reverse=True)
+
+
+def test_a_damaged_newest_checkpoint_costs_the_steps_since_the_one_before(
+    tmp_path: Path, clip: SplitCLIP, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, unbroken = train_in(tmp_path / "unbroken", clip, short_config())
+    newest, before = interrupted(tmp_path / "broken", clip, checkpoint_steps=4)
+    content = bytearray(newest.read_bytes())
+    content[len(content) // 2] ^= 1
+    newest.write_bytes(content)
+    _, resumed = train_in(tmp_path / "broken", clip, short_config(checkpoint_steps=4))
+    printed = capsys.readouterr().err
+    assert f"{newest} is damaged" in printed
+    assert "going on after step 4 of 12" in printed
+    assert before.stem == "000000004"
+    assert final_bytes(resumed) == final_bytes(unbroken)
+    assert timeless(resumed) == timeless(unbroken)
+
+
+def test_where_all_checkpoints_are_damaged_nothing_is_overwritten(tmp_path: Path, clip: SplitCLIP) -> None:
+    for path in interrupted(tmp_path, clip, checkpoint_steps=2):
+        path.write_bytes(path.read_bytes()[:-1])
+    held = {path: path.read_bytes() for path in (tmp_path / "train").rglob("*") if path.is_file()}
+    with pytest.raises(DamagedCheckpoints, match="--overwrite"):
+        train_in(tmp_path, clip, short_config())
+    kept = {path: content for path, content in held.items() if path.name not in ("config.toml", ".lock")}
+    assert all(path.read_bytes() == content for path, content in kept.items())
+    _, stage = train_in(tmp_path, clip, short_config(), overwrite=True)
+    assert stage.finished
+
+
+RESUMED: dict[str, dict[str, object]] = {
+    "topk-auxk-shuffled": {"variant": "topk", "k": 4, "dead_term": "auxk", "shuffle": 3, "tokens_per_image": 3},
+    "batchtopk-resampled": {"variant": "batchtopk", "k": 4, "dead_term": "resample", "resample_every": 2},
+    "jumprelu-standardised": {"variant": "jumprelu", "l0": 0.1, "normalise": "standardise", "init": "data"},
+    "gated-accumulated": {"variant": "gated", "accumulate": 2, "clip_gradient": 0.5, "start_batches": 2},
+    "matryoshka-published": {"variant": "matryoshka", "k": 4, "prefixes": (0.25, 1.0), "loss": "published"},
+}
+
+
+@pytest.mark.parametrize("recipe", RESUMED)
+def test_every_recipe_goes_on_with_the_same_bits(tmp_path: Path, clip: SplitCLIP, recipe: str) -> None:
+    changes = RESUMED[recipe]
+    _, unbroken = train_in(tmp_path / "unbroken", clip, short_config(**changes))
+    interrupted(tmp_path / "broken", clip, **changes)
+    _, resumed = train_in(tmp_path / "broken", clip, short_config(**changes))
+    assert final_bytes(resumed) == final_bytes(unbroken)
+    assert timeless(resumed) == timeless(unbroken)
 
 
 @pytest.fixture

@@ -74,15 +74,15 @@ def final_bytes(stage: Stage) -> bytes:
     return (stage.path / "sae.safetensors").read_bytes()
 
 
-if __name__ == "__main__":
-    run_folder, clip_folder, changes, worker_count = sys.argv[1:]
+def work(root: Path, clip_folder: Path, changes: dict[str, object], workers: int = 0) -> None:
+    """A short run, for a process of its own."""
     try:
-        train_in(
-            Path(run_folder),
-            open_clip_dir(Path(clip_folder)),
-            short_config(**json.loads(changes)),
-            workers=int(worker_count),
-        )
+        train_in(root, open_clip_dir(clip_folder), short_config(**changes), workers=workers)
     except Interrupted as stop:
         print(stop, file=sys.stderr)
         raise
+
+
+if __name__ == "__main__":
+    run_folder, model_folder, settings, worker_count = sys.argv[1:]
+    work(Path(run_folder), Path(model_folder), json.loads(settings), int(worker_count))

@@ -1,0 +1,43 @@
+"""Where activations come from: `Stream` (images through the tower) or `CachedTokens` (a folder `write_cache` made).
+
+Both are a `TokenSource`: batches of tokens from any place of an order that follows from the seed alone. Names load on
+first use, so that reading the configuration (`patchsae.activations.config`) needs no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from patchsae.activations.cached import CachedTokens as CachedTokens
+    from patchsae.activations.config import CacheOptions as CacheOptions
+    from patchsae.activations.index import CacheIndex as CacheIndex
+    from patchsae.activations.repair import repair_cache as repair_cache
+    from patchsae.activations.source import TokenBatch as TokenBatch
+    from patchsae.activations.source import TokenSource as TokenSource
+    from patchsae.activations.stream import Stream as Stream
+    from patchsae.activations.writer import write_cache as write_cache
+
+_HOMES = {
+    "CachedTokens": "cached",
+    "CacheOptions": "config",
+    "CacheIndex": "index",
+    "repair_cache": "repair",
+    "TokenBatch": "source",
+    "TokenSource": "source",
+    "Stream": "stream",
+    "write_cache": "writer",
+}
+
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

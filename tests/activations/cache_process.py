@@ -1,0 +1,46 @@
+"""Writes a cache in a process of its own, which the tests kill, or for which the disk becomes full."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from patchsae.activations import CacheOptions, write_cache
+from patchsae.clip import load_clip
+from patchsae.data import ImageDataset, open_images
+from patchsae.data.base import Sample, Subset
+from patchsae.errors import PatchsaeError
+from patchsae.interrupt import Interrupted
+
+
+class NoRoomAfter(Subset):
+    """A dataset after so many images of which the system writes no file of more than a kilobyte."""
+
+    def __init__(self, parent: ImageDataset, images: int) -> None:
+        super().__init__(parent, np.arange(len(parent)))
+        self.left = images
+
+    def sample(self, i: int) -> Sample:
+        self.left -= 1
+        if self.left == 0:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1024, resource.RLIM_INFINITY))
+        return super().sample(i)
+
+
+if __name__ == "__main__":
+    clip_folder, source, out, store, room = sys.argv[1:]
+    images = open_images(source)
+    shard = 8 * 5 * (32 if store == "bfloat16" else 20)  # bytes of 8 images
+    try:
+        write_cache(
+            load_clip(f"local-dir:{clip_folder}", device="cpu"),
+            NoRoomAfter(images, int(room)) if int(room) else images,
+            Path(out),
+            CacheOptions(store=store, batch_size=4, shard_mb=shard / 1e6),  # type: ignore[arg-type]
+        )
+    except (Interrupted, PatchsaeError) as stopped:
+        print(stopped, file=sys.stderr)
+        raise SystemExit(stopped.code if isinstance(stopped, Interrupted) else 2) from None

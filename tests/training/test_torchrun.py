@@ -1,0 +1,61 @@
+"""`torchrun -m patchsae`: the verbs that several processes share, from the command line."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+
+from patchsae.cli import main
+from patchsae.sae import load_sae
+from tests.distributed.launch import torchrun
+
+IMAGES = ("--images", "shapes:train?n=64", "--batch-size", "8")
+RECIPE = ("--expansion", "4", "--warm-up-steps", "2", "--lr", "1e-3", "--log-every", "1")
+
+pytestmark = pytest.mark.slow
+
+
+def train(run: Path, images: int, *more: str) -> list[str]:
+    return ["train", "--run", str(run), *IMAGES, *RECIPE, "--total-images", str(images), *more]
+
+
+def test_training_and_extraction_are_those_of_one_process(tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    main(train(one, 48))
+    process = torchrun(2, "-m", "--", "patchsae", *train(two, 48, "--latent-shards", "2"))
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    assert output.count("report: ") == 1
+    expected, found = (load_sae(run / "train").state_dict() for run in (one, two))
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=2e-5)
+    process = torchrun(2, "-m", "--", "patchsae", "extract", "--run", str(one), "--name", "both", "--batch-size", "5")
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    main(["extract", "--run", str(one), "--batch-size", "5"])
+    counts, wanted = ((one / name / "class_counts.safetensors").read_bytes() for name in ("both", "extract"))
+    assert counts == wanted
+
+
+def test_sigterm_leaves_a_checkpoint_that_one_process_goes_on_from(tmp_path: Path) -> None:
+    process = torchrun(2, "-m", "--", "patchsae", *train(tmp_path, 64_000))
+    metrics = tmp_path / "train" / "metrics.jsonl"
+    while process.poll() is None and not (metrics.exists() and metrics.read_text().count("\n") > 2):
+        pass
+    os.kill(process.pid, signal.SIGTERM)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert output.count("The same command goes on from there.") == 1, output
+    (saved,) = (tmp_path / "train" / "checkpoints").glob("*.safetensors")
+    assert int(saved.stem) >= 3
+
+
+@pytest.mark.parametrize("verb", ["classes", "evaluate"])
+def test_other_verbs_run_in_one_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, verb: str) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(SystemExit, match=f"{verb} runs in one process: start it without torchrun"):
+        main([verb, "--run", str(tmp_path)])
