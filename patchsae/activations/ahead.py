@@ -22,7 +22,6 @@ def ahead(items: Generator[T, None, None]) -> Generator[T, None, None]:
     try:
         while (made := maker.take()) is not None:
             yield made[0]
-            del made  # or it would live on while the next one is waited for
     finally:
         maker.stop()
 

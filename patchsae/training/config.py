@@ -35,6 +35,9 @@ class TrainConfig:
     """jumprelu: coefficient of the mean number of active latents per token (Rajamanoharan et al. 2024)."""
     bandwidth: float = 1e-3
     """jumprelu: width of the band around a threshold in which pre-activations give it a gradient."""
+    threshold: float = 1e-3
+    """jumprelu: thresholds at the start. They are trained as logarithms and so move by factors, about e^lr a step: a
+    short training wants them, and the bandwidth, near the size of the latents that it is to drop."""
     prefixes: tuple[float, ...] = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
     """matryoshka: nested shares of the S latents, ascending to 1, each of which reconstructs on its own."""
     lr: float = 4e-4
@@ -146,4 +149,4 @@ _AT_LEAST_1 = (
     "keep_checkpoints",
 )
 _AT_LEAST_0 = ("l1", "l0", "warm_up_steps", "dead_window", "shuffle", "auxk_coefficient", "cls_weight")
-_ABOVE_0 = ("lr", "bandwidth", "checkpoint_minutes")
+_ABOVE_0 = ("lr", "bandwidth", "threshold", "checkpoint_minutes")

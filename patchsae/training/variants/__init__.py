@@ -51,7 +51,7 @@ def make(config: TrainConfig) -> Variant:
     if config.variant == "batchtopk":
         return BatchTopK(error, dead_term, k=config.k)
     if config.variant == "jumprelu":
-        return JumpReLU(error, dead_term, l0=config.l0, bandwidth=config.bandwidth)
+        return JumpReLU(error, dead_term, l0=config.l0, bandwidth=config.bandwidth, threshold=config.threshold)
     if config.variant == "gated":
         return Gated(error, dead_term, l1=config.l1)
     return Matryoshka(error, dead_term, k=config.k, prefixes=config.prefixes)

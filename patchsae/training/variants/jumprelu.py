@@ -17,9 +17,6 @@ from patchsae.training.variants.error import Tokens
 from patchsae.training.variants.latents import encoded, table_for, values_of, with_values
 from patchsae.training.variants.variant import Chunk, Params, Variant
 
-INITIAL_THRESHOLD = 1e-3
-"""Of every latent (Rajamanoharan et al. 2024)."""
-
 
 @dataclass(frozen=True)
 class JumpReLU(Variant):
@@ -30,15 +27,16 @@ class JumpReLU(Variant):
 
         d h / d theta = -theta / bandwidth,  d (z > theta) / d theta = -1 / bandwidth,  if |z - theta| < bandwidth / 2
 
-    Pre-activations of 0 and below are in no band.
+    Pre-activations of 0 and below are in no band. ``threshold`` is that of all latents at the start.
     """
 
     l0: float = field(kw_only=True)
     bandwidth: float = field(kw_only=True)
+    threshold: float = field(kw_only=True)
 
     def restart(self) -> dict[str, float]:
         """See `Variant.restart`."""
-        return {"b_enc": 0.0, "log_threshold": math.log(INITIAL_THRESHOLD)}
+        return {"b_enc": 0.0, "log_threshold": math.log(self.threshold)}
 
     def export(
         self, params: Params, buffers: Mapping[str, Tensor], metadata: Mapping[str, str | int | float]

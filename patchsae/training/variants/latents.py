@@ -40,8 +40,8 @@ def encoded(
 ) -> Iterator[tuple[slice, Latents]]:
     """The tokens ``x [N, D]`` in order, chunk by chunk: their pre-activations above ``lower [S]`` (None: 0).
 
-    Dense chunks hold all above 0. Differentiable, what is active held fixed. The processes that share the latents cut alike and choose alike between
-    sparse and dense.
+    Dense chunks hold all above 0. Differentiable, what is active held fixed. The processes that share the latents cut
+    alike and choose alike between sparse and dense.
 
     Args:
         budget: bytes for a chunk and its gradients.

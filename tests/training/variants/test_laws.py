@@ -155,6 +155,31 @@ def test_more_latents_than_there_are_is_all_of_them() -> None:
     assert few.export(case.params, {}, {}).config.k == 16
 
 
+@pytest.mark.parametrize("z", [0.8, 1.2, 0.7, 1.3])
+@pytest.mark.parametrize("silent", [0, 15])
+def test_a_jumprelu_threshold_hears_of_both_sides_of_its_band(z: float, silent: int) -> None:
+    """One latent at z of threshold 1 and bandwidth 0.5, on sparse latents (15 silent ones beside it) and on dense ones.
+
+    Its l0 has the pseudo-derivative -1 / 0.5 in theta, its value -theta / 0.5 with the slope of the squared error.
+    """
+    variant = variant_of(Recipe("jumprelu", published=True, l0=0.3, bandwidth=0.5))
+    x, n = torch.tensor([[z, 0.0]]).double(), 1 + silent
+    params = {
+        "W_enc": torch.tensor([[1.0], [0.0]]).double().expand(2, n).clone(),
+        "b_enc": torch.tensor([0.0] + [-9.0] * silent).double(),
+        "W_dec": torch.tensor([[1.0, 0.0]]).double().expand(n, 2).clone(),
+        "b_dec": torch.tensor([0.0, 0.0]).double(),
+        "log_threshold": torch.zeros(n).double(),
+    }
+    terms, grads = variant.step(x, params, {}, None, Alone())
+    slope = 2 * (z * (z > 1) - z)
+    in_band = abs(z - 1) < 0.25
+    assert grads["log_threshold"][0].item() == pytest.approx(-(slope + 0.3) / 0.5 if in_band else 0.0)
+    assert terms.l0 == (z > 1)
+    assert not terms.fired[1:].any()
+    assert not grads["log_threshold"][1:].any()
+
+
 def test_adam_moves_further_parameters_as_torchs_does() -> None:
     generator = torch.Generator().manual_seed(0)
     params = make_case(variant_of(Recipe("gated")), 0).params

@@ -69,11 +69,11 @@ def test_the_step_is_that_of_one_process(name: str, dead_term: str, data: int, l
         assert torch.equal(fired, terms.fired[start : start + 16 // latents])
 
 
-@settings(max_examples=15)
+@settings(max_examples=40)
 @given(
     seed=st.integers(0, 10_000),
     grid=st.sampled_from(GRIDS),
-    k=st.integers(1, 20),
+    k=st.sampled_from([1, 1, 2, 3, 5, 40]),
     levels=st.sampled_from([1, 2, 8, 1000]),
     skew=st.booleans(),
 )
@@ -82,17 +82,17 @@ def test_selections_are_those_of_one_process_ties_included(
 ) -> None:
     """Few levels of values make ties; with skew, one process holds most of the large ones."""
     generator = torch.Generator().manual_seed(seed)
-    x = torch.eye(8, dtype=torch.float64).repeat(2, 1)[:8]
-    W = torch.randint(-levels, levels + 1, (8, 16), generator=generator).double() / levels
+    x = torch.eye(8, dtype=torch.float64)
+    W = torch.randint(-levels, levels + 1, (8, 32), generator=generator).double() / levels
     if skew:
-        W[:2, :4] += 5
-    b_enc, b_dec = torch.zeros(16, dtype=torch.float64), torch.zeros(8, dtype=torch.float64)
+        W[:2, :8] += 5
+    b_enc, b_dec = torch.zeros(32, dtype=torch.float64), torch.zeros(8, dtype=torch.float64)
     whole = pk.prepare(W, b_enc, b_dec)
-    by_token = pk.encode(x, whole, activation="topk", k=min(k, 16)).to_dense()
-    by_batch = pk.encode(x, whole, activation="batchtopk", k=min(k, 16)).to_dense()
+    by_token = pk.encode(x, whole, activation="topk", k=min(k, 32)).to_dense()
+    by_batch = pk.encode(x, whole, activation="batchtopk", k=min(k, 32)).to_dense()
 
     def work(parallel: Parallel) -> tuple[slice, slice, Tensor, Tensor]:
-        mine, rows = parallel.latents(16), slice(*(8 * (parallel.data_rank + i) // parallel.data_size for i in (0, 1)))
+        mine, rows = parallel.latents(32), slice(*(8 * (parallel.data_rank + i) // parallel.data_size for i in (0, 1)))
         weights = pk.prepare(W[:, mine], b_enc[mine], b_dec)
         token = topk(x[rows], weights, k, parallel).to_dense()
         return rows, mine, token, batchtopk(x[rows], weights, k, parallel).to_dense()
