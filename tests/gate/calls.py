@@ -15,7 +15,7 @@ import torch
 import triton
 from torch import Tensor
 
-from patchsae_kernels.triton import batch_topk, decode, encode, pack, product, stats, sweep
+from patchsae_kernels.triton import backward, batch_topk, decode, encode, pack, product, stats, sweep
 
 F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
 BUDGET = 256 * 2**20
@@ -37,6 +37,7 @@ PAPER = Size("paper", 25_216, 49_152, 768)
 LARGE = Size("large", 8_224, 131_072, 1_024)
 TAILS = Size("tails", 37, 1_001, 99)
 ONE = Size("one token", 1, 49_152, 768)
+WIDE = Size("wide", 8_224, 32_768, 4_096)
 
 
 @dataclass(frozen=True)
@@ -139,6 +140,20 @@ def calls_of_stats() -> list[Call]:
     return calls
 
 
+def calls_of_backward() -> list[Call]:
+    calls = []
+    for size, dtype in ((PAPER, F32), (PAPER, BF16), (LARGE, F32), (TAILS, F32), (WIDE, F32)):
+        values, *pattern = slice_of_csr(size) if size is TAILS else csr(size)
+        x, W, b_dec = meta(size.tokens, size.width, dtype=dtype), meta(size.latents, size.width), meta(size.width)
+        words = f"{size.name} {name_of(dtype)}"
+        arguments = (values, *pattern, x, W.t(), b_dec)
+        calls.append(Call(f"encode_backward {words}", backward.encode_backward, arguments, slow=size is not PAPER))
+        if dtype == F32:
+            arguments = (x, values, *pattern, W, BUDGET)
+            calls.append(Call(f"decode_backward {words}", backward.decode_backward, arguments, slow=size is not PAPER))
+    return calls
+
+
 def calls_of_batch_topk() -> list[Call]:
     return [
         Call(
@@ -211,4 +226,11 @@ def product_arguments(rows: int, latents: int, depth: int, dtype: torch.dtype) -
     return low, weight, meta(rows, 3)[:, 0], meta(latents), meta(rows, latents, dtype=dtype), meta(rows, latents // 32)
 
 
-CALLS = (*calls_of_encode(), *calls_of_product(), *calls_of_decode(), *calls_of_stats(), *calls_of_batch_topk())
+CALLS = (
+    *calls_of_encode(),
+    *calls_of_product(),
+    *calls_of_decode(),
+    *calls_of_backward(),
+    *calls_of_stats(),
+    *calls_of_batch_topk(),
+)
