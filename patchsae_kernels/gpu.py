@@ -114,3 +114,31 @@ def latent_stats_(values: Tensor, indices: Tensor, indptr: Tensor, tokens_per_im
 
     chosen = fast.latent_stats_ if fast.can_latent_stats(values, tokens_per_image) else composite.latent_stats_
     chosen(values, indices, indptr, tokens_per_image, *rest)
+
+
+@on_its_device
+def encode_backward(grad_values: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    from patchsae_kernels.triton import backward
+
+    return backward.encode_backward(grad_values, *rest)
+
+
+@on_its_device
+def decode_backward(grad_y: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    from patchsae_kernels.triton import backward
+
+    return backward.decode_backward(grad_y, *rest)
+
+
+@on_its_device
+def sae_step(x: Tensor, *rest: Any) -> list[Tensor]:
+    from patchsae_kernels.triton import step
+
+    return step.sae_step(x, *rest)
+
+
+@on_its_device
+def adam_step_(p: Tensor, *rest: Any) -> None:
+    from patchsae_kernels.triton import adam
+
+    adam.adam_step_(p, *rest)

@@ -58,7 +58,19 @@ _lib.impl("adam_step_", reference_training.adam_step_, _REFERENCE)
 _NATIVE = {} if "CPU" in gpu.KEYS else cpu.implementations()
 for _name, _implementation in _NATIVE.items():
     _lib.impl(_name, _implementation, "CPU")
-_ON_GPU = ("encode", "encode_bounded", "reconstruct", "decode", "decode_masked", "decode_sweep", "latent_stats_")
+_ON_GPU = (
+    "encode",
+    "encode_bounded",
+    "reconstruct",
+    "encode_backward",
+    "decode",
+    "decode_backward",
+    "decode_masked",
+    "decode_sweep",
+    "latent_stats_",
+    "sae_step",
+    "adam_step_",
+)
 for _key in gpu.KEYS:
     for _name in _ON_GPU:
         _lib.impl(_name, getattr(gpu, _name), _key)

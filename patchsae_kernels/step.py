@@ -86,8 +86,9 @@ def sae_step(
         checks.shape("dead", dead, (W_enc.shape[1],), "[S]")
         checks.dtype("dead", dead, (torch.bool,))
     index = None
-    if ghost and dead is not None and bool(dead.any()):
-        index = dead.nonzero().squeeze(1)
+    if ghost and dead is not None:
+        found = dead.nonzero().squeeze(1)  # on a GPU it reads their number
+        index = found if found.shape[0] else None
     with torch.no_grad():
         *terms, dW_enc, db_enc, dW_dec, db_dec = torch.ops.patchsae.sae_step(
             x.detach().reshape(-1, x.shape[-1]),

@@ -15,7 +15,7 @@ import torch
 import triton
 from torch import Tensor
 
-from patchsae_kernels.triton import backward, batch_topk, decode, encode, pack, product, stats, sweep
+from patchsae_kernels.triton import adam, backward, batch_topk, decode, encode, pack, product, stats, step, sweep
 
 F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
 BUDGET = 256 * 2**20
@@ -154,6 +154,45 @@ def calls_of_backward() -> list[Call]:
     return calls
 
 
+def calls_of_adam() -> list[Call]:
+    calls = []
+    for size in (PAPER, LARGE, TAILS, WIDE):
+        rows = meta(size.latents, size.width)
+        for parameter, unit_rows in ((rows, True), (rows.t(), False), (rows[:, :-1], False), (meta(size.latents), False)):
+            arguments = (*(parameter for _ in range(4)), 7, 4e-4, 0.9, 0.999, 1e-8, unit_rows)
+            name = f"adam {size.name} {tuple(parameter.shape)} {'unit rows' if unit_rows else ''}"
+            calls.append(Call(name, adam.adam_step_, arguments, slow=size is not PAPER))
+    return calls
+
+
+def calls_of_step() -> list[Call]:
+    return [
+        Call(f"step {name}, {size.name}", function, (size,), slow=size is not PAPER)
+        for size in (PAPER, LARGE, TAILS, WIDE)
+        for name, function in (("sparse", sparse_step), ("dense", dense_step))
+    ]
+
+
+def sparse_step(size: Size) -> None:
+    """What follows the encode of a sparse step in two chunks, without the reads of the device."""
+    held, half = new_step(size), Size("half", size.tokens // 2, size.latents, size.width)
+    for first in (0, half.tokens):
+        held.add_sparse(slice(first, first + half.tokens), *csr(half))
+
+
+def dense_step(size: Size) -> None:
+    held = new_step(size)
+    for rows in step.dense_chunks(size.tokens, size.latents, BUDGET)[:1]:
+        held.add_dense(rows)
+
+
+def new_step(size: Size) -> step.Step:
+    W_enc, b_enc, b_dec = encoder(size)
+    dead = i64(size.latents // 5)
+    arguments = (W_enc, b_enc, meta(size.latents, size.width), b_dec, dead, 8e-5, 1.0, 197, BUDGET)
+    return step.Step(meta(size.tokens, size.width), *arguments)
+
+
 def calls_of_batch_topk() -> list[Call]:
     return [
         Call(
@@ -231,6 +270,8 @@ CALLS = (
     *calls_of_product(),
     *calls_of_decode(),
     *calls_of_backward(),
+    *calls_of_adam(),
+    *calls_of_step(),
     *calls_of_stats(),
     *calls_of_batch_topk(),
 )
