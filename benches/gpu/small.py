@@ -10,6 +10,7 @@ from dataclasses import replace
 import torch
 
 import patchsae_kernels as pk
+from benches.gpu import steps
 from benches.gpu.encodes import Encode
 from benches.gpu.inputs import Problem, make_problem
 from benches.gpu.lines import TAU
@@ -34,6 +35,18 @@ def run_all(p: Problem) -> None:
         z, _ = pk.encode_bounded(p.x, p.weights, capacity=capacity)
         pk.decode(z, p.W_dec, p.b_dec)
     pk.latent_stats(p.z, p.size.tokens, TAU, p.labels, p.size.classes)
+    train(p)
+
+
+def train(p: Problem) -> None:
+    """The step by both paths with dead latents, the optimiser, and gradients through autograd."""
+    for kind in ("dead", "start"):
+        s = steps.state(p, kind)
+        params = {name: t.clone(memory_format=torch.preserve_format) for name, t in s.params.items()}
+        for budget in (256, 0.05):
+            _, grads = pk.sae_step(steps.images(p, 0), params, l1=steps.L1, dead=s.dead, budget_mb=budget)
+        pk.adam_step(params, grads, pk.adam_init(params), lr=steps.RATE)
+    steps.topk_gradients(8, p, 0)
 
 
 @contextmanager

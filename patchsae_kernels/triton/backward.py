@@ -46,9 +46,7 @@ def gradient_launch(width: int) -> GradientLaunch:
 
 def takes_backward(width: int, indptr: Tensor, *tensors: Tensor) -> bool:
     """Float32 throughout, rows that fit the registers; the reference serves the rest."""
-    return (
-        all(t.dtype == torch.float32 for t in tensors) and 0 < width <= WIDEST and indptr.shape[0] - 1 <= TOKEN_LIMIT
-    )
+    return all(t.dtype == torch.float32 for t in tensors) and 0 < width <= WIDEST and indptr.shape[0] - 1 <= TOKEN_LIMIT
 
 
 def encode_backward(
@@ -191,11 +189,11 @@ def latent_gradients_kernel(
 ):
     """One program is one segment of a latent; the extra ones, which are long, come first.
 
-    The gathers: two rows of 3 KB an entry (D = 768), 23 GB for 3.76 M entries: 4.2 ms at the L2's 5.5 TB/s. The rows lie
-    in 155 MB, of which a third stays in an L2 of 50 MB, so 15 GB come from memory, 3.2 ms at 4.8 TB/s, beside that.
+    The gathers: two rows of 3 KB an entry (D = 768), 23 GB for 3.76 M entries: 4.2 ms at the L2's 5.5 TB/s. The rows
+    lie in 155 MB, of which a third stays in an L2 of 50 MB, so 15 GB come from memory, 3.2 ms at 4.8 TB/s, beside that.
     Reading W_dec and writing both gradients is 453 MB, 0.1 ms. Issuing instructions: about 220 an entry over the four
-    warps, 0.9 ms. Five programs of 128 threads and about 100 registers have 120 KB in flight on a multiprocessor, where
-    bandwidth times latency asks for 42 KB (42 bytes/ns, 1 us loaded).
+    warps, 0.9 ms. Four programs of 128 threads and 128 registers (sm_90) have up to 96 KB in flight on a
+    multiprocessor, where bandwidth times latency asks for 42 KB (42 bytes/ns, 1 us loaded).
     """
     program = tl.program_id(0)
     latent = (program - extras).to(tl.int64)

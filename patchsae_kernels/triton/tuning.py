@@ -74,9 +74,9 @@ PRODUCT_CANDIDATES = {
 """Tiles worth timing, for ``benches.gpu``."""
 
 
-# Per active latent of a token the sparse step gathers 6 KB in its backward and 3 KB in its decode: 42 us a paper batch of
-# the H200. Dense float32 products cost 190 ms more than the encode, TF32 ones 35: the steps meet near L0 4,500 and 800 of
-# 49,152. In float32 the encode's slots (4,096 candidates a token) set an earlier end.
+# Per active latent of a token the sparse step gathers 6 KB in its backward and 3 KB in its decode: 42 us a paper batch
+# on an H200. Dense float32 products cost 190 ms more than the encode, TF32 ones 35: the steps meet near L0 4,500 and
+# 800 of 49,152. In float32 the encode's slots (4,096 candidates a token) set an earlier end.
 DENSE_FROM = {"highest": 0.04, "high": 0.015, "medium": 0.015}
 """Share of active latents from which a training step is dense, by PyTorch's switch for float32 products."""
 

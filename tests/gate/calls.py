@@ -157,8 +157,8 @@ def calls_of_backward() -> list[Call]:
 def calls_of_adam() -> list[Call]:
     calls = []
     for size in (PAPER, LARGE, TAILS, WIDE):
-        rows = meta(size.latents, size.width)
-        for parameter, unit_rows in ((rows, True), (rows.t(), False), (rows[:, :-1], False), (meta(size.latents), False)):
+        rows, bias = meta(size.latents, size.width), meta(size.latents)
+        for parameter, unit_rows in ((rows, True), (rows.t(), False), (rows[:, :-1], False), (bias, False)):
             arguments = (*(parameter for _ in range(4)), 7, 4e-4, 0.9, 0.999, 1e-8, unit_rows)
             name = f"adam {size.name} {tuple(parameter.shape)} {'unit rows' if unit_rows else ''}"
             calls.append(Call(name, adam.adam_step_, arguments, slow=size is not PAPER))

@@ -91,7 +91,8 @@ def test_float64_and_bfloat16_are_the_reference_s():
 
 
 def test_the_host_code_touches_no_data():
-    with record() as launches, torch.device("meta"):
-        adam.adam_step_(*(torch.empty(50, 40).t() for _ in range(4)), 1, 0.1, 0.9, 0.999, 1e-8, False)
-        adam.adam_step_(*(torch.empty(50, 40) for _ in range(4)), 1, 0.1, 0.9, 0.999, 1e-8, True)
+    with record() as launches:
+        rows = [torch.empty(50, 40, device="meta") for _ in range(4)]
+        adam.adam_step_(*(t.t() for t in rows), 1, 0.1, 0.9, 0.999, 1e-8, False)
+        adam.adam_step_(*rows, 1, 0.1, 0.9, 0.999, 1e-8, True)
     assert [launch.grid for launch in launches] == [(2,), (50,)]

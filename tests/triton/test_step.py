@@ -119,7 +119,7 @@ def test_ghost_in_parts_is_the_dense_formula(path):
     case = make_case(4, 24, 12, 60, bias=-2.0)
     x, options = case.x.view(4, 6, 12), {"l1": 0.1, "dead": torch.arange(60) % 3 > 0, "cls_weight": 1.5}
     exact, exact_grads = dense_gradients(x, parameters(case), **options, ghost=True)
-    plain, plain_grads = dense_gradients(x, parameters(case), **options, ghost=False)
+    _, plain_grads = dense_gradients(x, parameters(case), **options, ghost=False)
     for budget_mb in (256, 0.003):
         terms, grads = pk.sae_step(x, parameters(case), **options, budget_mb=budget_mb)
         assert terms.ghost > 0
@@ -172,15 +172,15 @@ def test_no_tokens_no_gradient(path):
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-@pytest.mark.parametrize("name", PARAMETERS)
-@pytest.mark.parametrize("latent", [0, 1])
+@pytest.mark.parametrize(
+    ("name", "latent"),  # the dictionary row of latent 1, which is not active, is not read
+    [("W_enc", 0), ("W_enc", 1), ("b_enc", 0), ("b_enc", 1), ("W_dec", 0), ("b_dec", 0)],
+)
 def test_a_parameter_that_is_no_number_is_seen_in_the_total_or_the_gradients(path, name, bad, latent):
     case = make_case(7, 6, 8, 20)
     p = parameters(case)
     p["b_enc"][0] = 5.0  # latent 0 is active
     p["b_enc"][1] = -50.0  # latent 1 is not
-    if name == "W_dec" and latent == 1:
-        pytest.skip("the dictionary row of a latent that is not active is not read")
     place = (latent,) if p[name].dim() == 1 else (0, latent) if name == "W_enc" else (latent, 0)
     p[name][place] = bad
     terms, grads = pk.sae_step(case.x, p, l1=0.1)
@@ -279,14 +279,16 @@ def counting(original, name, reads):
     return counted
 
 
+def meta(*shape, dtype=torch.float32):
+    """Said with every tensor: `poisoned_memory` may hide torch.empty from ``with torch.device("meta")``."""
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
 def test_the_host_code_touches_no_data():
-    with record() as launches, torch.device("meta"):
-        x, W, b, b_dec = torch.empty(40, 16), torch.empty(700, 16), torch.empty(700), torch.empty(16)
-        dead = torch.empty(30, dtype=torch.int64)
+    with record() as launches:
+        x, W, b, b_dec, dead = meta(40, 16), meta(700, 16), meta(700), meta(16), meta(30, dtype=torch.int64)
         held = step.Step(x, W.t(), b, W, b_dec, dead, 0.1, 2.0, 4, 2**28)
-        held.add_sparse(
-            slice(0, 40), torch.empty(900), torch.empty(900, dtype=torch.int32), torch.empty(41, dtype=torch.int64)
-        )
+        held.add_sparse(slice(0, 40), meta(900), meta(900, dtype=torch.int32), meta(41, dtype=torch.int64))
         held.add_dense(slice(0, 40))
         terms = held.finish(W.t(), W)
     assert len(terms) == 11
