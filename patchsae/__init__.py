@@ -9,8 +9,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from patchsae.adapters import load_adapter
     from patchsae.clip import SplitCLIP, load_clip
     from patchsae.data import open_images
+    from patchsae.maple import load_maple
     from patchsae.sae import SAEConfig, SparseAutoencoder, load_sae
     from patchsae.steering import steer
 
@@ -22,10 +24,22 @@ _HOME = {
     "load_sae": "patchsae.sae",
     "steer": "patchsae.steering",
     "open_images": "patchsae.data",
+    "load_adapter": "patchsae.adapters",
+    "load_maple": "patchsae.maple",
 }
-_PACKAGES = ("data", "experiments", "report", "training")
+_PACKAGES = ("adapters", "adapting", "data", "experiments", "report", "training")
 
-__all__ = ["SAEConfig", "SparseAutoencoder", "SplitCLIP", "load_clip", "load_sae", "open_images", "steer"]
+__all__ = [
+    "SAEConfig",
+    "SparseAutoencoder",
+    "SplitCLIP",
+    "load_adapter",
+    "load_clip",
+    "load_maple",
+    "load_sae",
+    "open_images",
+    "steer",
+]
 
 
 def __getattr__(name: str) -> Any:

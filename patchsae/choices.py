@@ -36,3 +36,46 @@ class Model:
     """"cpu", "cuda", "cuda:1", ...; "auto" is CUDA where there is one."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Arithmetic of the CLIP; the SAE works in float32."""
+
+
+@dataclass(frozen=True)
+class FewImages:
+    """Which images an adapter is trained and tested on."""
+
+    images: str | None = None
+    """A source with splits, as for every verb. Left out: the one that RUN/train was trained on, else "shapes"."""
+    split: str = "train"
+    """Split that the few images are drawn from."""
+    test_split: str = "test"
+    """Split to test on, also of the targets."""
+    targets: tuple[str, ...] = ()
+    """cross-dataset: other sources to test on, each with its own classes ("dtd", "pets:val", ...)."""
+    test_limit: int | None = None
+    """Test on at most this many images of every dataset, drawn evenly over the classes."""
+
+
+@dataclass(frozen=True)
+class Sides:
+    """What the two sides of a comparison are, beside the images and the model that both begin with."""
+
+    adapter: str | None = None
+    """Adapter of the first model: a stage of `patchsae adapt`, an adapter file, or an official MaPLe checkpoint."""
+    other_adapter: str | None = None
+    """Adapter of the second model."""
+    other_model: str | None = None
+    """The second CLIP, "local-dir:PATH" for instance; left out: the first."""
+    other_pretrained: str | None = None
+    """Weights of the second CLIP: another checkpoint of the same architecture."""
+    other_images: str | None = None
+    """The second dataset; left out: the first."""
+    other_split: str | None = None
+    """Split of the second dataset."""
+    test_images: str | None = None
+    """Source of the images to classify; left out: that of --images."""
+    test_split: str | None = None
+    """Split of the images to classify; choose another than the one that is compared, which is the one that is ranked.
+    Left out, with test_images too: none are."""
+    test_limit: int | None = None
+    """Classify at most this many images, drawn evenly over the classes."""
+    labels: tuple[str, str] | None = None
+    """What tables and pictures call the two sides; left out: CLIP and the kind of adapter, or A and B."""

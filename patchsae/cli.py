@@ -10,9 +10,19 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from patchsae.choices import Images, Model
+from patchsae.adapting.config import AdaptOptions
+from patchsae.choices import FewImages, Images, Model, Sides
 from patchsae.errors import PatchsaeError
-from patchsae.experiments.config import ClassesOptions, CompareOptions, ExplainOptions, ExtractOptions, MaskOptions
+from patchsae.experiments.config import (
+    CellOptions,
+    ClassesOptions,
+    CompareOptions,
+    ExplainOptions,
+    ExtractOptions,
+    MaskOptions,
+    SweepOptions,
+    cross_options,
+)
 from patchsae.interrupt import Interrupted
 from patchsae.tinyclip.config import TinyClipConfig
 from patchsae.training.config import TrainConfig
@@ -138,50 +148,142 @@ def compare(
     run: Path,
     images: Images,
     model: Model,
+    sides: Sides,
     options: CompareOptions,
-    other_model: str | None = None,
-    other_pretrained: str | None = None,
-    other_images: str | None = None,
-    other_split: str | None = None,
-    labels: tuple[str, str] = ("A", "B"),
+    sweep: SweepOptions,
     sae: str | None = None,
     name: str = "compare",
     overwrite: bool = False,
 ) -> None:
     """Two models on the same images, or one model on two datasets, through one SAE: what changes.
 
+    With --test-split (or --test-images) both models also classify those images, with the latents of the classes kept
+    and ablated as either model ranks them.
+
     Args:
-        run: directory of the experiment; the result is RUN/NAME.
-        other_model: the second CLIP, "local-dir:PATH" for instance; left out: the first.
-        other_pretrained: weights of the second CLIP: another checkpoint of the same architecture.
-        other_images: the second dataset; left out: the first.
-        other_split: split of the second dataset.
-        labels: what tables and pictures call the two sides.
+        run: directory of the experiment; the results are RUN/NAME and, of the test images, RUN/NAME-test.
         sae: a checkpoint; left out: RUN/train.
         name: name of the result.
         overwrite: start again.
     """
-    from dataclasses import replace
+    from patchsae import opening
+    from patchsae.experiments import adaptation, crossed
+    from patchsae.runs import Run
+    from patchsae.sides import open_sides
+
+    reader = opening.autoencoder(Run(run), sae, opening.device(model))
+    found = open_sides(sides, images, model, reader)
+    given = {} if sae is None else {"sae": sae}
+    pair = (found.first, found.second, reader)
+    compared = adaptation.run(*pair, _stage(run, name), options, settings=found.settings | given, overwrite=overwrite)
+    if found.tested is not None:
+        tested, stage, crossing = found.tested, _stage(run, f"{name}-test"), cross_options(options, sweep)
+        settings = found.test_settings | given
+        crossed.run(*pair, compared, tested, stage, crossing, settings=settings, overwrite=overwrite)
+    _report(run)
+
+
+def table(
+    run: Path,
+    cells: Path,
+    model: Model,
+    sweep: SweepOptions,
+    options: CellOptions,
+    mask: bool = False,
+    share: str = "high_either",
+    sae: str | None = None,
+    name: str = "table",
+    overwrite: bool = False,
+) -> None:
+    """One table of what adaptation changes, over any list of datasets and adapters, as in the paper.
+
+    A table that was stopped goes on with the first cell that is not finished; new cells may be added to the list.
+
+    Args:
+        run: directory of the experiment; the table is RUN/NAME, the cells are the stages of RUN/NAME-cells.
+        cells: TOML file with a table [[cells]] for each: name, images, adapter; also rank_split ("train"), test_split
+            ("test"), rank_limit, test_limit, test_images, dataset, label, templates. [defaults] holds for all.
+        mask: also mask the latents of every cell's classes in both models, by the rankings of both.
+        share: what the shares of table.md divide by: high, high_a, high_b, high_either, active_a, active_b,
+            active_either or all (table.csv has them all).
+        sae: a checkpoint; left out: RUN/train.
+        name: name of the result.
+        overwrite: run the cells again.
+    """
+    from functools import partial
 
     from patchsae import opening
-    from patchsae.experiments import adaptation
+    from patchsae.experiments import table as experiment
+    from patchsae.experiments.cells import read_cells
+    from patchsae.runs import Run
+    from patchsae.sides import open_cell
 
-    clip, autoencoder, dataset, origin = _open(run, sae, images, model)
-    second_clip, second_dataset = clip, dataset
-    if other_model is not None or other_pretrained is not None:
-        other = replace(model, model=other_model or clip.name, pretrained=other_pretrained, layer=clip.layer)
-        second_clip = opening.clip(other, {})
-        origin |= {"other_model": other.model, "other_pretrained": other_pretrained}
-    if other_images is not None or other_split is not None:
-        choice = replace(images, images=other_images or images.images, split=other_split)
-        second_dataset, found = opening.images(choice, autoencoder.config.metadata)
-        origin |= {f"other_{key}": value for key, value in found.items()}
-    if second_clip is clip and second_dataset is dataset:
-        raise ValueError("no second side: give --other-model, --other-pretrained, --other-images or --other-split")
-    first = adaptation.Side(labels[0], clip, dataset)
-    second = adaptation.Side(labels[1], second_clip, second_dataset)
-    settings = {key: value for key, value in origin.items() if value is not None}
-    adaptation.run(first, second, autoencoder, _stage(run, name), options, settings=settings, overwrite=overwrite)
+    listed = read_cells(cells)
+    autoencoder = opening.autoencoder(Run(run), sae, opening.device(model))
+    clip = opening.clip(model, autoencoder.config.metadata)
+    experiment.run(
+        listed,
+        partial(open_cell, clip=clip, sae=autoencoder),
+        autoencoder,
+        Run(run / f"{name}-cells"),
+        _stage(run, name),
+        options,
+        cross_options(options, sweep, swept=mask),
+        share=share,
+        overwrite=overwrite,
+    )
+    print((run / name / "table.md").read_text(), end="")
+    _report(run)
+
+
+def correlate(run: Path, stages: tuple[str, ...], name: str = "correlate", overwrite: bool = False) -> None:
+    """Correlate what datasets, or models, activate: a matrix over finished extractions and comparisons.
+
+    Args:
+        run: directory of the experiment; the result is RUN/NAME.
+        stages: extractions and comparisons, by their names in RUN (a comparison has two entries, a side each).
+        name: name of the result.
+        overwrite: start again.
+    """
+    from patchsae import opening
+    from patchsae.experiments import correlation
+    from patchsae.runs import Run
+
+    finished = [opening.finished_stage(Run(run), stage, "extract", "other --stages") for stage in stages]
+    found = [activity for stage in finished for activity in correlation.activities(stage)]
+    correlation.run(found, _stage(run, name), settings={"stages": list(stages)}, overwrite=overwrite)
+    _report(run)
+
+
+def adapt(
+    run: Path,
+    images: FewImages,
+    model: Model,
+    options: AdaptOptions,
+    name: str | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Train an adapter (MaPLe, CoOp, VPT, LoRA, linear probe) on few images and test it on base, novel, other classes.
+
+    The model is the one of RUN/train where there is one and no other is named. An adaptation that was stopped goes on
+    when the same command is given again.
+
+    Args:
+        run: directory of the experiment; the result is RUN/NAME.
+        name: left out: adapt-ADAPTER-seedSEED.
+        overwrite: start again.
+    """
+    from patchsae import opening
+    from patchsae.adapting.run import adapt as train_and_test
+    from patchsae.adapting.task import make_task
+    from patchsae.runs import Run
+
+    origin = opening.trained_on(Run(run))
+    train, test, targets, found = opening.few_images(images, origin)
+    task = make_task(options, train, test, targets)
+    clip = opening.clip(model, origin)
+    stage = _stage(run, name or f"adapt-{options.adapter}-seed{options.seed}")
+    train_and_test(clip, task, options, stage, settings=found | {"dtype": model.dtype}, overwrite=overwrite)
     _report(run)
 
 
@@ -341,7 +443,10 @@ VERBS: dict[str, Callable[..., None]] = {
     "extract": extract,
     "classes": classes,
     "mask": mask,
+    "adapt": adapt,
     "compare": compare,
+    "table": table,
+    "correlate": correlate,
     "explain": explain,
     "data check": data_check,
     "tinyclip": tinyclip,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,9 @@ import open_clip
 import torch
 
 from patchsae import clip_weights
-from patchsae.choices import Images, Model
+from patchsae.adapters import AdaptedCLIP, load_adapter
+from patchsae.adapters.files import FILE as ADAPTER
+from patchsae.choices import FewImages, Images, Model
 from patchsae.clip import SplitCLIP, load_clip
 from patchsae.data import ImageDataset, limit, open_images
 from patchsae.data.open import is_shapes
@@ -99,6 +101,48 @@ def clip(choice: Model, origin: Mapping[str, Any]) -> SplitCLIP:
     )
 
 
+def adapter(path: str, clip: SplitCLIP, classnames: Sequence[str] | None = None) -> AdaptedCLIP:
+    """What ``--adapter`` names, on a CLIP: a stage of `patchsae adapt`, what `save_adapter` wrote, official MaPLe.
+
+    Raises FileNotFoundError or ValueError as `load_adapter`, and where a stage has no adapter yet.
+    """
+    folder = Path(os.path.expanduser(path))
+    if not folder.exists():
+        raise FileNotFoundError(
+            f"{path} does not exist; expected RUN/NAME of `patchsae adapt`, an adapter file, or an official checkpoint"
+        )
+    if (folder / "config.toml").exists() and not (folder / ADAPTER).exists():
+        raise FileNotFoundError(f"{path} is a stage without {ADAPTER}: run `patchsae adapt` to its end first")
+    return load_adapter(clip, folder, classnames)
+
+
+def few_images(
+    choice: FewImages, origin: Mapping[str, Any]
+) -> tuple[ImageDataset, ImageDataset, list[ImageDataset], dict[str, Any]]:
+    """Train split, test split, test splits of the targets, and what to record of them."""
+    source = choice.images or origin.get("images") or "shapes"
+    train, found = images(Images(source, choice.split), {})
+    test, _ = images(Images(source, choice.test_split, choice.test_limit), {})
+    targets = [
+        images(Images(name, None if _names_split(name) else choice.test_split, choice.test_limit), {})
+        for name in choice.targets
+    ]
+    record = {
+        "images": found["images"],
+        "split": choice.split,
+        "test_split": choice.test_split,
+        "test_limit": choice.test_limit,
+        "targets": [opened["images"] for _, opened in targets],
+    }
+    settings = {key: value for key, value in record.items() if value is not None}
+    return train, test, [dataset for dataset, _ in targets], settings
+
+
+def trained_on(run: Run) -> dict[str, Any]:
+    """What the stage that trained the SAE of a run says of its model and images; {} where there is none."""
+    return run.stage(TRAIN).config or {}
+
+
 def clip_folder(name: str) -> Path:
     """The folder of "tiny", "local-dir:PATH" or PATH."""
     return clip_weights.TINY if name == "tiny" else Path(name.removeprefix(clip_weights.LOCAL_DIR))
@@ -114,6 +158,12 @@ def position(dataset: ImageDataset, index: int) -> int:
 def device(choice: Model) -> str:
     """ "auto" resolved."""
     return ("cuda" if torch.cuda.is_available() else "cpu") if choice.device == "auto" else choice.device
+
+
+def _names_split(source: str) -> bool:
+    """Whether a source says which split it means: "SOURCE:SPLIT", "shapes:SPLIT?...", as `open_images` reads them."""
+    head = source.partition("?")[0] if is_shapes(source) else source
+    return ":" in head and not os.path.exists(os.path.expanduser(head))
 
 
 def _whole(name: str) -> str:

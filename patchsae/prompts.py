@@ -58,9 +58,10 @@ def __getattr__(name: str) -> list[str]:
 def templates_for(dataset_name: str) -> list[str]:
     """The adaptation experiments' template of a dataset, whatever its spelling ("OxfordPets", "oxford_pets", "pets").
 
-    Datasets without one of their own get "a photo of a {}.". Masking uses the 80 `imagenet_templates` on every dataset.
+    The name may carry a split, as those of opened datasets do ("OxfordPets:test"). Datasets without a template of
+    their own get "a photo of a {}.". Masking uses the 80 `imagenet_templates` on every dataset.
     """
-    return [TEMPLATES.get(_plain(dataset_name), DEFAULT_TEMPLATE)]
+    return [TEMPLATES.get(_plain(dataset_name.partition(":")[0]), DEFAULT_TEMPLATE)]
 
 
 def resolve(templates: Sequence[str]) -> list[str]:

@@ -87,6 +87,29 @@ def test_a_finished_verb_does_nothing_and_other_settings_are_refused(run, capsys
     assert (run / "classes" / "top_latents.csv").stat().st_mtime_ns > before
 
 
+@pytest.mark.slow
+def test_an_adapter_is_trained_tested_found_finished_and_opened(tmp_path, capsys):
+    few = ["--images", "shapes?n=120", "--test-limit", "24", "--shots", "1", "--steps", "3", "--device", "cpu"]
+    command = ["adapt", "--run", str(tmp_path), *few, "--adapter", "vpt", "--setting", "base-to-novel"]
+    main(command)
+    assert "harmonic mean" in capsys.readouterr().out
+    stage = tmp_path / "adapt-vpt-seed1"
+    rows = (stage / "accuracy.csv").read_text().splitlines()
+    assert [row.split(",")[:3] for row in rows[1:]] == [
+        ['"base"', "4", "12"],
+        ['"novel"', "4", "12"],
+        ['"harmonic mean"', "", ""],
+    ]
+    assert "Adaptation: vpt" in (tmp_path / "report.html").read_text()
+    main(command)
+    assert "already finished" in capsys.readouterr().out
+    across = ["--setting", "cross-dataset", "--targets", "shapes?label=colour&n=40", "shapes:val?n=30"]
+    main(["adapt", "--run", str(tmp_path), *few, "--adapter", "lora", *across, "--name", "across", "--lr", "0.001"])
+    config = (tmp_path / "across" / "config.toml").read_text()
+    assert 'targets = ["shapes?label=colour&n=40", "shapes:val?n=30"]' in config
+    assert len((tmp_path / "across" / "accuracy.csv").read_text().splitlines()) == 1 + 3 + 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -97,6 +120,11 @@ def test_a_finished_verb_does_nothing_and_other_settings_are_refused(run, capsys
         (["train", "--run", "RUN", "--images", "shapes", "--split", "best"], "split is 'best'"),
         (["train", "--run", "RUN", "--resume"], "no checkpoint to resume"),
         (["train", "--run", "RUN", "--model", "ViT-Z"], "not a model of open_clip"),
+        (["adapt", "--run", "RUN", "--adapter", "linear"], "a linear probe knows only the classes it was trained on"),
+        (["adapt", "--run", "RUN", "--setting", "cross-dataset"], "expected at least one other dataset"),
+        (["adapt", "--run", "RUN", "--epochs", "1"], "expected more than the warm-up"),
+        (["adapt", "--run", "RUN", "--adapter", "coop", "--depth", "2"], "coop has no such setting"),
+        (["adapt", "--run", "RUN", "--images", "shapes:train"], "split is 'test'; shapes:train has 'train'"),
         (["bench", "--op", "decod"], "op is decod; expected one of encode"),
     ],
 )
@@ -139,8 +167,10 @@ def test_doctor_names_the_implementation_of_every_op(capsys):
 
 @pytest.mark.slow
 def test_bench_checks_times_and_writes_json(capsys, tmp_path):
-    main(["bench", "--op", "decode", "pool_tokens", "--rounds", "2", "--json", str(tmp_path / "b.json")])
+    main(
+        ["bench", "--op", "decode", "pool_tokens", "maple_forward", "--rounds", "2", "--json", str(tmp_path / "b.json")]
+    )
     document = json.loads((tmp_path / "b.json").read_text())
-    assert [record["op"] for record in document["records"]] == ["decode", "pool_tokens"]
+    assert [record["op"] for record in document["records"]] == ["decode", "pool_tokens", "maple_forward"]
     assert all(record["milliseconds"] > 0 for record in document["records"])
     assert "ratio" in capsys.readouterr().out

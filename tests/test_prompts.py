@@ -45,6 +45,8 @@ def test_imagenet_has_openais_80_templates_and_1000_names_two_of_them_twice() ->
         ("UCF101", "a photo of a person doing {}."),
         ("ImageNet", "a photo of a {}."),
         ("cifar10", "a photo of a {}."),
+        ("OxfordFlowers:test", "a photo of a {}, a type of flower."),
+        ("CIFAR10:train", "a photo of a {}."),
     ],
 )
 def test_datasets_have_the_templates_of_the_adaptation_experiments(dataset: str, template: str) -> None:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 import patchsae_kernels as pk
+
+if TYPE_CHECKING:
+    from patchsae.maple import MaPLe
 
 KS = (1, 2, 5, 10, 50, 100, 500, 1000, 2000)
 CLASSES = 10
@@ -93,9 +96,29 @@ class Inputs:
         return params, torch.optim.Adam(list(params.values()), lr=LR)
 
     @cached_property
+    def spare(self) -> Tensor:
+        """Memory like W_dec's to write to."""
+        return torch.zeros_like(self.W_dec)
+
+    @cached_property
     def dense(self) -> Tensor:
         """[N, S], the same latents for the dense baselines: what they are about, and made only for them."""
         return self.z.to_dense()
+
+    @cached_property
+    def maple(self) -> MaPLe:
+        """An untrained MaPLe on a CLIP of this size: the shipped one, or a random ViT-B/16."""
+        from patchsae.clip import load_clip
+        from patchsae.maple import load_maple
+
+        name = {128: "tiny", 768: "ViT-B-16-quickgelu"}[self.size.d_in]
+        return load_maple(load_clip(name, device=self.x.device), None, ["thing"])
+
+    @cached_property
+    def pixels(self) -> Tensor:
+        """[B, 3, H, W], standard normal."""
+        generator = torch.Generator().manual_seed(1)
+        return torch.randn(self.size.images, 3, *self.maple.image_size, generator=generator).to(self.x.device)
 
 
 def make_inputs(size: Size, device: str = "cpu", seed: int = 0) -> Inputs:

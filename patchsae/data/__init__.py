@@ -18,7 +18,11 @@ if TYPE_CHECKING:
     from patchsae.data.checks import CheckReport as CheckReport
     from patchsae.data.checks import SplitReport as SplitReport
     from patchsae.data.checks import check as check
+    from patchsae.data.classes import base_novel as base_novel
+    from patchsae.data.classes import relabelled as relabelled
     from patchsae.data.decode import load_image as load_image
+    from patchsae.data.few_shots import few_shot as few_shot
+    from patchsae.data.few_shots import few_shot_pair as few_shot_pair
     from patchsae.data.loader import Batch as Batch
     from patchsae.data.loader import BatchIterator as BatchIterator
     from patchsae.data.loader import batches as batches
@@ -39,7 +43,11 @@ _HOMES = {
     "CheckReport": "checks",
     "SplitReport": "checks",
     "check": "checks",
+    "base_novel": "classes",
+    "relabelled": "classes",
     "load_image": "decode",
+    "few_shot": "few_shots",
+    "few_shot_pair": "few_shots",
     "Batch": "loader",
     "BatchIterator": "loader",
     "batches": "loader",

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from patchsae.data.base import BadImage, BadImageRecord, ImageDataset
+from patchsae.data.base import BadImage, BadImageRecord, DataError, ImageDataset
 from patchsae.data.open import describe, find_layout, open_images, source_and_split, splits
 from patchsae.data.workers import in_workers
 
@@ -77,17 +77,21 @@ class CheckReport:
     source: str
     layout: str
     splits: list[SplitReport]
+    problems: list[str]
+    """Why some of the splits cannot be opened: what is missing, and where it belongs."""
 
     @property
     def ok(self) -> bool:
-        """Whether there are images, and all of them can be read."""
-        return all(part.images and not part.bad for part in self.splits)
+        """Whether all splits are there, have images, and all of them can be read."""
+        return not self.problems and all(part.images and not part.bad for part in self.splits)
 
     def lines(self) -> Iterator[str]:
         """The report as lines of text, ready to print."""
         yield f"{self.source}: {self.layout}"
         for part in self.splits:
             yield from part.lines()
+        for problem in self.problems:
+            yield f"cannot be opened: {problem}"
 
 
 def check(
@@ -104,12 +108,23 @@ def check(
         on_progress: called with (images read, images in all) of the split at hand.
 
     Raises:
-        DataError: the source cannot be opened at all; a bad image is part of the report instead.
+        DataError: the source cannot be opened at all; a bad image, or one split of several that cannot be opened, is
+            part of the report instead.
     """
     base, _ = source_and_split(source, split)
+    layout = find_layout(base).name
     wanted: list[str | None] = [split] if split is not None else [*splits(source)] or [None]
-    parts = [_read(open_images(base, name), name, workers, on_progress) for name in wanted]
-    return CheckReport(describe(base), find_layout(base).name, parts)
+    parts, problems = [], []
+    for name in wanted:
+        try:
+            dataset = open_images(base, name)
+        except DataError as error:
+            problems.append(error)
+            continue
+        parts.append(_read(dataset, name, workers, on_progress))
+    if not parts:
+        raise problems[0]
+    return CheckReport(describe(base), layout, parts, list(dict.fromkeys(map(str, problems))))
 
 
 def _read(

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from patchsae.data.base import DataError, ImageDataset
 
 _SPLIT_NAMES = {
-    "train": ("train", "training"),
+    "train": ("train", "training", "trainval"),
     "val": ("val", "valid", "validation", "dev"),
     "test": ("test", "testing"),
 }
+UNNAMED = 2
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,8 @@ class Layout:
     open: Callable[[object, str | None], ImageDataset]
     """Opens one split (one of `splits`, or None where there are none)."""
     precedence: int = 0
-    """Lower ones are asked first: 0 for what is marked unmistakably, more for what is recognised by its contents."""
+    """Lower ones are asked first: 0 for what is marked unmistakably, 1 for what files of a certain name tell, from
+    UNNAMED on for any folder with pictures in it."""
     default_split: str | None = None
     """The split meant where none is named; None: a source with several splits needs one."""
 
@@ -54,7 +56,7 @@ def dataset_name(base: str, split: str | None) -> str:
 
 
 def choose_split(split: str | None, available: list[str], source: object, default: str | None = None) -> str | None:
-    """The name in `available` that `split` means; "val" finds "validation" and the like.
+    """The name in `available` that `split` means; "val" finds "validation", "train" finds "trainval" and the like.
 
     Raises:
         DataError: a split that is not there, or none named where there are several.
@@ -68,7 +70,9 @@ def choose_split(split: str | None, available: list[str], source: object, defaul
     choices = ", ".join(repr(name) for name in available)
     if split is None:
         raise DataError(f"split is not given, and {source} has {choices}; expected one of them (also as SOURCE:SPLIT)")
+    if split in available:
+        return split
     for name in available:
-        if name == split or (canonical_split(name) == canonical_split(split) is not None):
+        if canonical_split(name) == canonical_split(split) is not None:
             return name
     raise DataError(f"split is {split!r}; {source} has {choices}")

@@ -6,12 +6,16 @@ import glob
 import importlib
 import os
 import pkgutil
+from collections.abc import Iterator
 from pathlib import Path
 
 from patchsae.data import layouts, slices
 from patchsae.data.base import DataError, ImageDataset
 from patchsae.data.decode import is_image_name
-from patchsae.data.layout import Layout, choose_split
+from patchsae.data.files import visible_folders
+from patchsae.data.layout import UNNAMED, Layout, canonical_split, choose_split
+
+_MOST_DATASETS = 50  # a folder that holds more folders is not taken for a collection of datasets, and not searched
 
 
 def open_images(source: object, split: str | None = None) -> ImageDataset:
@@ -20,15 +24,16 @@ def open_images(source: object, split: str | None = None) -> ImageDataset:
     Args:
         source: a folder of class folders (with or without train/val/test above them), a folder of images, a parquet
             file, glob or folder of shards in Hugging Face's image layout, a CoOp directory (split_zhou_*.json) or
-            that file, ImageNet or Aircraft as CoOp keeps them, a `save_to_disk` folder, a `datasets.Dataset` or
-            `DatasetDict`, or "shapes" / "shapes:SPLIT?option=value" (a folder of that name is "./shapes").
+            that file, ImageNet, its variants, CIFAR and the datasets of CoOp as their authors publish them and
+            torchvision leaves them on the disk, a `save_to_disk` folder, a `datasets.Dataset` or `DatasetDict`, or
+            "shapes" / "shapes:SPLIT?option=value" (a folder of that name is "./shapes").
             A split may follow the source after a colon: "pets:test".
         split: one of `splits(source)`; "val" also finds "validation". Not needed where there is one or none. A slice
             such as "train[:80%]" or "[40000:]" takes a part of it; see `patchsae.data.slices`.
 
     Raises:
-        DataError: nothing there, no layout recognised, a split that is missing or not there, labels or class folders
-            that do not fit together.
+        DataError: nothing there, no layout recognised, a folder above the dataset, a split that is missing or not
+            there, listed images that are missing, labels or class folders that do not fit together.
     """
     split, part = slices.cut(split)
     source, split = source_and_split(source, split)
@@ -49,9 +54,15 @@ def find_layout(source: object) -> Layout:
     """The first layout, by precedence, that recognises a source.
 
     Raises:
-        DataError: none does; the message says what is there and what was looked for.
+        DataError: none does; the message says what is there and what was looked for, or which folders in it are
+            datasets.
     """
     known = all_layouts()
+    named = [layout for layout in known if layout.precedence < UNNAMED]
+    for layout in named:
+        if layout.matches(source):
+            return layout
+    _refuse_folder_of_datasets(source, named)
     for layout in known:
         if layout.matches(source):
             return layout
@@ -95,6 +106,31 @@ def source_and_split(source: object, split: str | None) -> tuple[object, str | N
     if split not in (None, tail):
         raise DataError(f"split is {split!r}, but source {source} names {tail!r}; expected the same or only one")
     return base, tail
+
+
+def _refuse_folder_of_datasets(source: object, named: list[Layout]) -> None:
+    """Folders of pictures are easily taken for classes, so a folder above a named dataset is found before that."""
+    inside = list(_named_inside(Path(source), named, levels=2)) if isinstance(source, str) and source else []
+    if inside:
+        folders = "\n".join(f"  - {path}: {layout.name}" for path, layout in inside)
+        raise DataError(
+            f"source {source} is a folder above the dataset, one or two levels too high; expected\n{folders}"
+        )
+
+
+def _named_inside(root: Path, named: list[Layout], levels: int) -> Iterator[tuple[Path, Layout]]:
+    folders = visible_folders(root) if root.is_dir() else []
+    if len(folders) > _MOST_DATASETS:
+        return
+    for folder in folders:
+        path = root / folder
+        if not os.access(path, os.R_OK | os.X_OK):  # lost+found, say
+            continue
+        layout = next((layout for layout in named if layout.matches(str(path))), None)
+        if layout is not None and not canonical_split(folder):
+            yield path, layout
+        elif levels > 1:
+            yield from _named_inside(path, named, levels - 1)
 
 
 def _what_came(source: object) -> str:

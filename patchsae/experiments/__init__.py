@@ -8,7 +8,18 @@ from __future__ import annotations
 import importlib
 from types import ModuleType
 
-_SUBMODULES = ("adaptation", "classes", "config", "explain", "extract", "masking")
+_SUBMODULES = (
+    "adaptation",
+    "cells",
+    "classes",
+    "config",
+    "correlation",
+    "crossed",
+    "explain",
+    "extract",
+    "masking",
+    "table",
+)
 
 
 def __getattr__(name: str) -> ModuleType:

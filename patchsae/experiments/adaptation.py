@@ -1,4 +1,7 @@
-"""Two models on the same images, or one model on two datasets, read through one autoencoder: what changes."""
+"""Two models on the same images, or one model on two datasets, read through one autoencoder: what changes.
+
+A model is a CLIP or an adapted one. Statistics see image tokens only, never the prompt tokens that follow them.
+"""
 
 from __future__ import annotations
 
@@ -11,17 +14,21 @@ from torch import Tensor
 
 import patchsae_kernels as pk
 from patchsae import prompts
-from patchsae.clip import SplitCLIP
 from patchsae.data import Batch, ImageDataset
 from patchsae.experiments.accumulators import LatentStatistics, TopImages, image_means
+from patchsae.experiments.accuracies import accuracy_columns
 from patchsae.experiments.adaptation_section import section, shift_histogram
 from patchsae.experiments.comparison import Comparison
 from patchsae.experiments.config import MAY_DIFFER, CompareOptions
 from patchsae.experiments.extract import require_fit
 from patchsae.experiments.fold import FoldResult, discard_state, fold
+from patchsae.experiments.groups import class_groups
 from patchsae.experiments.identity import describe_images, describe_model, describe_sae, stage_config
+from patchsae.experiments.models import AnyCLIP
 from patchsae.experiments.pair_table import PairTable
 from patchsae.experiments.pairing import ByClass, Pairing, SameImages
+from patchsae.experiments.transition_table import transition_columns
+from patchsae.experiments.zero_shot import zero_shot
 from patchsae.report import figures
 from patchsae.sae import SparseAutoencoder
 
@@ -35,7 +42,7 @@ class Side:
 
     name: str
     """What tables and the report call it."""
-    clip: SplitCLIP
+    clip: AnyCLIP
     dataset: ImageDataset
 
 
@@ -58,8 +65,8 @@ def run(
         first, second: sides A and B. Their models must preprocess images alike and have tokens of the autoencoder's
             width.
         sae: the autoencoder that reads both, S latents.
-        stage: folder of the results: ``accuracy.csv`` and ``classes.csv`` (with labels), ``images.parquet``,
-            ``latents.parquet``, tensors, ``shift.png`` and the report's section.
+        stage: folder of the results: ``accuracy.csv``, ``classes.csv`` and ``transitions.csv`` (with labels),
+            ``images.parquet``, ``latents.parquet``, tensors, ``shift.png`` and the report's section.
         options: see :class:`CompareOptions`.
         settings: what the caller wants recorded, and compared on resume, beside these (how things were opened).
         overwrite: begin again even if the stage is finished or holds part of a run.
@@ -73,28 +80,30 @@ def run(
     templates = prompts.resolve(options.templates)
     for side in (first, second):
         require_fit(side.clip, sae, side.dataset)
-    config = stage_config(
-        options,
-        settings,
-        sae=describe_sae(sae),
-        side_a={"name": first.name, "clip": describe_model(first.clip), "dataset": describe_images(first.dataset)},
-        side_b={"name": second.name, "clip": describe_model(second.clip), "dataset": describe_images(second.dataset)},
-    )
+    if first.dataset.classnames:
+        class_groups(options.groups, len(first.dataset.classnames))  # too few of them are refused before the work
+    made_from = {"sae": describe_sae(sae), "side_a": describe_side(first), "side_b": describe_side(second)}
+    config = stage_config(options, settings, **made_from)
     with stage:
         if stage.begin(config, overwrite, device=str(first.clip.device), may_differ=MAY_DIFFER):
-            comparison, folded = _compare(first, second, sae, pairing, templates, stage, options)
+            comparison, folded = _compare(first, second, sae, pairing, templates, made_from, stage, options)
             comparison.save(stage)
             _write_tables(comparison, (first.dataset, second.dataset), stage)
             stage.write_bytes("shift.png", figures.png(shift_histogram(comparison)))
-            section(comparison, (first.clip, second.clip), (first.dataset, second.dataset), sae, folded, options).write(
-                stage
-            )
+            clips, datasets = (first.clip, second.clip), (first.dataset, second.dataset)
+            section(comparison, clips, datasets, sae, folded, options, stage.name).write(stage)
             discard_state(stage)
             stage.finish()
     return Comparison.load(stage)
 
 
-def _pairing(first: Side, second: Side) -> Pairing:
+def describe_side(side: Side) -> dict[str, Any]:
+    """Name, model and images of a side."""
+    return {"name": side.name, "clip": describe_model(side.clip), "dataset": describe_images(side.dataset)}
+
+
+def require_same_tokens(first: Side, second: Side) -> None:
+    """ValueError unless both models see the same pixels of an image, cut into the same tokens."""
     ours, theirs = repr(first.clip.preprocess), repr(second.clip.preprocess)
     if ours != theirs:
         raise ValueError(f"{second.name} preprocesses images by {theirs}; expected what {first.name} does, {ours}")
@@ -103,6 +112,10 @@ def _pairing(first: Side, second: Side) -> Pairing:
             f"{second.name} has {second.clip.image_tokens} tokens per image; "
             f"expected those of {first.name}, {first.clip.image_tokens}"
         )
+
+
+def _pairing(first: Side, second: Side) -> Pairing:
+    require_same_tokens(first, second)
     if first.dataset.fingerprint == second.dataset.fingerprint:
         return SameImages(first.dataset)
     return ByClass(first.dataset, second.dataset)
@@ -117,10 +130,7 @@ class _SideCollector:
         size, device = sae.config.d_sae, side.clip.device
         self.statistics = LatentStatistics(size, self.tokens, options.threshold, len(names) if names else None, device)
         self.top_images = TopImages(size, options.top, device)
-        self.classifier: Tensor | None = None
-        if names:
-            with torch.no_grad():
-                self.classifier = side.clip.text_classifier(names, templates, renormalise=options.renormalise)
+        self.classifier = zero_shot(side.clip, names, templates, options, options.groups) if names else None
 
     def update(self, pixels: Tensor, index: Tensor, labels: Tensor) -> tuple[pk.SparseLatents, Tensor]:
         """Mean activations [B, S] of a batch, and which of its images are classified correctly, bool [B]."""
@@ -131,9 +141,7 @@ class _SideCollector:
         self.top_images.update(means, index)
         if self.classifier is None:
             return means, torch.zeros(len(labels), dtype=torch.bool)
-        embedding = self.clip.embed(residual)
-        predicted = (embedding @ self.classifier.to(embedding).T).argmax(dim=1)
-        return means, predicted.cpu() == labels
+        return means, self.classifier.correct(self.clip.embed(residual), labels)
 
 
 def _compare(
@@ -142,6 +150,7 @@ def _compare(
     sae: SparseAutoencoder,
     pairing: Pairing,
     templates: Sequence[str],
+    made_from: dict[str, Any],
     stage: Stage,
     options: CompareOptions,
 ) -> tuple[Comparison, FoldResult]:
@@ -164,11 +173,15 @@ def _compare(
         parts |= {f"statistics_{letter}": collector.statistics, f"top_images_{letter}": collector.top_images}
     streaming = replace(options, batch_size=options.batch_size * pairing.images_per_pair)
     folded = fold(pairing.stream, first.clip.preprocess, update, parts, streaming, label="compare", stage=stage)
-    return _comparison((first, second), collectors, table, options), folded
+    return _comparison((first, second), collectors, table, made_from, options), folded
 
 
 def _comparison(
-    sides: tuple[Side, Side], collectors: list[_SideCollector], table: PairTable, options: CompareOptions
+    sides: tuple[Side, Side],
+    collectors: list[_SideCollector],
+    table: PairTable,
+    made_from: dict[str, Any],
+    options: CompareOptions,
 ) -> Comparison:
     stats = [collector.statistics.finalize() for collector in collectors]
     if stats[0].images == 0:
@@ -178,6 +191,10 @@ def _comparison(
     return Comparison(
         names=(sides[0].name, sides[1].name),
         top=options.top,
+        high=options.high,
+        low=options.low,
+        groups=options.groups,
+        made_from=made_from,
         classnames=None if names is None else tuple(names),
         pairs=table.finalize(),
         mean_activation=torch.stack([s.sums / s.tokens for s in stats]).cpu(),
@@ -192,14 +209,8 @@ def _comparison(
 def _write_tables(comparison: Comparison, datasets: tuple[ImageDataset, ImageDataset], stage: Stage) -> None:
     stage.write_table("images.parquet", comparison.image_columns(datasets))
     stage.write_table("latents.parquet", comparison.latent_columns())
-    accuracies = comparison.accuracies
-    if accuracies is not None:
-        names, delta = comparison.names, comparison.delta
-        columns: dict[str, list[Any]] = {
-            "side": ["a", "b"],
-            "name": list(names),
-            "accuracy": list(accuracies),
-            "delta": [None, delta],
-        }
-        stage.write_table("accuracy.csv", columns)
+    if comparison.accuracies:
+        stage.write_table("accuracy.csv", accuracy_columns(comparison.names, comparison.accuracies))
+    if comparison.transitions is not None:
         stage.write_table("classes.csv", comparison.class_columns())
+        stage.write_table("transitions.csv", transition_columns(comparison))

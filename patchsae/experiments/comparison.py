@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,8 +11,12 @@ import torch
 from torch import Tensor
 
 from patchsae.data import ImageDataset
+from patchsae.experiments.accuracies import improvement
+from patchsae.experiments.groups import class_groups, reported_groups
+from patchsae.experiments.moved import ClassShift, class_shift, class_shift_columns
 from patchsae.experiments.pair_table import Pairs, listed, overlap
 from patchsae.experiments.rankings import order_of, rank_by
+from patchsae.experiments.transitions import Transitions, transitions
 
 if TYPE_CHECKING:
     from patchsae.runs import Stage
@@ -26,6 +31,12 @@ class Comparison:
     names: tuple[str, str]
     top: int
     """Latents of an image or class that are compared."""
+    high: int
+    """A latent is high in a class when it is among so many of its first."""
+    low: int
+    """A latent is low in a class when it is not among so many of its first."""
+    groups: str
+    """"none" or "base-novel": whether base and novel classes are told apart."""
     classnames: tuple[str, ...] | None
     pairs: Pairs
     mean_activation: Tensor
@@ -40,6 +51,13 @@ class Comparison:
     """int64 [2, C, S]: tokens above tau in the images of a class."""
     top_images: Tensor
     """int64 [2, S, n]: reference images, positions in the side's dataset; -1 where there is none."""
+    made_from: dict[str, Any]
+    """"sae", "side_a" and "side_b" as the stage's configuration has them; an empty one fits nothing."""
+
+    @property
+    def distinct_names(self) -> tuple[str, str]:
+        """The names, told apart where they are the same."""
+        return side_names(self.names)
 
     @property
     def shift(self) -> Tensor:
@@ -47,18 +65,46 @@ class Comparison:
         return self.mean_activation[1] - self.mean_activation[0]
 
     @property
-    def accuracies(self) -> tuple[float, float] | None:
-        """Zero-shot accuracy of both sides, or None without labels."""
-        labelled = self.pairs.labels >= 0
-        if self.classnames is None or not labelled.any():
-            return None
-        first, second = self.pairs.correct[labelled].double().mean(dim=0).tolist()
-        return first, second
+    def class_images(self) -> Tensor:
+        """int64 [C]: pairs of images of every class."""
+        labels = self.pairs.labels[self.pairs.labels >= 0]
+        return torch.bincount(labels, minlength=len(self.classnames or ()))
 
     @property
-    def delta(self) -> float | None:
-        """Improvement of the accuracy from A to B, see :func:`improvement`; None without labels."""
-        return None if self.accuracies is None else improvement(*self.accuracies)
+    def accuracies(self) -> dict[str, tuple[float, float]]:
+        """Group of classes -> zero-shot accuracy of both sides; groups without images are left out."""
+        found = {}
+        for group, labels in class_groups(self.groups, len(self.classnames)).items() if self.classnames else ():
+            mine = self.pairs.correct[(self.pairs.labels >= labels.start) & (self.pairs.labels < labels.stop)]
+            if len(mine):
+                first, second = mine.double().mean(dim=0).tolist()
+                found[group] = (first, second)
+        return found
+
+    @cached_property
+    def transitions(self) -> Transitions | None:
+        """Latents of every class that are high on both sides, turn low, or turn high; None without labels."""
+        if self.class_counts is None:
+            return None
+        before, after = self.class_counts
+        return transitions(before, after, self.high, self.low)
+
+    @cached_property
+    def class_shift(self) -> ClassShift | None:
+        """Where the tokens per image of a class change most, for every latent; None without labels."""
+        if self.class_counts is None:
+            return None
+        before, after = self.class_counts
+        return class_shift(before, after, self.class_images)
+
+    @property
+    def seen_labels(self) -> dict[str, Tensor]:
+        """Group -> labels int64 of those of its classes that have images: all of them, then base and novel."""
+        if self.classnames is None:
+            return {}
+        seen = self.class_images > 0
+        groups = reported_groups(self.groups, len(self.classnames))
+        return {name: seen[list(labels)].nonzero().squeeze(1) + labels.start for name, labels in groups.items()}
 
     @property
     def class_top(self) -> tuple[Tensor, Tensor] | None:
@@ -78,9 +124,7 @@ class Comparison:
         return {
             "label": list(range(len(self.classnames))),
             "class": list(self.classnames),
-            "images": torch.bincount(
-                self.pairs.labels[self.pairs.labels >= 0], minlength=len(self.classnames)
-            ).tolist(),
+            "images": self.class_images.tolist(),
             "accuracy_a": [a for a, _ in accuracy],
             "accuracy_b": [b for _, b in accuracy],
             "delta": [None if a is None or b is None else improvement(a, b) for a, b in accuracy],
@@ -107,12 +151,14 @@ class Comparison:
         columns["shift"] = self.pairs.shift.numpy()
         return columns | _overlap_columns(tops, overlap(*tops))
 
-    def latent_columns(self) -> dict[str, np.ndarray]:
-        """A row per latent: mean activation, frequency and tokens above tau on both sides, and the shift."""
-        columns = {"latent": np.arange(len(self.shift))}
+    def latent_columns(self) -> dict[str, Any]:
+        """A row per latent: mean activation, frequency, tokens above tau on both sides, and what moved how far."""
+        columns: dict[str, Any] = {"latent": np.arange(len(self.shift))}
         for name, values in (("mean", self.mean_activation), ("frequency", self.frequency), ("tokens", self.counts)):
             columns |= {f"{name}_a": values[0].numpy(), f"{name}_b": values[1].numpy()}
-        return columns | {"shift": self.shift.numpy()}
+        columns["shift"] = self.shift.numpy()
+        shifts = self.class_shift
+        return columns if shifts is None else columns | class_shift_columns(shifts, self.classnames or ())
 
     def save(self, stage: Stage) -> None:
         """Write ``pairs``, ``sides`` and (with labels) ``class_counts`` as safetensors, names as JSON."""
@@ -120,8 +166,9 @@ class Comparison:
         stage.save_tensors("sides", {name: getattr(self, name) for name in _TENSORS})
         if self.class_counts is not None:
             stage.save_tensors("class_counts", {"counts": self.class_counts})
+        about = {name: getattr(self, name) for name in ("top", "high", "low", "groups", "made_from")}
         classnames = None if self.classnames is None else list(self.classnames)
-        stage.save_json("names", {"sides": list(self.names), "top": self.top, "classnames": classnames})
+        stage.save_json("names", {"sides": list(self.names), "classnames": classnames, **about})
 
     @staticmethod
     def load(stage: Stage) -> Comparison:
@@ -129,9 +176,14 @@ class Comparison:
         names, classes = stage.load_json("names"), None
         if names["classnames"] is not None:
             classes = stage.load_tensors("class_counts")["counts"]
+        first, second = names["sides"]
         return Comparison(
-            names=(names["sides"][0], names["sides"][1]),
+            names=(first, second),
             top=names["top"],
+            high=names["high"],
+            low=names["low"],
+            groups=names["groups"],
+            made_from=names["made_from"],
             classnames=None if names["classnames"] is None else tuple(names["classnames"]),
             pairs=Pairs(**stage.load_tensors("pairs")),
             class_counts=classes,
@@ -146,9 +198,9 @@ class Comparison:
         return first, second
 
 
-def improvement(first: float, second: float) -> float | None:
-    """delta = (B - A) / (1 - A) of two accuracies in [0, 1]; None where A is 1."""
-    return None if first == 1 else (second - first) / (1 - first)
+def side_names(names: tuple[str, str]) -> tuple[str, str]:
+    """Two names for a plot or a table, told apart where they are the same."""
+    return names if names[0] != names[1] else (f"{names[0]} (A)", f"{names[1]} (B)")
 
 
 def _class_top(counts: Tensor, top: int) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Literal
 
 KS = (1, 2, 5, 10, 50, 100, 500, 1000, 2000)
@@ -85,51 +85,112 @@ class ClassesOptions:
 
 
 @dataclass(frozen=True)
-class MaskOptions(StreamOptions):
-    """`patchsae mask`: classify with only the first k latents of a ranking kept, or with those ablated."""
+class PromptOptions:
+    """How class names become a zero-shot classifier. Learned prompts of an adapted model take their place."""
 
-    ks: tuple[int, ...] = KS
-    """Numbers of latents; those above S are dropped and S is always added."""
-    rankings: tuple[str, ...] = RANKINGS
-    """Rankings to sweep, of those that `patchsae classes` made."""
-    budget_mb: int = 512
-    """Bound on the reconstructions held at a time, in MB."""
     templates: tuple[str, ...] = ()
     """Prompts with "{}" for the class name, or names: "imagenet" for OpenAI's 80, a dataset ("oxfordpets", "dtd", ...)
     for the prompt of its adaptation experiments. Empty means "imagenet"."""
     renormalise: bool = True
     """Whether the mean of a class's prompt embeddings is scaled back to unit norm (open_clip does, the released code
     does not)."""
+
+
+@dataclass(frozen=True)
+class SweepOptions:
+    """Which masks a top-k sweep applies, and to what."""
+
+    ks: tuple[int, ...] = KS
+    """Numbers of latents; those above S are dropped and S is always added."""
+    keep_prompt_tokens: bool = False
+    """Leave a prompted model's prompt tokens as they are; otherwise they are replaced like the image's, as in the
+    paper."""
+    budget_mb: int = 512
+    """Bound on the reconstructions held at a time, in MB."""
     bias_offset: float = 0.0
     """Added to every element of every reconstruction. The released code adds 0.105131256516992, left over from one
     checkpoint."""
 
     def __post_init__(self) -> None:
-        StreamOptions.__post_init__(self)
         require(all(k >= 1 for k in self.ks), "ks", self.ks, "numbers of at least 1")
-        require(len(self.rankings) >= 1, "rankings", self.rankings, "at least one name")
         require(self.budget_mb >= 1, "budget_mb", self.budget_mb, "an integer of at least 1")
 
 
 @dataclass(frozen=True)
-class CompareOptions(StreamOptions, DisplayOptions):
+class MaskOptions(SweepOptions, PromptOptions, StreamOptions):
+    """`patchsae mask`: classify with only the first k latents of a ranking kept, or with those ablated."""
+
+    rankings: tuple[str, ...] = RANKINGS
+    """Rankings to sweep, of those that `patchsae classes` made."""
+
+    def __post_init__(self) -> None:
+        StreamOptions.__post_init__(self)
+        SweepOptions.__post_init__(self)
+        require(len(self.rankings) >= 1, "rankings", self.rankings, "at least one name")
+
+
+@dataclass(frozen=True)
+class GroupOptions:
+    """Whether base and novel classes are told apart."""
+
+    groups: Literal["none", "base-novel"] = "none"
+    """`base-novel`: the first half of the classes (rounded up) and the rest are reported apart, and an image is
+    classified among the classes of its own half, as base-to-novel accuracies are published."""
+
+    def __post_init__(self) -> None:
+        require(self.groups in ("none", "base-novel"), "groups", self.groups, "none or base-novel")
+
+
+@dataclass(frozen=True)
+class CompareOptions(GroupOptions, PromptOptions, StreamOptions, DisplayOptions):
     """`patchsae compare`: two models, or two datasets, through one SAE."""
 
     threshold: float = 0.2
     """tau: a token counts for a latent when its activation is larger."""
     top: int = 10
     """Latents of an image or a class that are compared, and reference images kept of every latent."""
-    templates: tuple[str, ...] = ()
-    """Prompts with "{}" for the class name, or names: "imagenet" for OpenAI's 80, a dataset ("oxfordpets", "dtd", ...)
-    for the prompt of its adaptation experiments. Empty means "imagenet"."""
-    renormalise: bool = True
-    """Whether the mean of a class's prompt embeddings is scaled back to unit norm."""
+    high: int = 50
+    """A latent is high in a class when it is among so many of the class's most frequent ones."""
+    low: int = 100
+    """A latent is low in a class when it is not among so many of the class's most frequent ones."""
 
     def __post_init__(self) -> None:
+        GroupOptions.__post_init__(self)
         StreamOptions.__post_init__(self)
         DisplayOptions.__post_init__(self)
         require(self.threshold >= 0, "threshold", self.threshold, "a number of at least 0")
         require(self.top >= 1, "top", self.top, "an integer of at least 1")
+        require(self.high >= 1, "high", self.high, "an integer of at least 1")
+        require(self.low >= self.high, "low", self.low, f"an integer of at least high = {self.high}")
+
+
+@dataclass(frozen=True)
+class CrossOptions(GroupOptions, SweepOptions, PromptOptions, StreamOptions):
+    """The masking half of `patchsae compare`: rankings of both sides applied in the models of both."""
+
+    sweep: bool = True
+    """Whether masks are swept; without, the models are classified as they are and reconstructed."""
+
+    def __post_init__(self) -> None:
+        GroupOptions.__post_init__(self)
+        SweepOptions.__post_init__(self)
+        StreamOptions.__post_init__(self)
+
+
+@dataclass(frozen=True)
+class CellOptions(CompareOptions):
+    """A cell of `patchsae table`: a comparison that tells base and novel classes apart, unless told otherwise."""
+
+    groups: Literal["none", "base-novel"] = "base-novel"
+    """`base-novel`: the first half of the classes (rounded up) and the rest are reported apart, and an image is
+    classified among the classes of its own half, as base-to-novel accuracies are published."""
+
+
+def cross_options(compare: CompareOptions, sweep: SweepOptions, *, swept: bool = True) -> CrossOptions:
+    """The settings of the masking half of a comparison: what both halves share comes from the first."""
+    shared = {name: value for options in (compare, sweep) for name, value in asdict(options).items()}
+    wanted = {field.name for field in fields(CrossOptions)} - {"sweep"}
+    return CrossOptions(sweep=swept, **{name: shared[name] for name in wanted})
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ from PIL import Image
 from torch import Tensor
 
 import patchsae_kernels as pk
-from patchsae.clip import SplitCLIP
 from patchsae.data import ImageDataset
 from patchsae.experiments.config import ExplainOptions
 from patchsae.experiments.extract_section import latent_row
@@ -24,6 +23,7 @@ from patchsae.experiments.identity import (
     require_same_models,
     stage_config,
 )
+from patchsae.experiments.models import AnyCLIP
 from patchsae.experiments.pictures import Activation, activation, encode_images, picture_of, reference_tiles
 from patchsae.report import Row, Section, Tile
 from patchsae.report.images import contact_sheet, thumbnail
@@ -56,7 +56,7 @@ class References:
 
 
 def run(
-    clip: SplitCLIP,
+    clip: AnyCLIP,
     sae: SparseAutoencoder,
     images: Mapping[str, Image.Image],
     stage: Stage,
@@ -115,7 +115,7 @@ def _require_fresh(references: References, models: Mapping[str, Any]) -> None:
 
 @torch.no_grad()
 def explain(
-    clip: SplitCLIP,
+    clip: AnyCLIP,
     sae: SparseAutoencoder,
     images: Mapping[str, Image.Image],
     options: ExplainOptions | None = None,
@@ -188,7 +188,7 @@ def _top(latents: pk.SparseLatents, token: int | None, hidden: Tensor, n: int) -
 
 def _write(
     explained: Sequence[Explained],
-    clip: SplitCLIP,
+    clip: AnyCLIP,
     sae: SparseAutoencoder,
     references: References | None,
     stage: Stage,
@@ -217,7 +217,7 @@ def _write(
 
 def _reference_tiles(
     explained: Sequence[Explained],
-    clip: SplitCLIP,
+    clip: AnyCLIP,
     sae: SparseAutoencoder,
     references: References | None,
     options: ExplainOptions,

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from patchsae.clip import SplitCLIP
 from patchsae.data import Batch, ImageDataset
 from patchsae.experiments import extract_section
 from patchsae.experiments.accumulators import (
@@ -23,6 +22,7 @@ from patchsae.experiments.config import MAY_DIFFER, ExtractOptions
 from patchsae.experiments.extraction import Extraction
 from patchsae.experiments.fold import Accumulator, FoldResult, discard_state, fold
 from patchsae.experiments.identity import describe_sources, stage_config
+from patchsae.experiments.models import AnyCLIP
 from patchsae.report import figures
 from patchsae.sae import SparseAutoencoder
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 def run(
-    clip: SplitCLIP,
+    clip: AnyCLIP,
     sae: SparseAutoencoder,
     dataset: ImageDataset,
     stage: Stage,
@@ -74,7 +74,7 @@ def run(
     return Extraction.load(stage)
 
 
-def require_fit(clip: SplitCLIP, sae: SparseAutoencoder, dataset: ImageDataset) -> None:
+def require_fit(clip: AnyCLIP, sae: SparseAutoencoder, dataset: ImageDataset) -> None:
     """ValueError unless the autoencoder reads this model's residual stream and there are images."""
     if sae.config.d_in != clip.width:
         raise ValueError(f"sae reads tokens of width {sae.config.d_in}; the residual stream of clip has {clip.width}")
@@ -116,7 +116,7 @@ def _where(values: list[Any], known: list[bool]) -> list[Any]:
 
 
 def _extract(
-    clip: SplitCLIP,
+    clip: AnyCLIP,
     sae: SparseAutoencoder,
     dataset: ImageDataset,
     made_from: dict[str, Any],

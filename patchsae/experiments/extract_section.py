@@ -6,18 +6,18 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from patchsae.clip import SplitCLIP
 from patchsae.data import ImageDataset
 from patchsae.experiments.config import ExtractOptions
 from patchsae.experiments.extraction import Extraction
 from patchsae.experiments.fold import FoldResult
+from patchsae.experiments.models import AnyCLIP
 from patchsae.experiments.pictures import reference_tiles
 from patchsae.report import Row, Section, plots
 from patchsae.sae import SparseAutoencoder
 
 
 def section(
-    clip: SplitCLIP,
+    clip: AnyCLIP,
     sae: SparseAutoencoder,
     dataset: ImageDataset,
     extraction: Extraction,
@@ -107,7 +107,7 @@ def latent_row(extraction: Extraction, latent: int) -> dict[str, float | int | s
 
 def _gallery(
     part: Section,
-    clip: SplitCLIP,
+    clip: AnyCLIP,
     sae: SparseAutoencoder,
     dataset: ImageDataset,
     extraction: Extraction,

@@ -6,20 +6,23 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from patchsae.clip import SplitCLIP
 from patchsae.data import ImageDataset
+from patchsae.experiments.models import AnyCLIP, kind_of
 from patchsae.hashing import fingerprint
 from patchsae.sae import SparseAutoencoder
 
 
 def stage_config(options: Any, settings: Mapping[str, Any] | None, **made_from: Any) -> dict[str, Any]:
-    """The configuration of a stage: the caller's settings, the experiment's options, and what it is made from."""
-    return {**(settings or {}), **asdict(options), "made_from": made_from}
+    """The configuration of a stage: the caller's settings, the experiment's options (or None), what it is made from."""
+    chosen = {} if options is None else asdict(options)
+    return {**(settings or {}), **chosen, "made_from": made_from}
 
 
-def describe_model(clip: SplitCLIP) -> dict[str, Any]:
-    """Name, block and weights of a model. Where its files lie does not matter."""
-    return {"name": clip.name, "layer": clip.layer, "weights": clip.fingerprint}
+def describe_model(clip: AnyCLIP) -> dict[str, Any]:
+    """Name, block, weights and adapter of a model. Where its files lie does not matter."""
+    about = {"name": clip.name, "layer": clip.layer, "weights": clip.fingerprint}
+    kind = kind_of(clip)
+    return about if kind is None else {**about, "adapter": kind}
 
 
 def describe_sae(sae: SparseAutoencoder) -> dict[str, Any]:
@@ -33,7 +36,7 @@ def describe_images(dataset: ImageDataset) -> dict[str, Any]:
     return {"name": dataset.name, "images": len(dataset), "fingerprint": dataset.fingerprint}
 
 
-def describe_sources(clip: SplitCLIP, sae: SparseAutoencoder, dataset: ImageDataset) -> dict[str, Any]:
+def describe_sources(clip: AnyCLIP, sae: SparseAutoencoder, dataset: ImageDataset) -> dict[str, Any]:
     """What an extraction is made of: {"clip": ..., "sae": ..., "dataset": ...}."""
     return {"clip": describe_model(clip), "sae": describe_sae(sae), "dataset": describe_images(dataset)}
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from torch import Tensor
 
 from patchsae.experiments.sweep import RECONSTRUCTION, UNMODIFIED, Variant
@@ -28,9 +27,10 @@ class MaskResult:
     images: Tensor
     """int64 [C]: images of every class."""
 
-    def accuracy(self, variant: Variant) -> float:
-        """Share of all images that is classified correctly."""
-        return int(self.correct[self.variants.index(variant)].sum()) / int(self.images.sum())
+    def accuracy(self, variant: Variant, labels: range | None = None) -> float:
+        """Share of the images (of these classes; None is all) that is classified correctly. There must be some."""
+        classes = slice(None) if labels is None else slice(labels.start, labels.stop)
+        return int(self.correct[self.variants.index(variant), classes].sum()) / int(self.images[classes].sum())
 
     def recall(self, variant: Variant) -> list[float | None]:
         """Share of every class's images that is classified correctly; None for a class without images."""
@@ -54,28 +54,31 @@ class MaskResult:
         stage.save_json(
             "variants", {"variants": [list(variant) for variant in self.variants], "classnames": list(self.classnames)}
         )
-        names: dict[str, list[Any]] = {
-            "variant": [variant.name for variant in self.variants],
-            "ranking": [None if variant in UNRANKED else variant.ranking for variant in self.variants],
-            "mode": [variant.mode for variant in self.variants],
-            "k": [None if variant in UNRANKED else variant.k for variant in self.variants],
+        stage.write_table("accuracy.csv", self.accuracy_columns())
+        stage.write_table("recall.csv", self.recall_columns())
+
+    def accuracy_columns(self, labels: range | None = None) -> dict[str, Any]:
+        """A row per variant: accuracy over the images (of these classes; None is all)."""
+        classes = slice(None) if labels is None else slice(labels.start, labels.stop)
+        return {
+            **self._variant_columns(),
+            "accuracy": [self.accuracy(variant, labels) for variant in self.variants],
+            "correct": self.correct[:, classes].sum(dim=1).tolist(),
+            "images": [int(self.images[classes].sum())] * len(self.variants),
         }
-        accuracies: dict[str, Any] = {
-            "accuracy": [self.accuracy(variant) for variant in self.variants],
-            "correct": self.correct.sum(dim=1).numpy(),
-            "images": np.full(len(self.variants), int(self.images.sum())),
-        }
-        stage.write_table("accuracy.csv", {**names, **accuracies})
+
+    def recall_columns(self) -> dict[str, Any]:
+        """A row per variant and class."""
         classes, rows = len(self.classnames), len(self.variants)
-        repeated = {name: [value for value in column for _ in range(classes)] for name, column in names.items()}
-        recalls: dict[str, Any] = {
-            "label": np.tile(np.arange(classes), rows),
+        names = self._variant_columns()
+        return {
+            **{name: [value for value in column for _ in range(classes)] for name, column in names.items()},
+            "label": list(range(classes)) * rows,
             "class": list(self.classnames) * rows,
             "recall": [recall for variant in self.variants for recall in self.recall(variant)],
-            "correct": self.correct.flatten().numpy(),
-            "images": np.tile(self.images.numpy(), rows),
+            "correct": self.correct.flatten().tolist(),
+            "images": self.images.tolist() * rows,
         }
-        stage.write_table("recall.csv", {**repeated, **recalls})
 
     @staticmethod
     def load(stage: Stage) -> MaskResult:
@@ -83,3 +86,11 @@ class MaskResult:
         tensors, names = stage.load_tensors("correct"), stage.load_json("variants")
         found = tuple(Variant(*row) for row in names["variants"])
         return MaskResult(found, tuple(names["classnames"]), tensors["correct"], tensors["images"])
+
+    def _variant_columns(self) -> dict[str, list[Any]]:
+        return {
+            "variant": [variant.name for variant in self.variants],
+            "ranking": [None if variant in UNRANKED else variant.ranking for variant in self.variants],
+            "mode": [variant.mode for variant in self.variants],
+            "k": [None if variant in UNRANKED else variant.k for variant in self.variants],
+        }

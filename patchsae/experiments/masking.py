@@ -11,21 +11,21 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from patchsae import prompts
-from patchsae.clip import SplitCLIP
 from patchsae.data import Batch, ImageDataset
 from patchsae.experiments.classes import Rankings
-from patchsae.experiments.config import MAY_DIFFER, MaskOptions
+from patchsae.experiments.config import MAY_DIFFER, MaskOptions, SweepOptions
 from patchsae.experiments.extract import require_fit
 from patchsae.experiments.fold import FoldResult, discard_state, fold
 from patchsae.experiments.identity import describe_sources, require_same_models, stage_config
 from patchsae.experiments.mask_result import MaskResult
 from patchsae.experiments.masking_section import ON_RANKED_IMAGES, accuracy_curves, section
+from patchsae.experiments.models import AnyCLIP
 from patchsae.experiments.recall import RecallCounts
-from patchsae.experiments.sweep import sweep_embeddings, sweep_ks, variants
+from patchsae.experiments.sweep import Variant, sweep_embeddings, sweep_ks, variants
+from patchsae.experiments.zero_shot import zero_shot
 from patchsae.hashing import fingerprint
 from patchsae.report import figures
 from patchsae.sae import SparseAutoencoder
@@ -37,7 +37,7 @@ AGAIN = "`patchsae extract --overwrite`, then `patchsae classes --overwrite`"
 
 
 def run(
-    clip: SplitCLIP,
+    clip: AnyCLIP,
     sae: SparseAutoencoder,
     dataset: ImageDataset,
     rankings: Rankings,
@@ -68,7 +68,7 @@ def run(
     options = options or MaskOptions()
     require_fit(clip, sae, dataset)
     sources = describe_sources(clip, sae, dataset)
-    ranks = _checked_ranks(dataset, rankings, options)
+    ranks = checked_ranks(dataset, rankings, options.rankings)
     require_same_models("rankings is", rankings.made_from, sources, AGAIN)
     templates = prompts.resolve(options.templates)
     ranked = {"fingerprint": fingerprint(ranks), "dataset": rankings.made_from["dataset"]}
@@ -81,14 +81,14 @@ def run(
             result, folded = _sweep(clip, sae, dataset, ranks, templates, stage, options)
             result.save(stage)
             stage.write_bytes("sweep.png", figures.png(accuracy_curves(result)))
-            section(result, dataset, folded, options, on_ranked_images=same_images).write(stage)
+            section(result, clip, dataset, folded, options, on_ranked_images=same_images).write(stage)
             discard_state(stage)
             stage.finish()
     return MaskResult.load(stage)
 
 
-def _checked_ranks(dataset: ImageDataset, rankings: Rankings, options: MaskOptions) -> dict[str, Tensor]:
-    """The rankings to sweep, once dataset, rankings and options are known to belong together."""
+def checked_ranks(dataset: ImageDataset, rankings: Rankings, names: Sequence[str]) -> dict[str, Tensor]:
+    """The named rankings; ValueError unless every image of the dataset has a label of the classes that were ranked."""
     unlabelled = np.flatnonzero(dataset.labels < 0)
     if dataset.classnames is None or len(unlabelled):
         came = f"image {dataset.ids(int(unlabelled[0]))!r} has none" if len(unlabelled) else "there are none"
@@ -98,10 +98,10 @@ def _checked_ranks(dataset: ImageDataset, rankings: Rankings, options: MaskOptio
             f"dataset {dataset.name!r} has the classes {_few(dataset.classnames)}; the rankings are of "
             f"{_few(rankings.classnames)}: expected the same classes in the same order"
         )
-    missing = [name for name in options.rankings if name not in rankings.ranks]
+    missing = [name for name in names if name not in rankings.ranks]
     if missing:
         raise ValueError(f"rankings has {missing[0]!r}; expected names out of {', '.join(rankings.ranks)}")
-    return {name: rankings.ranks[name] for name in options.rankings}
+    return {name: rankings.ranks[name] for name in names}
 
 
 def _few(names: list[str] | tuple[str, ...]) -> str:
@@ -109,7 +109,7 @@ def _few(names: list[str] | tuple[str, ...]) -> str:
 
 
 def _sweep(
-    clip: SplitCLIP,
+    clip: AnyCLIP,
     sae: SparseAutoencoder,
     dataset: ImageDataset,
     ranks: Mapping[str, Tensor],
@@ -119,26 +119,37 @@ def _sweep(
 ) -> tuple[MaskResult, FoldResult]:
     assert dataset.classnames is not None
     ks = sweep_ks(options.ks, sae.config.d_sae)
-    with torch.no_grad():
-        classifier = clip.text_classifier(dataset.classnames, templates, renormalise=options.renormalise)
+    classifier = zero_shot(clip, dataset.classnames, templates, options)
     counts = RecallCounts(variants(list(ranks), ks), classifier)
     ranks = {name: rank.to(clip.device) for name, rank in ranks.items()}
 
     def update(batch: Batch) -> None:
-        embeddings = sweep_embeddings(
-            clip,
-            sae,
-            batch.pixels,
-            batch.labels,
-            ranks,
-            ks,
-            budget_mb=options.budget_mb,
-            bias_offset=options.bias_offset,
-        )
-        counts.update(embeddings, batch.labels)
+        counts.update(swept(clip, sae, batch, ranks, ks, options), batch.labels)
 
     folded = fold(dataset, clip.preprocess, update, {"recall": counts}, options, label="mask", stage=stage)
     if folded.used == 0:
         raise ValueError(f"no image of dataset {dataset.name!r} could be read; expected at least one")
     correct, images = counts.finalize()
     return MaskResult(counts.variants, tuple(dataset.classnames), correct, images), folded
+
+
+def swept(
+    clip: AnyCLIP,
+    sae: SparseAutoencoder,
+    batch: Batch,
+    ranks: Mapping[str, Tensor],
+    ks: Sequence[int],
+    options: SweepOptions,
+) -> dict[Variant, Tensor]:
+    """:func:`sweep_embeddings` of a batch with the settings of an experiment."""
+    return sweep_embeddings(
+        clip,
+        sae,
+        batch.pixels,
+        batch.labels,
+        ranks,
+        ks,
+        budget_mb=options.budget_mb,
+        bias_offset=options.bias_offset,
+        keep_prompt_tokens=options.keep_prompt_tokens,
+    )

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from matplotlib.figure import Figure
 
-from patchsae import prompts
 from patchsae.data import ImageDataset
-from patchsae.experiments.config import MaskOptions
+from patchsae.experiments.config import MaskOptions, SweepOptions
 from patchsae.experiments.fold import FoldResult
 from patchsae.experiments.mask_result import MaskResult
+from patchsae.experiments.models import AnyCLIP, prompts_in_words
 from patchsae.experiments.sweep import ABLATE, KEEP, RECONSTRUCTION, UNMODIFIED, Variant
 from patchsae.report import Section, plots
 
@@ -18,13 +18,20 @@ _SHOWN_K = 10
 
 
 def section(
-    result: MaskResult, dataset: ImageDataset, folded: FoldResult, options: MaskOptions, *, on_ranked_images: bool
+    result: MaskResult,
+    clip: AnyCLIP,
+    dataset: ImageDataset,
+    folded: FoldResult,
+    options: MaskOptions,
+    *,
+    on_ranked_images: bool,
 ) -> Section:
     """What keeping and ablating latents does to zero-shot classification."""
     lead = (
         f"Zero-shot accuracy on {int(result.images.sum()):,} images of {dataset.name} ({len(result.classnames):,} "
-        f"classes, {_prompts(options)}) when all tokens are replaced by what the first k latents of a ranking decode "
-        "to (keep), or all the others (ablate). The class ranking is that of each image's own class."
+        f"classes, {prompts_in_words(clip, options)}) when {replaced_tokens(options)} are replaced by what the first k "
+        "latents of a ranking decode to (keep), or all the others (ablate). The class ranking is that of each image's "
+        "own class."
     )
     part = Section("mask", "Top-k latent masking", lead)
     unmodified, full = result.accuracy(UNMODIFIED), result.accuracy(RECONSTRUCTION)
@@ -51,6 +58,11 @@ def section(
     return part
 
 
+def replaced_tokens(options: SweepOptions) -> str:
+    """Which tokens a sweep replaces, in words."""
+    return "all image tokens" if options.keep_prompt_tokens else "all tokens"
+
+
 def accuracy_curves(result: MaskResult) -> Figure:
     """Accuracy against the number of latents kept and ablated, a line per ranking."""
     return plots.sweep_curves(
@@ -65,13 +77,6 @@ def accuracy_curves(result: MaskResult) -> Figure:
 
 def _accuracies(result: MaskResult, mode: str) -> dict[str, list[float]]:
     return {name: [result.accuracy(Variant(name, mode, k)) for k in result.ks] for name in result.rankings}
-
-
-def _prompts(options: MaskOptions) -> str:
-    if not options.templates:
-        return "OpenAI's 80 ImageNet templates"
-    templates = prompts.resolve(options.templates)
-    return f"the template {templates[0]!r}" if len(templates) == 1 else f"{len(templates)} templates"
 
 
 def _per_class(part: Section, result: MaskResult) -> None:

@@ -11,8 +11,8 @@ from PIL import Image
 from torch import Tensor
 
 import patchsae_kernels as pk
-from patchsae.clip import SplitCLIP
 from patchsae.data import ImageDataset
+from patchsae.experiments.models import AnyCLIP, preprocess_settings
 from patchsae.report import Tile
 from patchsae.report import images as report_images
 from patchsae.sae import SparseAutoencoder
@@ -38,7 +38,7 @@ class Activation:
 
 @torch.no_grad()
 def activations(
-    clip: SplitCLIP, sae: SparseAutoencoder, dataset: ImageDataset, wanted: Iterable[tuple[int, int]]
+    clip: AnyCLIP, sae: SparseAutoencoder, dataset: ImageDataset, wanted: Iterable[tuple[int, int]]
 ) -> dict[tuple[int, int], Activation]:
     """Look at latents in images again: (latent, dataset position) -> where it is active there.
 
@@ -61,13 +61,13 @@ def activations(
 
 
 @torch.no_grad()
-def encode_images(clip: SplitCLIP, sae: SparseAutoencoder, pixels: Tensor) -> list[pk.SparseLatents]:
+def encode_images(clip: AnyCLIP, sae: SparseAutoencoder, pixels: Tensor) -> list[pk.SparseLatents]:
     """Latents [T, S] of every image of ``pixels`` [B, 3, H, W]; image tokens only."""
     residual = clip.residual(pixels)[:, : clip.image_tokens]
     return sae.encode(residual).reshape_tokens(len(pixels), clip.image_tokens)
 
 
-def activation(clip: SplitCLIP, latents: pk.SparseLatents, latent: int, picture: Image.Image) -> Activation:
+def activation(clip: AnyCLIP, latents: pk.SparseLatents, latent: int, picture: Image.Image) -> Activation:
     """One latent out of the latents [T, S] of an image."""
     values = token_values(latents, latent)
     return Activation(picture, values[1:].reshape(clip.grid).numpy(), float(values[0]))
@@ -81,16 +81,16 @@ def token_values(latents: pk.SparseLatents, latent: int) -> Tensor:
     return values
 
 
-def picture_of(clip: SplitCLIP, pixels: Tensor) -> Image.Image:
+def picture_of(clip: AnyCLIP, pixels: Tensor) -> Image.Image:
     """Preprocessed pixels, float [3, H, W], as the picture that the model saw: cropped, normalisation undone."""
-    config = clip.model.visual.preprocess_cfg
+    config = preprocess_settings(clip)
     mean, std = (torch.tensor(config[name]).reshape(3, 1, 1) for name in ("mean", "std"))
     scaled = (pixels.float().cpu() * std + mean).clamp(0, 1) * 255
     return Image.fromarray(scaled.round().to(torch.uint8).permute(1, 2, 0).numpy())
 
 
 def reference_tiles(
-    clip: SplitCLIP,
+    clip: AnyCLIP,
     sae: SparseAutoencoder,
     dataset: ImageDataset,
     latents: Sequence[int],

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from patchsae.experiments.sweep import Variant
+from patchsae.experiments.zero_shot import ZeroShot
 
 
 class RecallCounts:
@@ -15,14 +16,14 @@ class RecallCounts:
 
     Args:
         variants: the V variants, in the order of the tables.
-        classifier: float [C, E], unit norm rows; an image goes to the class with the largest product.
+        classifier: of C classes.
     """
 
-    def __init__(self, variants: Sequence[Variant], classifier: Tensor) -> None:
+    def __init__(self, variants: Sequence[Variant], classifier: ZeroShot) -> None:
         self.variants = tuple(variants)
         self.classifier = classifier
-        self.correct = torch.zeros(len(self.variants), len(classifier), dtype=torch.int64)
-        self.images = torch.zeros(len(classifier), dtype=torch.int64)
+        self.correct = torch.zeros(len(self.variants), classifier.classes, dtype=torch.int64)
+        self.images = torch.zeros(classifier.classes, dtype=torch.int64)
 
     def update(self, embeddings: Mapping[Variant, Tensor], labels: Tensor) -> None:
         """Take in a batch: variant -> float [B, E] for every variant, and labels int64 [B] in 0 .. C - 1."""
@@ -30,9 +31,8 @@ class RecallCounts:
         classes = len(self.images)
         self.images += torch.bincount(labels, minlength=classes)
         for row, variant in enumerate(self.variants):
-            embedding = embeddings[variant]
-            predicted = (embedding @ self.classifier.to(embedding).T).argmax(dim=1).cpu()
-            self.correct[row] += torch.bincount(labels[predicted == labels], minlength=classes)
+            right = self.classifier.correct(embeddings[variant], labels)
+            self.correct[row] += torch.bincount(labels[right], minlength=classes)
 
     def merge(self, other: RecallCounts) -> None:
         """Add what another count saw; it must be of the same variants and classes."""

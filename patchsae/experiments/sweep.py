@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import patchsae_kernels as pk
-from patchsae.clip import SplitCLIP
+from patchsae.experiments.models import AnyCLIP
 from patchsae.sae import SparseAutoencoder
 
 BUDGET_MB = 512
@@ -49,7 +49,7 @@ def sweep_ks(ks: Sequence[int], latents: int) -> tuple[int, ...]:
 
 @torch.no_grad()
 def sweep_embeddings(
-    clip: SplitCLIP,
+    clip: AnyCLIP,
     sae: SparseAutoencoder,
     pixels: Tensor,
     labels: Tensor,
@@ -58,11 +58,13 @@ def sweep_embeddings(
     *,
     budget_mb: int = BUDGET_MB,
     bias_offset: float = 0.0,
+    keep_prompt_tokens: bool = False,
 ) -> dict[Variant, Tensor]:
     """Embed a batch of images with the residual stream replaced by what every mask leaves of it.
 
     The tower below the hooked block and the encode run once; every mask costs a share of one `pk.decode_sweep` and the
-    rest of the tower. All tokens are replaced, CLS included, and b_dec stays in every reconstruction.
+    rest of the tower. All tokens are replaced, CLS and a prompted model's prompt tokens included, and b_dec stays in
+    every reconstruction.
 
     Args:
         pixels: float [B, 3, H, W], preprocessed.
@@ -72,17 +74,27 @@ def sweep_embeddings(
         budget_mb: bound on the reconstructions held at a time; images are cut into chunks that fit it (one image at
             least).
         bias_offset: added to every element of every reconstruction. The released code adds 0.105131256516992.
+        keep_prompt_tokens: leave the tokens after the image's, which a prompted model has, as they are.
 
     Returns:
         variant -> float [B, E] of unit norm, one entry for each of :func:`variants`.
     """
     residual = clip.residual(pixels)
-    images, tokens, width = residual.shape
-    latents = sae.encode(residual)
-    full = pk.decode(latents, sae.W_dec, sae.b_dec) + bias_offset
-    result = {UNMODIFIED: clip.embed(residual), RECONSTRUCTION: clip.embed(full.reshape(residual.shape))}
+    replaced = residual[:, : clip.image_tokens] if keep_prompt_tokens else residual
+    kept = residual[:, replaced.shape[1] :]
+
+    def embed(reconstruction: Tensor, first: int, images: int) -> Tensor:
+        tokens = (reconstruction + bias_offset).reshape(images, *replaced.shape[1:])
+        if kept.shape[1]:
+            tokens = torch.cat([tokens, kept[first : first + images].to(tokens)], dim=1)
+        return clip.embed(tokens)
+
+    latents = sae.encode(replaced)
+    full = pk.decode(latents, sae.W_dec, sae.b_dec)
+    result = {UNMODIFIED: clip.embed(residual), RECONSTRUCTION: embed(full, 0, len(residual))}
     del full
     pieces: dict[Variant, list[Tensor]] = {variant: [] for variant in variants(list(rankings), ks)[2:]}
+    images, tokens, width = replaced.shape
     chunk = _images_per_chunk(len(ks), tokens, width, budget_mb)
     for start in range(0, images, chunk):
         classes = labels[start : start + chunk].to(latents.device)
@@ -91,8 +103,7 @@ def sweep_embeddings(
         for name, rank in rankings.items():
             class_ids = classes.repeat_interleave(tokens) if rank.ndim == 2 else None
             for mode, k, left in _reconstructions(part, sae, rank, ks, class_ids):
-                replaced = (left + bias_offset).reshape(len(classes), tokens, width)
-                pieces[Variant(name, mode, k)].append(clip.embed(replaced))
+                pieces[Variant(name, mode, k)].append(embed(left, start, len(classes)))
     return result | {variant: torch.cat(parts) for variant, parts in pieces.items()}
 
 

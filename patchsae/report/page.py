@@ -14,7 +14,7 @@ from patchsae.report import elements, figures
 from patchsae.report.section import FILE
 from patchsae.runs import Run, Stage
 
-ORDER = ("train", "extract", "classes", "mask", "compare", "explain")
+ORDER = ("train", "extract", "classes", "mask", "adapt", "compare", "table", "correlate", "explain")
 _NAME = "report.html"
 _GENERATOR = '<meta name="generator" content="patchsae">'
 # Even a mistake elsewhere could not make the page load anything
@@ -68,7 +68,9 @@ def _page(run: Run) -> str:
 
 
 def _rank(name: str) -> int:
-    return ORDER.index(name) if name in ORDER else len(ORDER)
+    """Place of a stage; "compare-test" and other names of one's own stand with the verb that they begin with."""
+    verb = name.split("-")[0]
+    return ORDER.index(verb) if verb in ORDER else len(ORDER)
 
 
 def _contents(sections: list[tuple[Stage, dict[str, Any]]]) -> str:

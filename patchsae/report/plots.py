@@ -83,7 +83,7 @@ def sweep_curves(
                 _reference_line(axes, chance, "chance", MUTED, ":")
             for i, (name, accuracy) in enumerate(curves.items()):
                 _check_length(f"accuracy of {name!r}", accuracy, len(ks))
-                axes.plot(ks, accuracy, label=_plain(name), **_line_look(i), clip_on=False, zorder=3 + len(curves) - i)
+                axes.plot(ks, accuracy, label=plain(name), **_line_look(i), clip_on=False, zorder=3 + len(curves) - i)
             axes.set_xscale("log")
             axes.xaxis.set_major_formatter(FuncFormatter(lambda k, _: f"{k:,.0f}"))
             axes.set_title(title)
@@ -119,12 +119,12 @@ def training_curves(
         grid = figure.subplots(lines, columns, squeeze=False).ravel()
         for axes, (title, keys) in zip(grid, shown, strict=False):
             _curves(axes, rows, x, keys)
-            axes.set_title(_plain(title))
+            axes.set_title(plain(title))
             axes.xaxis.set_major_formatter(FuncFormatter(lambda step, _: f"{step:,.0f}"))
         for axes in grid[len(shown) :]:
             axes.set_axis_off()
         for axes in grid[max(0, len(shown) - columns) : len(shown)]:
-            axes.set_xlabel(_plain(x))
+            axes.set_xlabel(plain(x))
     return figure
 
 
@@ -142,7 +142,7 @@ def histogram(values: np.ndarray, label: str, bins: int = 40, log: bool = False)
             axes.set_xscale("log")
         axes.grid(axis="x", visible=False)
         axes.yaxis.set_major_formatter(FuncFormatter(lambda n, _: f"{n:,.0f}"))
-        axes.set_xlabel(_plain(label))
+        axes.set_xlabel(plain(label))
         axes.set_ylabel("count")
     return figure
 
@@ -163,11 +163,11 @@ def class_dots(names: Sequence[str], series: Mapping[str, Sequence[float]], labe
                 rows,
                 _MARKERS[i % len(_MARKERS)],
                 color=SERIES[i % len(SERIES)],
-                label=_plain(name),
+                label=plain(name),
                 clip_on=False,
             )
         _class_axis(axes, names)
-        axes.set_xlabel(_plain(label))
+        axes.set_xlabel(plain(label))
         if percent:
             axes.set_xlim(0, 1)
             axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
@@ -191,7 +191,7 @@ def shared_exclusive_bars(
         _check_length(name, values, len(names))
     first, middle = parts[:2]
     lefts = (-middle / 2 - first, -middle / 2, middle / 2)
-    only = [_plain(f"only {label}") for label in labels]
+    only = [plain(f"only {label}") for label in labels]
     looks = ((only[0], SERIES[1]), ("shared", GRID), (only[1], SERIES[0]))
     with figures.style():
         figure = figures.new(7.2, 0.9 + _ROW_HEIGHT * len(names))
@@ -220,18 +220,18 @@ def heat(matrix: np.ndarray, rows: Sequence[str], columns: Sequence[str], label:
         norm = Normalize(*((finite.min(), finite.max()) if finite.size else (0, 1)))
         small = len(columns) <= _ANNOTATED
         gaps: dict[str, Any] = {"edgecolors": PAPER, "linewidth": 1.2} if small else {"rasterized": True}
-        image = axes.pcolormesh(np.ma.masked_invalid(matrix), cmap=_sequential(), norm=norm, **gaps)
+        image = axes.pcolormesh(np.ma.masked_invalid(matrix), cmap=sequential(), norm=norm, **gaps)
         axes.invert_yaxis()
         axes.set_xticks(
-            np.arange(len(columns)) + 0.5, [*map(_plain, columns)], rotation=40, ha="right", rotation_mode="anchor"
+            np.arange(len(columns)) + 0.5, [*map(plain, columns)], rotation=40, ha="right", rotation_mode="anchor"
         )
-        axes.set_yticks(np.arange(len(rows)) + 0.5, [*map(_plain, rows)])
+        axes.set_yticks(np.arange(len(rows)) + 0.5, [*map(plain, rows)])
         axes.grid(visible=False)
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
         if small:
             _write_numbers(axes, matrix, norm)
-        bar = figure.colorbar(image, ax=axes, label=_plain(label), aspect=28, pad=0.02)
+        bar = figure.colorbar(image, ax=axes, label=plain(label), aspect=28, pad=0.02)
         bar.outline.set_visible(False)  # type: ignore[operator]
     return figure
 
@@ -274,7 +274,7 @@ def _curves(axes: Axes, rows: Sequence[Mapping[str, Any]], x: str, keys: Sequenc
         points = [(row[x], row[key]) for row in rows if row.get(key) is not None and x in row]
         steps, values = np.asarray(points, np.float64).reshape(-1, 2).T
         positive = positive and bool((values >= 0).all()) and bool((values > 0).any())
-        axes.plot(steps, values, color=SERIES[i % len(SERIES)], label=_plain(key.replace("_", " ")))
+        axes.plot(steps, values, color=SERIES[i % len(SERIES)], label=plain(key.replace("_", " ")))
     if len(keys) > 1:
         if positive:
             axes.set_yscale("log")
@@ -295,7 +295,7 @@ def _line_look(i: int) -> dict[str, Any]:
 
 
 def _class_axis(axes: Axes, names: Sequence[str]) -> None:
-    axes.set_yticks(np.arange(len(names)), [*map(_plain, names)])
+    axes.set_yticks(np.arange(len(names)), [*map(plain, names)])
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.grid(axis="y", visible=False)
     axes.spines["left"].set_visible(False)
@@ -316,11 +316,12 @@ def _write_numbers(axes: Axes, matrix: np.ndarray, norm: Normalize) -> None:
             axes.text(j + 0.5, i + 0.5, text, ha="center", va="center", fontsize=7.5, color=color)
 
 
-def _sequential() -> LinearSegmentedColormap:
+def sequential() -> LinearSegmentedColormap:
+    """The colours of a matrix, from light (small) to dark (large)."""
     return LinearSegmentedColormap.from_list("patchsae", ["#e9f1f3", "#a6cdd3", "#4f9dab", "#14667a", "#06303f"])
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """A dollar sign in a class name is no mathematics."""
     return text.replace("$", r"\$")
 

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
-from patchsae.data import BadImage, DataError, open_images, splits
+from patchsae.data import DataError, open_images, splits
+from patchsae.prompts import templates_for
 
 TRAIN = [["cat/1.png", 1, "tabby"], ["dog/2.png", 0, "terrier"]]
 TEST = [["cat/3.png", 1, "tabby"], ["bird/4.png", 2, "terrier"]]
@@ -36,19 +38,27 @@ def test_the_file_itself_is_a_source(write_files):
     assert open_images(root / "split_zhou_Pets.json", "test").ids(1) == "bird/4.png"
 
 
-def test_a_missing_image_is_bad_only_when_read(write_files):
+def test_missing_images_are_counted_and_the_first_is_named(write_files):
     root = _dataset(write_files, "images/")
-    (root / "images/cat/1.png").unlink()
-    dataset = open_images(root, "train")
-    with pytest.raises(BadImage, match=r"cat/1\.png.*No such file"):
-        dataset.sample(0)
-    assert dataset.sample(1).label == 0
+    (root / "images/dog/2.png").unlink()
+    where = re.escape(str(root / "images/dog/2.png"))
+    with pytest.raises(DataError, match=f"lists 2 images, of which 1 are missing: the first, 'dog/2.png', .* {where}"):
+        open_images(root, "train")
+    assert len(open_images(root, "test")) == 2
 
 
-def test_no_images_at_all_is_an_error_that_says_where_it_looked(write_files):
-    root = write_files({"other/x.png": 1, "split_zhou_Pets.json": json.dumps({"train": TRAIN})})
-    with pytest.raises(DataError, match=r"lists 'cat/1\.png'; no such file below .*other"):
+def test_no_images_at_all_is_an_error_that_says_where_it_looked_and_where_they_belong(write_files):
+    root = write_files({"other/x.png": 1, "split_zhou_OxfordFlowers.json": json.dumps({"train": TRAIN})})
+    belongs = re.escape(str(root / "jpg/cat/1.png"))
+    with pytest.raises(DataError, match=rf"'cat/1\.png', no such file below .*other; expected {belongs}"):
         open_images(root)
+
+
+def test_names_are_as_prompts_say_them_and_the_dataset_is_called_as_its_split_file(write_files):
+    entries = {"train": [["cat/1.png", 0, "american_bulldog"]], "test": []}
+    dataset = open_images(write_files({**FILES, "split_zhou_OxfordPets.json": json.dumps(entries)}), "train")
+    assert (dataset.name, dataset.classnames) == ("OxfordPets:train", ["american bulldog"])
+    assert templates_for(dataset.name) == ["a photo of a {}, a type of pet."]
 
 
 @pytest.mark.parametrize(

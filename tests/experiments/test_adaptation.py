@@ -10,10 +10,11 @@ import torch
 
 from patchsae.data import open_images
 from patchsae.experiments import adaptation
+from patchsae.experiments.accuracies import improvement
 from patchsae.experiments.adaptation import Side
-from patchsae.experiments.adaptation_section import moved
 from patchsae.experiments.comparison import Comparison
 from patchsae.experiments.config import CompareOptions
+from patchsae.experiments.moved import moved
 from patchsae.experiments.pairing import ByClass
 from patchsae.report import build
 from patchsae.runs import Run
@@ -45,7 +46,7 @@ def test_two_models_agree_with_a_dense_computation(clip, other_clip, sae, two_mo
             assert torch.equal(result.class_counts[side, label], (dense[labels == label] > 0.2).sum((0, 1)))
         classifier = model.text_classifier(dataset.classnames, ["a {}."])
         right.append((model.embed(model.residual(pixels)) @ classifier.T).argmax(1) == labels)
-        assert result.accuracies[side] == pytest.approx(right[side].double().mean().item())
+        assert result.accuracies["all"][side] == pytest.approx(right[side].double().mean().item())
     a, b = means
     torch.testing.assert_close(result.pairs.shift, (a - b).abs().sum(1) / (a + b).sum(1), rtol=1e-5, atol=1e-8)
     for i in range(N):
@@ -63,7 +64,7 @@ def test_a_model_against_itself_changes_nothing(clip, sae, tmp_path) -> None:
     columns = result.class_columns()
     assert sum(columns["only_a"]) == sum(columns["only_b"]) == 0
     assert moved(result, noisy_above=10, n=5) == ([], [])
-    assert result.delta == 0.0
+    assert improvement(*result.accuracies["all"]) == 0.0
 
 
 def test_tables_and_report(two_models) -> None:
@@ -131,8 +132,7 @@ def test_unlabelled_images_are_compared_without_classes(clip, other_clip, sae, t
         make_images(3).sample(i).image.save(folder / f"{i}.png")
     sides = [Side(name, model, open_images(str(folder))) for name, model in (("a", clip), ("b", other_clip))]
     result = adaptation.run(*sides, sae, Run(tmp_path / "run").stage("compare"), OPTIONS)
-    assert result.accuracies is None
-    assert result.delta is None
+    assert result.accuracies == {}
     assert len(result.pairs.shift) == 3
 
 

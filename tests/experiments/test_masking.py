@@ -19,8 +19,9 @@ from patchsae.experiments.config import ExtractOptions, MaskOptions
 from patchsae.experiments.mask_result import MaskResult
 from patchsae.experiments.recall import RecallCounts
 from patchsae.experiments.sweep import ABLATE, KEEP, RECONSTRUCTION, UNMODIFIED, Variant
+from patchsae.experiments.zero_shot import ZeroShot
 from patchsae.runs import Run
-from tests.experiments.worlds import S, make_images, make_sae, pixels_of
+from tests.experiments.worlds import S, make_images, make_prompted, make_sae, pixels_of
 
 ROOT = Path(__file__).parents[2]
 OPTIONS = MaskOptions(batch_size=4, ks=(1, 10, 1000), templates=("a {}.", "the {}."), save_minutes=0)
@@ -171,7 +172,7 @@ def test_an_unknown_ranking_is_refused(clip, sae, rankings, tmp_path) -> None:
 
 
 def test_counts_of_other_variants_do_not_merge() -> None:
-    first, second = (RecallCounts([variant], torch.eye(2)) for variant in (UNMODIFIED, RECONSTRUCTION))
+    first, second = (RecallCounts([variant], ZeroShot(torch.eye(2))) for variant in (UNMODIFIED, RECONSTRUCTION))
     with pytest.raises(ValueError, match="variants"):
         first.merge(second)
 
@@ -179,7 +180,7 @@ def test_counts_of_other_variants_do_not_merge() -> None:
 def test_merged_counts_are_those_of_one_pass() -> None:
     labels = torch.tensor([0, 1, 1, 0])
     embeddings = torch.tensor([[1.0, 0], [0, 1], [1, 0], [0, 1]])
-    whole, first, second = (RecallCounts([UNMODIFIED], torch.eye(2)) for _ in range(3))
+    whole, first, second = (RecallCounts([UNMODIFIED], ZeroShot(torch.eye(2))) for _ in range(3))
     whole.update({UNMODIFIED: embeddings}, labels)
     first.update({UNMODIFIED: embeddings[:1]}, labels[:1])
     second.update({UNMODIFIED: embeddings[1:]}, labels[1:])
@@ -204,3 +205,19 @@ def test_peak_memory_of_eight_vit_b_16_images() -> None:
     """Above the loaded weights; the peak includes setting the case up."""
     done = subprocess.run([sys.executable, "-c", MEASURE], cwd=ROOT, check=True, capture_output=True, text=True)
     assert int(done.stdout.split()[-1]) < 3e9
+
+
+def test_an_adapted_clip_is_ranked_and_masked_like_any_other(clip, sae, tmp_path) -> None:
+    run, dataset = Run(tmp_path), make_images(6, "val")
+    adapted = make_prompted(clip, dataset.classnames)
+    extraction = extract.run(adapted, sae, make_images(8), run.stage("extract"), ExtractOptions(show_latents=2))
+    ranked = classes.run(extraction, run.stage("classes"))
+    result = masking.run(adapted, sae, dataset, ranked, run.stage("mask"), OPTIONS)
+    assert extraction.made_from["clip"]["adapter"] == "vpt"
+    classifier = adapted.text_classifier(dataset.classnames, list(OPTIONS.templates))
+    with torch.no_grad():
+        embedding = adapted.embed(adapted.residual(pixels_of(adapted, dataset)))
+    right = (embedding @ classifier.T).argmax(1) == torch.from_numpy(dataset.labels)
+    assert result.accuracy(UNMODIFIED) == right.double().mean()
+    with pytest.raises(ValueError, match="another clip"):
+        masking.run(clip, sae, dataset, ranked, run.stage("other"), OPTIONS)

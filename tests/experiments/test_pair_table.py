@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import patchsae_kernels as pk
-from patchsae.experiments.comparison import improvement
+from patchsae.experiments.accuracies import improvement
 from patchsae.experiments.pair_table import PairTable, listed, overlap, shift, top_latents
 
 S = 6

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+import patchsae_kernels as pk
+from patchsae.adapters import AdaptedCLIP, create
+from patchsae.adapters.vpt import VPTConfig
 from patchsae.clip import SplitCLIP, load_clip
 from patchsae.data import ImageDataset
 from patchsae.data.shapes import ShapesWorld
@@ -48,3 +53,42 @@ def dense_latents(clip: SplitCLIP, sae: SparseAutoencoder, pixels: Tensor) -> Te
     """relu((r - b_dec) W_enc + b_enc), [B, T, S]: the formula, without a kernel."""
     with torch.no_grad():
         return torch.relu((clip.residual(pixels) - sae.b_dec) @ sae.W_enc + sae.b_enc)
+
+
+def make_prompted(clip: SplitCLIP, classnames: Sequence[str], seed: int = 0) -> AdaptedCLIP:
+    """The CLIP with three prompt tokens in front of its first two blocks, large enough to move everything."""
+    generator = torch.Generator().manual_seed(seed)
+    adapted = create("vpt", clip, classnames, VPTConfig(n_ctx=3, depth=2))
+    with torch.no_grad():
+        for prompts in adapted.trainable().values():
+            prompts.normal_(0, 1, generator=generator)
+    return adapted
+
+
+class CountingCLIP(SplitCLIP):
+    """A CLIP that counts the images that go through its lower tower, and those that go through the rest."""
+
+    @classmethod
+    def of(cls, clip: SplitCLIP) -> CountingCLIP:
+        counting = copy.copy(clip)
+        counting.__class__ = cls
+        counting.lower = counting.upper = 0
+        return counting
+
+    def residual(self, pixels: Tensor) -> Tensor:
+        self.lower += len(pixels)
+        return super().residual(pixels)
+
+    def embed(self, residual: Tensor) -> Tensor:
+        self.upper += len(residual)
+        return super().embed(residual)
+
+
+class CountingSAE(SparseAutoencoder):
+    """An autoencoder that counts the tokens it encodes."""
+
+    encoded = 0
+
+    def encode(self, r: Tensor) -> pk.SparseLatents:
+        self.encoded += r.shape[:-1].numel()
+        return super().encode(r)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from patchsae.report import figures, plots
+from patchsae.report.panels import recall_panels
 
 KS = [1, 10, 100, 1000]
 
@@ -40,6 +41,7 @@ def all_plots():
         "dots": plots.class_dots(names, {"unmodified": [0.5, 0.6, 0.7], "top 10": [0.4, 0.2, 0.9]}, "recall"),
         "bars": plots.shared_exclusive_bars(names, [3, 4, 5], [1, 0, 2], [2, 2, 0], ("CLIP", "MaPLe")),
         "heat": plots.heat(np.asarray([[1, np.nan, 0.5]] * 3), names, names, "correlation"),
+        "panels": recall_panels({r"$one$": np.eye(3), "two": np.full((3, 3), np.nan)}, names, names, "k"),
     }
 
 
@@ -116,6 +118,8 @@ def test_shared_bars_are_as_long_as_their_numbers():
 def test_shapes_that_do_not_fit_are_named():
     with pytest.raises(ValueError, match=r"matrix has shape \(2, 2\); expected \[rows, columns\] = \(2, 1\)"):
         plots.heat(np.zeros((2, 2)), ["a", "b"], ["c"], "x")
+    with pytest.raises(ValueError, match=r"panel 'p' has shape \(2, 2\); expected \(2, 1\)"):
+        recall_panels({"p": np.zeros((2, 2))}, ["a", "b"], ["c"], "x")
     with pytest.raises(ValueError, match=r"must all be \[S\]"):
         plots.frequency_scatter(np.zeros(3), np.zeros(2))
     with pytest.raises(ValueError, match="recall has 1 values; expected 2"):

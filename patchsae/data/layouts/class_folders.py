@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +11,17 @@ from patchsae.data.base import DataError, ImageDataset
 from patchsae.data.files import FileDataset, extensions, has_images_below, images_below, images_in, visible_folders
 from patchsae.data.layout import Layout, canonical_split, dataset_name, split_rank
 
+_ALL_IMAGES = ("images", "jpg")
+_LISTS = "split_zhou_*.json, annotations/, imagelabels.mat and setid.mat, variants.txt"
 
-def open_tree(root: Path, split: str | None, titles: Mapping[str, str] | None = None) -> ImageDataset:
+
+def open_tree(
+    root: Path,
+    split: str | None,
+    titles: Mapping[str, str] | None = None,
+    ignored: Collection[str] = (),
+    classes: Sequence[str] | None = None,
+) -> ImageDataset:
     """One split of a tree of class folders.
 
     Classes are the folders of all splits together, sorted by name, so that labels agree between splits. A split of
@@ -20,13 +29,16 @@ def open_tree(root: Path, split: str | None, titles: Mapping[str, str] | None = 
 
     Args:
         titles: class names by folder name, where folders carry codes.
+        ignored: folders that are no classes.
+        classes: the class folders in the order of their labels, where that is not the one of their names; some may
+            have no images.
 
     Raises:
         DataError: class folders without images, a root that is one level too high, or folders missing in `titles`.
     """
     class_root = root / split if split else root
     name = dataset_name(root.resolve().name, split)
-    present = visible_folders(class_root)
+    present = [folder for folder in visible_folders(class_root) if folder not in ignored]
     if not present:
         loose = images_in(class_root)
         if not loose:
@@ -36,9 +48,13 @@ def open_tree(root: Path, split: str | None, titles: Mapping[str, str] | None = 
     inside = {folder: list(images_below(class_root / folder)) for folder in present}
     _refuse_empty(class_root, inside)
     _refuse_wrong_level(class_root, inside)
-    folders = _folders_of_all_splits(root, split, present)
+    folders = list(classes) if classes is not None else _folders_of_all_splits(root, split, present, ignored)
+    unknown = sorted(set(present) - set(folders))
+    if unknown:
+        raise DataError(f"{class_root} holds {len(unknown)} folders that are no classes of it: {_some(unknown)}")
     paths = [_join(split, folder, path) for folder in present for path in inside[folder]]
-    labels = np.repeat([folders.index(folder) for folder in present], [len(inside[folder]) for folder in present])
+    label = {folder: position for position, folder in enumerate(folders)}
+    labels = np.repeat([label[folder] for folder in present], [len(inside[folder]) for folder in present])
     return FileDataset(name, root, paths, labels, _titled(folders, titles))
 
 
@@ -62,7 +78,19 @@ def _matches(source: object) -> bool:
 
 
 def _open(source: object, split: str | None) -> ImageDataset:
-    return open_tree(Path(str(source)), split)
+    root = Path(str(source))
+    _refuse_lone_images(root)
+    return open_tree(root, split)
+
+
+def _refuse_lone_images(root: Path) -> None:
+    """A dataset without its lists: the folder of all pictures is no class."""
+    folders = visible_folders(root)
+    if len(folders) == 1 and folders[0] in _ALL_IMAGES and images_in(root / folders[0]):
+        raise DataError(
+            f"source {root} holds the folder {folders[0]} and nothing that says what is on its images; expected the "
+            f"lists of the dataset beside it ({_LISTS}), or {root / folders[0]} for images without labels"
+        )
 
 
 def _refuse_empty(root: Path, inside: Mapping[str, list[str]]) -> None:
@@ -86,10 +114,10 @@ def _refuse_wrong_level(root: Path, inside: Mapping[str, list[str]]) -> None:
     )
 
 
-def _folders_of_all_splits(root: Path, split: str | None, present: list[str]) -> list[str]:
+def _folders_of_all_splits(root: Path, split: str | None, present: list[str], ignored: Collection[str]) -> list[str]:
     if split is None:
         return present
-    return sorted({folder for name in tree_splits(root) for folder in visible_folders(root / name)})
+    return sorted({folder for name in tree_splits(root) for folder in visible_folders(root / name)} - set(ignored))
 
 
 def _titled(folders: list[str], titles: Mapping[str, str] | None) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,8 +10,21 @@ import numpy as np
 from patchsae.data.base import DataError, ImageDataset
 from patchsae.data.files import FileDataset, visible_folders
 from patchsae.data.layout import Layout, dataset_name, split_rank
+from patchsae.data.listed import read_json, refuse_missing
+from patchsae.data.names import spoken
 
+_PREFIX = "split_zhou_"
 _PROBES = 16
+_IMAGE_FOLDERS = {
+    "Caltech101": "101_ObjectCategories",
+    "DescribableTextures": "images",
+    "EuroSAT": "2750",
+    "Food101": "images",
+    "OxfordFlowers": "jpg",
+    "OxfordPets": "images",
+    "SUN397": "SUN397",
+    "UCF101": "UCF-101-midframes",
+}
 
 Entries = list[tuple[str, int, str]]
 
@@ -23,8 +35,8 @@ def _matches(source: object) -> bool:
 
 def _split_files(path: Path) -> list[Path]:
     if path.is_dir():
-        return sorted(path.glob("split_zhou_*.json"))
-    is_one = path.is_file() and path.name.startswith("split_zhou_") and path.suffix == ".json"
+        return sorted(path.glob(f"{_PREFIX}*.json"))
+    is_one = path.is_file() and path.name.startswith(_PREFIX) and path.suffix == ".json"
     return [path] if is_one else []
 
 
@@ -39,9 +51,15 @@ def _open(source: object, split: str | None) -> ImageDataset:
     classnames = _classnames(path, by_split)
     entries = by_split[split]
     root = _image_root(path, entries)
+    paths = [image for image, _, _ in entries]
+    refuse_missing(root, paths, path)
     labels = np.array([label for _, label, _ in entries], np.int64)
-    name = dataset_name(path.parent.resolve().name, split)
-    return FileDataset(name, root, [entry[0] for entry in entries], labels, classnames)
+    return FileDataset(dataset_name(_dataset(path), split), root, paths, labels, classnames)
+
+
+def _dataset(path: Path) -> str:
+    """ "OxfordPets" of split_zhou_OxfordPets.json, whatever the folder is called: templates are found by it."""
+    return path.stem.removeprefix(_PREFIX)
 
 
 def _read(source: object) -> tuple[Path, dict[str, Entries]]:
@@ -50,10 +68,7 @@ def _read(source: object) -> tuple[Path, dict[str, Entries]]:
         names = ", ".join(file.name for file in files)
         raise DataError(f"source {source} holds {len(files)} split files ({names}); expected one: give its path")
     path = files[0]
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"{path} is not JSON: {error}") from error
+    content = read_json(path)
     if not isinstance(content, dict):
         raise DataError(f"{path} holds a {type(content).__name__}; expected an object with train, val and test")
     return path, {split: [_entry(path, split, item) for item in items] for split, items in content.items()}
@@ -66,7 +81,7 @@ def _entry(path: Path, split: str, item: object) -> tuple[str, int, str]:
 
 
 def _classnames(path: Path, by_split: dict[str, Entries]) -> list[str]:
-    """Names by label over all splits. Two labels may share a name; they stay two classes."""
+    """Names by label over all splits, as prompts say them. Two labels may share a name; they stay two classes."""
     names: dict[int, str] = {}
     for entries in by_split.values():
         for _, label, name in entries:
@@ -75,13 +90,13 @@ def _classnames(path: Path, by_split: dict[str, Entries]) -> list[str]:
     if sorted(names) != list(range(len(names))):
         missing = sorted(set(range(max(names, default=0) + 1)) - set(names))
         raise DataError(f"{path} has labels {min(names)} .. {max(names)} without {missing[:5]}; expected 0 .. C - 1")
-    return [names[label] for label in range(len(names))]
+    return [spoken(names[label]) for label in range(len(names))]
 
 
 def _image_root(path: Path, entries: Entries) -> Path:
     """The folder that the paths are relative to: the dataset's own (StanfordCars), else an image folder in it.
 
-    Some files may be missing on disk; the folder under which most of a few probes exist is the one.
+    It is the folder under which most of a few probes exist.
     """
     if not entries:
         return path.parent
@@ -89,9 +104,11 @@ def _image_root(path: Path, entries: Entries) -> Path:
     candidates = list(_candidates(path.parent))
     found = [sum((folder / probe).is_file() for probe in probes) for folder in candidates]
     if max(found) == 0:
-        tried = ", ".join(str(folder) for folder in candidates[:4])
+        tried = ", ".join(str(folder) for folder in candidates[:4]) + " ..." * (len(candidates) > 4)
+        folder = path.parent / _IMAGE_FOLDERS.get(_dataset(path), "")
         raise DataError(
-            f"{path} lists {probes[0]!r}; no such file below {tried}{' ...' if len(candidates) > 4 else ''}"
+            f"{path} lists {len(entries):,} images, and none of those looked for are there: the first is "
+            f"{probes[0]!r}, no such file below {tried}; expected {folder / probes[0]}"
         )
     return candidates[found.index(max(found))]
 

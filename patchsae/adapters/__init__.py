@@ -1,0 +1,9 @@
+"""Adapters of CLIP behind one interface, `base.AdaptedCLIP`. A kind is a module with an ``ADAPTER``; see `kinds`."""
+
+from __future__ import annotations
+
+from patchsae.adapters.base import AdaptedCLIP
+from patchsae.adapters.files import load_adapter, save_adapter
+from patchsae.adapters.kinds import KINDS, adapter_class, create
+
+__all__ = ["KINDS", "AdaptedCLIP", "adapter_class", "create", "load_adapter", "save_adapter"]

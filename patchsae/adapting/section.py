@@ -1,0 +1,100 @@
+"""The adaptation's part of the report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from patchsae.adapters import AdaptedCLIP
+from patchsae.adapting.checkpoint import TrainState
+from patchsae.adapting.config import AdaptOptions
+from patchsae.adapting.evaluation import PartResult
+from patchsae.adapting.recipes import Recipe
+from patchsae.adapting.results import Row, rows, summary
+from patchsae.adapting.task import Task
+from patchsae.report import Section
+from patchsae.report.plots import class_dots, training_curves
+from patchsae.runs import Stage
+
+PANELS = (("Loss", ("loss",)), ("Accuracy on the batches", ("accuracy",)), ("Learning rate", ("lr",)))
+_SHOWN_CLASSES = 40
+_KINDS = {
+    "maple": "MaPLe",
+    "coop": "CoOp",
+    "vpt": "VPT-deep",
+    "lora": "LoRA on the image tower",
+    "linear": "A linear probe",
+}
+
+
+def adaptation_section(
+    stage: Stage,
+    adapted: AdaptedCLIP,
+    task: Task,
+    recipe: Recipe,
+    options: AdaptOptions,
+    state: TrainState,
+    parts: Sequence[PartResult],
+    by_seed: Mapping[int, Sequence[Row]],
+) -> Section:
+    """What was trained on what, how the loss went, and what the adapter classifies better or worse than its CLIP."""
+    classes, learned = len(adapted.classnames), sum(p.numel() for p in adapted.trainable().values())
+    length = f"{recipe.epochs} epochs" if recipe.epochs else f"{recipe.steps:,} steps"
+    section = Section(
+        stage.name,
+        f"Adaptation: {adapted.kind}, {options.shots} shots, seed {options.seed}",
+        f"{_KINDS[adapted.kind]} on {adapted.name}, {learned:,} learned values, trained for {length} on "
+        f"{len(task.training):,} images of {task.training.name}: {options.shots} of each of {classes:,} classes "
+        f"({options.setting}).",
+    )
+    table = rows(parts, options.setting)
+    section.facts({f"accuracy, {row.part}": f"{row.accuracy:.1%}" for row in table})
+    section.table(
+        {
+            "part": [row.part for row in table],
+            "classes": [_count(row.classes) for row in table],
+            "images": [_count(row.images) for row in table],
+            "adapted": [f"{row.accuracy:.2%}" for row in table],
+            "CLIP": [f"{row.clip:.2%}" for row in table],
+            "difference": [f"{100 * (row.accuracy - row.clip):+.2f}" for row in table],
+        },
+        "Share of the test images that are classified correctly, by the adapter and by its CLIP without it; the "
+        "difference in percentage points. All classes: classes.csv.",
+    )
+    if len(by_seed) > 1:
+        seeds = ", ".join(map(str, by_seed))
+        section.table(summary(by_seed), f"Over the seeds {seeds}: this stage and those that differ only in the seed.")
+    metrics = stage.metrics()
+    if metrics:
+        caption = f"Training. Every point is the mean over the steps since the last one ({options.log_every})."
+        section.figure(training_curves(metrics, panels=PANELS), caption)
+    _classes(section, parts)
+    _left_out(section, state, parts)
+    return section
+
+
+def _classes(section: Section, parts: Sequence[PartResult]) -> None:
+    for part in parts:
+        seen = [label for label, images in enumerate(part.images) if images]
+        shown = seen[:_SHOWN_CLASSES]
+        if not shown:
+            continue
+        series = {
+            "CLIP": [part.clip_correct[label] / part.images[label] for label in shown],
+            "adapted": [part.correct[label] / part.images[label] for label in shown],
+        }
+        rest = "" if len(shown) == len(seen) else f" The first {len(shown)} of {len(seen)} classes."
+        figure = class_dots([part.classnames[label] for label in shown], series, "accuracy")
+        section.figure(figure, f"Accuracy by class: {part.name}.{rest}")
+
+
+def _left_out(section: Section, state: TrainState, parts: Sequence[PartResult]) -> None:
+    lines = [("training", record.id, record.reason) for record in state.bad]
+    lines += [(part.name, str(record["id"]), str(record["reason"])) for part in parts for record in part.bad]
+    if lines:
+        section.text(f"{len(lines):,} images could not be decoded and were left out:")
+        where, ids, reasons = zip(*lines, strict=True)
+        section.table({"part": where, "image": ids, "reason": reasons}, "Images left out.")
+
+
+def _count(value: int | None) -> str:
+    return "" if value is None else f"{value:,}"

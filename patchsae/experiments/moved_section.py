@@ -1,0 +1,111 @@
+"""The part of a comparison's section on latents that gain and lose most, with reference images of both sides."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from patchsae.data import ImageDataset
+from patchsae.experiments.comparison import Comparison
+from patchsae.experiments.config import CompareOptions
+from patchsae.experiments.models import AnyCLIP
+from patchsae.experiments.moved import moved, moved_in_class
+from patchsae.experiments.pictures import activations, name_of
+from patchsae.report import Row, Section, Tile
+from patchsae.sae import SparseAutoencoder
+
+Models = tuple[AnyCLIP, AnyCLIP]
+Datasets = tuple[ImageDataset, ImageDataset]
+
+
+def latents_that_moved(
+    part: Section,
+    comparison: Comparison,
+    clips: Models,
+    datasets: Datasets,
+    sae: SparseAutoencoder,
+    options: CompareOptions,
+) -> None:
+    """Add galleries: by mean activation over all tokens, and with labels by tokens in one class."""
+    n = max(1, options.show_latents // 2) if options.show_latents else 0
+    of_all = moved(comparison, options.noisy_above, n)
+    in_class = moved_in_class(comparison, options.noisy_above, n)
+    wanted = sorted({latent for lists in (of_all, in_class) for latents in lists for latent in latents})
+    tiles = _tiles(comparison, clips, datasets, sae, wanted, -(-options.show_images // 2))
+    a, b = comparison.names
+    intro = f"The pictures are the reference images of {a}, then those of {b}, drawn on one scale."
+    for latents, title in zip(of_all, ("gain", "lose"), strict=True):
+        rows = _rows(latents, tiles, partial(_statistics, comparison))
+        _gallery(part, f"Latents that {title} most", f"By mean activation over all image tokens. {intro}", rows)
+    if comparison.class_counts is None:
+        return
+    for latents, title in zip(in_class, ("gain", "lose"), strict=True):
+        rows = _rows(latents, tiles, partial(_in_class, comparison, title))
+        text = f"By the change of a_c in one class: tokens above the threshold per image of the class. {intro}"
+        _gallery(part, f"Latents that {title} most in a class", text, rows)
+
+
+def _gallery(part: Section, title: str, text: str, rows: Sequence[Row]) -> None:
+    part.heading(title)
+    part.text(text if rows else "None, once noisy latents are left out.")
+    if rows:
+        part.galleries(rows)
+
+
+def _rows(
+    latents: Sequence[int], tiles: dict[int, list[Tile]], statistics: Callable[[int], dict[str, float | str]]
+) -> list[Row]:
+    return [
+        Row(f"Latent {latent}", statistics(latent), tiles[latent], "" if tiles[latent] else "No reference images.")
+        for latent in latents
+    ]
+
+
+def _tiles(
+    comparison: Comparison,
+    clips: Models,
+    datasets: Datasets,
+    sae: SparseAutoencoder,
+    latents: Sequence[int],
+    n: int,
+) -> dict[int, list[Tile]]:
+    """Latent -> up to ``n`` reference images of side A, then of side B; one colour scale per latent."""
+    places = {
+        (side, latent): [i for i in comparison.top_images[side, latent, :n].tolist() if i >= 0]
+        for side in (0, 1)
+        for latent in latents
+    }
+    seen = [
+        activations(clips[side], sae, datasets[side], ((s, i) for s in latents for i in places[side, s]))
+        for side in (0, 1)
+    ]
+    tiles = {}
+    for latent in latents:
+        found = [(side, i, seen[side][latent, i]) for side in (0, 1) for i in places[side, latent]]
+        vmax = max((float(activation.grid.max()) for _, _, activation in found), default=0.0)
+        tiles[latent] = [
+            Tile(shown.image, f"{comparison.names[side]}: {name_of(datasets[side], image)}", shown.overlay(vmax))
+            for side, image, shown in found
+        ]
+    return tiles
+
+
+def _statistics(comparison: Comparison, latent: int) -> dict[str, float | str]:
+    statistics: dict[str, float | str] = {"change of mean": float(comparison.shift[latent])}
+    for side, name in enumerate(comparison.distinct_names):
+        statistics[f"mean, {name}"] = float(comparison.mean_activation[side, latent])
+        statistics[f"active in, {name}"] = f"{float(comparison.frequency[side, latent]):.2%} of images"
+    return statistics
+
+
+def _in_class(comparison: Comparison, title: str, latent: int) -> dict[str, float | str]:
+    shifts = comparison.class_shift
+    assert shifts is not None
+    assert comparison.classnames is not None
+    assert comparison.class_counts is not None
+    label = int((shifts.gain_label if title == "gain" else shifts.loss_label)[latent])
+    images = int(comparison.class_images[label])
+    statistics: dict[str, float | str] = {"class": comparison.classnames[label]}
+    for side, name in enumerate(comparison.distinct_names):
+        statistics[f"tokens per image, {name}"] = int(comparison.class_counts[side, label, latent]) / images
+    return statistics
