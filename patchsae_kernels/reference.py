@@ -34,11 +34,11 @@ def encode(
     dtype = torch.promote_types(x.dtype, torch.float32)
     W_enc, b_enc, b_dec = W_enc.to(dtype), b_enc.to(dtype), b_dec.to(dtype)
     if precision == "bf16":
-        W_enc = _bf16(W_enc)
+        W_enc = rounded(W_enc)
     values, indices, ends, entries = [], [], [x.new_zeros(1, dtype=torch.int64)], 0
     for rows in row_chunks(x.shape[0], W_enc.shape[1], budget):
         centred = x[rows].to(dtype) - b_dec
-        pre = torch.addmm(b_enc, _bf16(centred) if precision == "bf16" else centred, W_enc)
+        pre = torch.addmm(b_enc, rounded(centred) if precision == "bf16" else centred, W_enc)
         flat = _active(pre, threshold, activation, k).flatten().nonzero().squeeze(1)
         values.append(pre.flatten()[flat])
         indices.append((flat % W_enc.shape[1]).to(torch.int32))
@@ -268,7 +268,7 @@ def _top_positive(pre: Tensor, k: int) -> Tensor:
     return keep
 
 
-def _bf16(x: Tensor) -> Tensor:
+def rounded(x: Tensor) -> Tensor:
     """Round to bfloat16 and widen again: products of the result are exact in float32, so only the sum rounds."""
     return x.to(torch.bfloat16).to(x.dtype)
 

@@ -1,8 +1,8 @@
 """The ghost term of the training step: dense products over the dead latents alone, in bounded parts.
 
 What bounds it: five products of N x D x G for G dead latents, in float32 1.9 TFLOP at the paper's size with a fifth of
-the latents dead: 38 ms at 50 TFLOP/s, 6 ms where PyTorch's switch allows TF32. Everything else is one pass over the
-tokens and three over the exponentials, 3 GB.
+the latents dead: 38 ms at 50 TFLOP/s, 6 ms where PyTorch's switch allows TF32, 2.5 ms in bfloat16. Everything else is
+one pass over the tokens and three over the exponentials, 3 GB.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from patchsae_kernels.triton.launch import launch
+from patchsae_kernels.triton.widening import add_product, product
 
 
 class Rows(NamedTuple):
@@ -25,8 +26,23 @@ class Rows(NamedTuple):
     dec: Tensor  # [S, D]
 
 
+class Dead(NamedTuple):
+    """The latents that get the ghost term."""
+
+    latents: Tensor  # int64 [G], each once
+    count: Tensor | None = None  # int64 [], how many of these count, the first ones; None: all of them
+
+
 def add_ghost(
-    x: Tensor, error: Tensor, dead: Tensor, w: Rows, b_dec: Tensor, grads: Rows, elements: int, budget: int
+    x: Tensor,
+    error: Tensor,
+    dead: Dead,
+    w: Rows,
+    b_dec: Tensor,
+    grads: Rows,
+    elements: int,
+    dtype: torch.dtype,
+    budget: int,
 ) -> Tensor:
     """The sum of the ghost term over some tokens, float64; adds its gradient to the rows of the dead latents.
 
@@ -35,38 +51,60 @@ def add_ghost(
 
     Args:
         x, error: ``[N, D]``, the tokens, and reconstruction - x.
-        dead: int64, the dead latents, each once.
         elements: of the whole batch; the mean runs over them.
+        dtype: what the products multiply, float32 or bfloat16.
     """
-    size, width = x.element_size(), x.shape[1]
-    parts = dead.split(max(1, budget // (8 * size * width)))  # four matrices of such rows: half of the budget
-    most = max(1, budget // (4 * size * max(1, dead.shape[0])))  # exp of a slice, and one part's gradient
+    size, width, latents = x.element_size(), x.shape[1], dead.latents
+    most = max(1, budget // (8 * size * width))  # four matrices of such rows: half of the budget
+    parts = [
+        Dead(part, None if dead.count is None else dead.count - i * most) for i, part in enumerate(latents.split(most))
+    ]
+    most = max(1, budget // (4 * size * max(1, latents.shape[0])))  # exp of a slice, and one part's gradient
     slices = max(1, triton.cdiv(x.shape[0], most))
     step = max(1, triton.cdiv(x.shape[0], slices))
     total = torch.zeros((), dtype=torch.float64, device=x.device)
     for start in range(0, x.shape[0], step):
         rows = slice(start, start + step)
-        total += _add_slice(x[rows], error[rows], parts, w, b_dec, grads, elements)
-    return total
+        total += _add_slice(x[rows], error[rows], parts, w, b_dec, grads, elements, dtype)
+    return total if dead.count is None else torch.where(dead.count > 0, total, 0)  # none dead: no term either
 
 
 def _add_slice(
-    x: Tensor, error: Tensor, parts: tuple[Tensor, ...], w: Rows, b_dec: Tensor, grads: Rows, elements: int
+    x: Tensor,
+    error: Tensor,
+    parts: list[Dead],
+    w: Rows,
+    b_dec: Tensor,
+    grads: Rows,
+    elements: int,
+    dtype: torch.dtype,
 ) -> Tensor:
-    centred = x - b_dec
+    inputs = (x - b_dec).to(dtype)
     raw, exps = torch.zeros_like(x), []
     for part in parts:
-        exp = torch.addmm(w.b_enc[part], centred, w.enc[part].t()).exp_()
-        raw.addmm_(exp, w.dec[part])
+        pre = x.new_empty(x.shape[0], part.latents.shape[0])
+        product(inputs, w.enc[part.latents].to(dtype).t(), out=pre)
+        exp = pre.add_(_biases(part, w.b_enc)).exp_().to(dtype)
+        add_product(raw, exp, w.dec[part.latents].to(dtype))
         exps.append(exp)
     term = ghost_term(x, error, raw, elements)
+    g = raw.to(dtype)
     for part, exp in zip(parts, exps, strict=True):
         # Every latent is in one part once, so that copying back what was added to is in order: no atomics.
-        grads.dec.index_copy_(0, part, grads.dec[part].addmm_(exp.t(), raw))
-        grad_pre = exp.mul_(torch.mm(raw, w.dec[part].t()))
-        grads.enc.index_copy_(0, part, grads.enc[part].addmm_(grad_pre.t(), centred))
-        grads.b_enc.index_copy_(0, part, grads.b_enc[part] + grad_pre.sum(0))
+        at = part.latents
+        grads.dec.index_copy_(0, at, add_product(grads.dec[at], exp.t(), g))
+        grad_pre = product(g, w.dec[at].to(dtype).t(), out=x.new_empty(exp.shape)).mul_(exp)
+        grads.b_enc.index_copy_(0, at, grads.b_enc[at] + grad_pre.sum(0))
+        grads.enc.index_copy_(0, at, add_product(grads.enc[at], grad_pre.to(dtype).t(), inputs))
     return term.sum(dtype=torch.float64)
+
+
+def _biases(part: Dead, b_enc: Tensor) -> Tensor:
+    """``[G]``; a latent that does not count has the exponential, and with it the gradient, of minus infinity."""
+    biases = b_enc[part.latents]
+    if part.count is None:
+        return biases
+    return torch.where(torch.arange(biases.shape[0], device=biases.device) < part.count, biases, float("-inf"))
 
 
 def ghost_term(x: Tensor, error: Tensor, raw: Tensor, elements: int) -> Tensor:

@@ -1,17 +1,20 @@
-"""The training step on a GPU: one exact encode and work in proportion to the non-zeros, or dense products in chunks.
+"""The training step on a GPU: one encode and work in proportion to the non-zeros, or dense products in chunks.
 
 The equations are those of `patchsae_kernels.reference_training`; how the non-zeros are summed up is said in
 `patchsae_kernels.triton.backward`. By arithmetic, at 25,216 tokens, D 768, S 49,152 and L0 149 on an H200: packing the
-weights 0.1 ms, encode 3.3, decode 2.1, sort 0.15, backward 4.3, passes over the tokens 0.15: 10 ms. The dense step has
-five products of 1.9 TFLOP, 190 ms in float32 (27 in TF32), its passes over the latents 5 ms, and re-reading the weights
-and gradients for every chunk 5 ms.
+weights 0.1 ms, encode 3.3, decode 2.1, sort 0.15, backward 4.3, passes over the tokens 0.15: 10 ms. With bfloat16
+products every gathered row has half the bytes: encode 3, decode 1.1, backward 2.2, 7 ms in all. The dense step has five
+products of 1.9 TFLOP, 190 ms in float32 (27 in TF32, 12 in bfloat16), its passes over the latents 5 ms, and re-reading
+the weights and gradients for every chunk 5 ms.
 
 Host reads: one before the choice between the two (share of active latents, whether x is finite), one in each encode
-(its sizes), none in the dense step. A choice that keeps no state needs no hysteresis: where the two cost the same, it
-does not matter which one runs, and they agree to rounding.
+(its sizes), none else in the dense step. A caller that has chosen (`patchsae_kernels.StepChoice`) saves the first.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
 
 import torch
 import triton
@@ -22,17 +25,19 @@ from patchsae_kernels.triton import dense, tuning
 from patchsae_kernels.triton.backward import gradients, takes_backward
 from patchsae_kernels.triton.decode import decode_with_losses
 from patchsae_kernels.triton.encode import encode
-from patchsae_kernels.triton.ghost import Rows, add_ghost
+from patchsae_kernels.triton.ghost import Dead, Rows, add_ghost
 from patchsae_kernels.triton.latent_major import sort_by_latent
 from patchsae_kernels.triton.pack import pack
+from patchsae_kernels.triton.widening import add_product, product
 
 SAMPLE_TOKENS, SAMPLE_LATENTS = 64, 4096
 """What the share is estimated from."""
 BYTES_PER_ENTRY = 64
 """Values and indices, twice while encode gives back what it did not need; keys, tokens, places and values by latent;
 the memory of the sort; partial sums."""
-BYTES_PER_LATENT = 5
-"""Of one token in the dense step: a pre-activation, latent or gradient, and whether it is active."""
+BYTES_PER_LATENT = {"bf16": 7}
+"""Of one token in the dense step: a float32 pre-activation or gradient, whether it is active (5 where nothing is said),
+and what the products take in bfloat16."""
 TILE = 128
 
 
@@ -47,6 +52,10 @@ def sae_step(
     cls_weight: float,
     tokens_per_image: int,
     budget: int,
+    precision: str = "exact",
+    packed: Sequence[Tensor] | None = None,
+    share: float = -1.0,
+    path: str = "",
 ) -> list[Tensor]:
     """See `patchsae_kernels.reference_training.sae_step`, which serves other dtypes and very wide tokens.
 
@@ -56,20 +65,29 @@ def sae_step(
     Raises:
         ValueError: x holds a NaN or an infinity.
     """
-    arguments = (x, W_enc, b_enc, W_dec, b_dec, dead, l1, cls_weight, tokens_per_image, budget)
-    if not takes_backward(W_enc.shape[0], x, *arguments[:5]) or W_enc.shape[1] == 0:
+    if not takes_step(x, W_enc, b_enc, W_dec, b_dec):
+        arguments = (x, W_enc, b_enc, W_dec, b_dec, dead, l1, cls_weight, tokens_per_image, budget, precision)
         return reference_training.sae_step(*arguments)
-    step = Step(*arguments)
-    share = _share_of_active(step)
-    if share > tuning.dense_from():
-        for rows in dense_chunks(x.shape[0], W_enc.shape[1], budget):
+    ghosts = None if dead is None else Dead(dead)
+    step = Step(x, W_enc, b_enc, W_dec, b_dec, ghosts, l1, cls_weight, tokens_per_image, precision, budget)
+    if not path:
+        share = _share_of_active(step)
+        path = "dense" if share > tuning.dense_from(precision) else "sparse"
+    elif path == "dense" and not bool(step.norms.isfinite().all()):
+        checks.finite_rows("x", x)
+    if path == "dense":
+        for rows in dense_chunks(x.shape[0], W_enc.shape[1], budget, precision):
             step.add_dense(rows)
     else:
-        packed = list(pack(W_enc, b_enc, "exact"))
+        held = list(packed or pack(W_enc, b_enc, precision))
         for rows in sparse_chunks(x.shape[0], W_enc.shape[0], share * W_enc.shape[1], budget):
-            csr = encode(step.x[rows], W_enc, b_enc, b_dec, packed, None, "relu", 0, "exact", budget)
+            csr = encode(step.x[rows], W_enc, b_enc, b_dec, held, None, "relu", 0, precision, budget)
             step.add_sparse(rows, *csr)
     return step.finish(W_enc, W_dec)
+
+
+def takes_step(x: Tensor, W_enc: Tensor, b_enc: Tensor, W_dec: Tensor, b_dec: Tensor) -> bool:
+    return takes_backward(W_enc.shape[0], x, x, W_enc, b_enc, W_dec, b_dec) and W_enc.shape[1] > 0
 
 
 class Step:
@@ -82,13 +100,15 @@ class Step:
         b_enc: Tensor,
         W_dec: Tensor,
         b_dec: Tensor,
-        dead: Tensor | None,
+        dead: Dead | None,
         l1: float,
         cls_weight: float,
         tokens_per_image: int,
+        precision: str,
         budget: int,
     ) -> None:
         self.x, self.b_dec, self.dead, self.budget = x.contiguous(), b_dec.contiguous(), dead, budget
+        self.dtype = torch.bfloat16 if precision == "bf16" else torch.float32  # of what is multiplied
         self.w = Rows(W_enc.t().contiguous(), b_enc.contiguous(), W_dec.contiguous())
         self.tokens = max(x.shape[0], 1)
         self.elements, self.l1 = self.tokens * x.shape[1], l1
@@ -103,23 +123,34 @@ class Step:
         self.fired = torch.zeros_like(self.w.b_enc, dtype=torch.uint8)
         self.totals = self.norms.new_zeros(5, dtype=torch.float64)
 
+    @cached_property
+    def low_enc(self) -> Tensor:
+        """The rows as the products take them."""
+        return self.w.enc.to(self.dtype)
+
+    @cached_property
+    def low_dec(self) -> Tensor:
+        return self.w.dec.to(self.dtype)
+
     def add_sparse(self, rows: slice, values: Tensor, indices: Tensor, indptr: Tensor) -> None:
         """Tokens with their latents, which a CSR of fixed capacity may hold as well as an exact one."""
-        x, scale, w = self.x[rows], self.scale[rows], self.w
-        y, squared_error, latents, active = decode_with_losses(values, indices, indptr, w.dec, self.b_dec, x)
+        x, w = self.x[rows], self.w
+        y, squared_error, latents, active = decode_with_losses(values, indices, indptr, self.low_dec, self.b_dec, x)
         error = y.sub_(x)
         by_latent = sort_by_latent(indices, indptr, w.b_enc.shape[0])
+        # Centred before they are rounded: tokens have a large common part.
+        wide = self.dtype == torch.float32
         gradients(
             by_latent,
             x.shape[1],
-            g=error,
-            scale=scale,
+            g=error.to(self.dtype),
+            scale=self.scale[rows],
             W=w.dec,
             constant=self.l1 / self.tokens,
             values=values[by_latent.order],
             sum_g=self.grads.dec,
-            x=x,
-            shift=self.b_dec,
+            x=x if wide else (x - self.b_dec).to(self.dtype),
+            shift=self.b_dec if wide else None,
             sum_x=self.grads.enc,
             sum_dots=self.grads.b_enc,
             accumulate=rows.start > 0,
@@ -128,18 +159,21 @@ class Step:
         self._add_terms(rows, error, squared_error, latents, active)
 
     def add_dense(self, rows: slice) -> None:
-        x, w, grads = self.x[rows], self.w, self.grads
+        x, grads = self.x[rows], self.grads
         centred = x - self.b_dec
-        h = torch.addmm(w.b_enc, centred, w.enc.t())
-        gate = torch.empty_like(h, dtype=torch.uint8)
-        latents, active = dense.relu_(h, gate, self.fired)
-        error = torch.addmm(self.b_dec, h, w.dec).sub_(x)
-        g = error * self.scale[rows, None]
-        grads.dec.addmm_(h.t(), g)
-        grad_pre = torch.mm(g, w.dec.t(), out=h)  # h is not needed any more: its memory is
-        dense.gate_(grad_pre, gate, self.l1 / self.tokens, grads.b_enc)
-        grads.enc.addmm_(grad_pre.t(), centred)
-        del h, grad_pre, gate  # before the ghost term takes as much
+        inputs = centred.to(self.dtype)
+        pre = x.new_empty(x.shape[0], self.w.b_enc.shape[0])
+        product(inputs, self.low_enc.t(), out=pre)
+        gate = torch.empty_like(pre, dtype=torch.uint8)
+        h = pre if pre.dtype == self.dtype else torch.empty_like(pre, dtype=self.dtype)
+        latents, active = dense.relu(pre, self.w.b_enc, h, gate, self.fired)
+        error = product(h, self.low_dec, out=torch.empty_like(x)).sub_(centred)
+        g = (error * self.scale[rows, None]).to(self.dtype)
+        add_product(grads.dec, h.t(), g)
+        product(g, self.low_dec.t(), out=pre)  # the pre-activations are not needed any more, nor are the latents:
+        dense.gated(pre, h, gate, self.l1 / self.tokens, grads.b_enc)  # their memory takes their gradients
+        add_product(grads.enc, h.t(), inputs)
+        del pre, h, gate  # before the ghost term takes as much
         self._add_terms(rows, error, error.square().sum(1), latents, active)
 
     def finish(self, W_enc: Tensor, W_dec: Tensor) -> list[Tensor]:
@@ -159,9 +193,8 @@ class Step:
         weighted = squared_error * self.weights[rows] / self.norms[rows]
         ghost = torch.zeros_like(self.totals[0])
         if self.dead is not None:
-            ghost = add_ghost(
-                self.x[rows], error, self.dead, self.w, self.b_dec, self.grads, self.elements, self.budget
-            )
+            options = self.elements, self.dtype, self.budget
+            ghost = add_ghost(self.x[rows], error, self.dead, self.w, self.b_dec, self.grads, *options)
         sums = [t.sum(dtype=torch.float64) for t in (weighted, latents, active, squared_error)]
         self.totals += torch.stack([*sums, ghost])
         self.grad_b_dec += torch.mv(error.t(), self.scale[rows])
@@ -173,9 +206,9 @@ def sparse_chunks(tokens: int, width: int, active: float, budget: int) -> list[s
     return _equal(tokens, max(1, int(most)))
 
 
-def dense_chunks(tokens: int, latents: int, budget: int) -> list[slice]:
+def dense_chunks(tokens: int, latents: int, budget: int, precision: str) -> list[slice]:
     """Equal chunks, if possible of whole tiles of the products, whose dense latents have room in the budget."""
-    most = max(1, budget // (BYTES_PER_LATENT * latents))
+    most = max(1, budget // (BYTES_PER_LATENT.get(precision, 5) * latents))
     if most < TILE:
         return _equal(tokens, most)
     tiles = _equal(max(1, triton.cdiv(tokens, TILE)), most // TILE)

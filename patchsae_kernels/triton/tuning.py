@@ -74,11 +74,16 @@ PRODUCT_CANDIDATES = {
 """Tiles worth timing, for ``benches.gpu``."""
 
 
-# Per active latent of a token the sparse step gathers 6 KB in its backward and 3 KB in its decode: 42 us a paper batch
-# on an H200. Dense float32 products cost 190 ms more than the encode, TF32 ones 35: the steps meet near L0 4,500 and
-# 800 of 49,152. In float32 the encode's slots (4,096 candidates a token) set an earlier end.
-DENSE_FROM = {"highest": 0.04, "high": 0.015, "medium": 0.015}
-"""Share of active latents from which a training step is dense, by PyTorch's switch for float32 products."""
+# Not measured yet: `benches.gpu` has an item that times both steps and prints where they meet. By arithmetic for a
+# paper batch on an H200: per active latent of a token the sparse step gathers 6 KB in its backward and 3 KB in its
+# decode, 42 us (half of that with bfloat16 products). Dense float32 products cost 190 ms more than the encode, TF32
+# ones 35, bfloat16 ones 14: the steps meet near L0 4,500, 800 and 660 of 49,152. In float32 the encode's slots (4,096
+# candidates a token) set an earlier end.
+DENSE_FROM = {"highest": 0.04, "high": 0.015, "medium": 0.015, "bf16": 0.0135}
+"""Share of active latents from which a training step is dense, by PyTorch's switch for float32 products, or "bf16"."""
+HYSTERESIS = 1.25
+"""A run's step turns dense above this many times the share, and sparse below the share divided by it: within the band
+both cost about the same, and a step that changes over from one batch to the next changes its rounding for nothing."""
 
 
 _assumed: ContextVar[str | None] = ContextVar("assumed architecture", default=None)
@@ -114,9 +119,14 @@ def product_design(precision: str) -> str:
     return "fused" if precision == "exact" else "library"
 
 
-def dense_from() -> float:
-    """The entry of `DENSE_FROM` that holds."""
-    return DENSE_FROM[torch.get_float32_matmul_precision()]
+def dense_from(precision: str) -> float:
+    """The entry of `DENSE_FROM` that holds for a step's precision."""
+    return DENSE_FROM["bf16" if precision == "bf16" else torch.get_float32_matmul_precision()]
+
+
+def next_is_dense(share: float, was_dense: bool, precision: str) -> bool:
+    """Which step follows one that was dense or sparse, at a running share of active latents."""
+    return share > dense_from(precision) * (1 / HYSTERESIS if was_dense else HYSTERESIS)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 import patchsae_kernels as pk
 from patchsae_kernels import reference_training
 from patchsae_kernels.triton import backward, dense, latent_major, step, tuning
+from patchsae_kernels.triton.ghost import Dead
 from patchsae_kernels.triton.launch import record
 from tests.kernels.cases import Case, cases, make_case
 from tests.training.dense_loss import dense_gradients
@@ -156,8 +157,8 @@ def test_dense_and_sparse_agree():
 @pytest.mark.parametrize(("bias", "dense_expected"), [(0.0, True), (-5.0, False)])
 def test_the_choice_follows_the_share_of_active_latents(monkeypatch, bias, dense_expected):
     case, taken = make_case(0, 50, 16, 200, bias=bias), []
-    relu_ = dense.relu_
-    monkeypatch.setattr(dense, "relu_", lambda *a: taken.append(1) or relu_(*a))
+    relu = dense.relu
+    monkeypatch.setattr(dense, "relu", lambda *a: taken.append(1) or relu(*a))
     pk.sae_step(case.x, parameters(case), l1=0.1)
     assert bool(taken) == dense_expected
 
@@ -287,8 +288,9 @@ def meta(*shape, dtype=torch.float32):
 
 def test_the_host_code_touches_no_data():
     with record() as launches:
-        x, W, b, b_dec, dead = meta(40, 16), meta(700, 16), meta(700), meta(16), meta(30, dtype=torch.int64)
-        held = step.Step(x, W.t(), b, W, b_dec, dead, 0.1, 2.0, 4, 2**28)
+        x, W, b, b_dec = meta(40, 16), meta(700, 16), meta(700), meta(16)
+        dead = Dead(meta(30, dtype=torch.int64))
+        held = step.Step(x, W.t(), b, W, b_dec, dead, 0.1, 2.0, 4, "exact", 2**28)
         held.add_sparse(slice(0, 40), meta(900), meta(900, dtype=torch.int32), meta(41, dtype=torch.int64))
         held.add_dense(slice(0, 40))
         terms = held.finish(W.t(), W)
@@ -296,11 +298,12 @@ def test_the_host_code_touches_no_data():
     assert {launch.kernel.__name__ for launch in launches} >= {"dense_relu_kernel", "latent_gradients_kernel"}
 
 
+@pytest.mark.parametrize("precision", ["exact", "bf16"])
 @pytest.mark.parametrize(("tokens", "latents", "budget"), [(25_216, 49_152, 2**28), (100, 49_152, 2**20), (0, 9, 1)])
-def test_dense_chunks_cover_the_tokens_within_the_budget(tokens, latents, budget):
-    chunks = step.dense_chunks(tokens, latents, budget)
+def test_dense_chunks_cover_the_tokens_within_the_budget(tokens, latents, budget, precision):
+    chunks = step.dense_chunks(tokens, latents, budget, precision)
     assert [i for c in chunks for i in range(c.start, c.stop)] == list(range(tokens))
-    assert all((c.stop - c.start) * step.BYTES_PER_LATENT * latents <= budget for c in chunks if c.stop - c.start > 1)
+    assert all((c.stop - c.start) * step.BYTES_PER_LATENT.get(precision, 5) * latents <= budget for c in chunks if c.stop - c.start > 1)
 
 
 def test_the_paper_s_batch_is_one_sparse_chunk_at_149_active_latents():
