@@ -20,7 +20,7 @@ from patchsae_kernels.describe import describe
 from patchsae_kernels.latents import SparseLatents
 from patchsae_kernels.prepare import PreparedWeights, prepare
 from patchsae_kernels.stats import LatentStats
-from patchsae_kernels.step import AdamState, StepTerms, adam_init, adam_step, sae_step
+from patchsae_kernels.step import AdamState, StepChoice, StepTerms, adam_init, adam_step, sae_step
 
 __all__ = [
     "AdamState",
@@ -28,6 +28,7 @@ __all__ = [
     "PreparedWeights",
     "Reconstruction",
     "SparseLatents",
+    "StepChoice",
     "StepTerms",
     "adam_init",
     "adam_step",

@@ -23,6 +23,9 @@ KEYS: tuple[str, ...] = (("CUDA", "CPU") if interpreted else ("CUDA",)) if avail
 """Dispatch keys that these implementations are registered for."""
 
 
+PACKED_ROWS = 5
+"""Place of the rows of W_enc among the packed copies."""
+
 Op = TypeVar("Op", bound=Callable[..., Any])
 
 
@@ -30,9 +33,9 @@ def on_its_device(op: Op) -> Op:
     """Kernels start on the current device: make that the one of the first argument."""
 
     @functools.wraps(op)
-    def guarded(first: Tensor, *rest: Any) -> Any:
+    def guarded(first: Tensor, *rest: Any, **options: Any) -> Any:
         with torch.cuda.device_of(first):
-            return op(first, *rest)
+            return op(first, *rest, **options)
 
     return guarded  # type: ignore[return-value]
 
@@ -142,3 +145,27 @@ def adam_step_(p: Tensor, *rest: Any) -> None:
     from patchsae_kernels.triton import adam
 
     adam.adam_step_(p, *rest)
+
+
+@on_its_device
+def adam_and_pack_(p: Tensor, *rest: Any, packed: list[Tensor]) -> bool:
+    """`adam_step_` on an encoder, whose packed rows are brought up to date in the same pass; False: nothing is done."""
+    from patchsae_kernels.triton import adam
+    from patchsae_kernels.triton.pack import Packed
+
+    return adam.adam_with(adam.Extras(packed=Packed(*packed)), p, *rest)
+
+
+@on_its_device
+def pack_biases(b_enc: Tensor, packed: list[Tensor]) -> None:
+    """Bring up to date what a packed encoder knows of its biases."""
+    from patchsae_kernels.triton import pack as packing
+
+    packing.pack_biases(packing.Packed(*packed), b_enc)
+
+
+def next_is_dense(share: float, was_dense: bool | None, precision: str) -> bool:
+    """Whether a step takes dense products at a share of active latents, after one that did or did not (None: first)."""
+    from patchsae_kernels.triton import tuning
+
+    return tuning.next_is_dense(share, was_dense, precision)

@@ -75,7 +75,7 @@ def adam_with(
     beta2: float,
     eps: float,
     unit_rows: bool,
-    seed: int,
+    seed: int = 0,
 ) -> bool:
     """`adam_step_` with `Extras`; whether these tensors are served, otherwise nothing has been done."""
     state = [_as_matrix(t) for t in (p, exp_avg, exp_avg_sq)]

@@ -124,9 +124,10 @@ def dense_from(precision: str) -> float:
     return DENSE_FROM["bf16" if precision == "bf16" else torch.get_float32_matmul_precision()]
 
 
-def next_is_dense(share: float, was_dense: bool, precision: str) -> bool:
-    """Which step follows one that was dense or sparse, at a running share of active latents."""
-    return share > dense_from(precision) * (1 / HYSTERESIS if was_dense else HYSTERESIS)
+def next_is_dense(share: float, was_dense: bool | None, precision: str) -> bool:
+    """Whether the next step is dense at a running share of active latents; ``was_dense``: the last one, if known."""
+    factor = 1.0 if was_dense is None else 1 / HYSTERESIS if was_dense else HYSTERESIS
+    return share > dense_from(precision) * factor
 
 
 @contextmanager
