@@ -169,3 +169,34 @@ def next_is_dense(share: float, was_dense: bool | None, precision: str) -> bool:
     from patchsae_kernels.triton import tuning
 
     return tuning.next_is_dense(share, was_dense, precision)
+
+
+def takes_step(x: Tensor, *weights: Tensor) -> bool:
+    """Whether `bounded_step` serves x ``[N, D]`` and W_enc, b_enc, W_dec, b_dec."""
+    from patchsae_kernels.triton import step
+
+    return serves(x.device) and step.takes_step(x, *weights)
+
+
+@on_its_device
+def bounded_step(x: Tensor, *rest: Any) -> tuple[list[Tensor], Tensor]:
+    from patchsae_kernels.triton import step
+
+    return step.bounded_step(x, *rest)
+
+
+@on_its_device
+def controlled_adam_(p: Tensor, *rest: Any, control: Tensor, packed: list[Tensor] | None) -> None:
+    """`adam_step_` whose constants come from ``control`` on the device, see `patchsae_kernels.triton.adam.Extras`."""
+    from patchsae_kernels.triton import adam
+    from patchsae_kernels.triton.pack import Packed
+
+    served = adam.adam_with(adam.Extras(control, Packed(*packed) if packed else None), p, *rest)
+    assert served, "a step is captured only of parameters that are served"
+
+
+def control_of(*settings: Any) -> Tensor:
+    """``control`` for `controlled_adam_`, on the CPU."""
+    from patchsae_kernels.triton import adam
+
+    return adam.control_of(*settings)

@@ -24,8 +24,8 @@ _SCHEMAS = (
     "str activation, int k, str precision, int budget, int capacity) -> (Tensor, Tensor, Tensor, Tensor)",
     "reconstruct(Tensor x, Tensor W_enc, Tensor b_enc, Tensor b_dec, Tensor[] packed, Tensor? threshold, Tensor W_dec, "
     "str activation, int k, str precision, int budget) -> (Tensor, Tensor, Tensor, Tensor)",
-    "encode_backward(Tensor grad_values, Tensor indices, Tensor indptr, Tensor x, Tensor W_enc, Tensor b_dec) "
-    "-> (Tensor, Tensor, Tensor, Tensor)",
+    "encode_backward(Tensor grad_values, Tensor indices, Tensor indptr, Tensor x, Tensor W_enc, Tensor b_dec, "
+    "bool with_x=True) -> (Tensor, Tensor, Tensor, Tensor)",
     "decode(Tensor values, Tensor indices, Tensor indptr, Tensor W_dec, Tensor b_dec) -> Tensor",
     "decode_backward(Tensor grad_y, Tensor values, Tensor indices, Tensor indptr, Tensor W_dec, int budget) "
     "-> (Tensor, Tensor, Tensor)",
@@ -115,10 +115,17 @@ def _reconstruct_fake(x: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor, Tenso
 
 @torch.library.register_fake("patchsae::encode_backward", lib=_lib)
 def _encode_backward_fake(
-    grad_values: Tensor, indices: Tensor, indptr: Tensor, x: Tensor, W_enc: Tensor, b_dec: Tensor
+    grad_values: Tensor,
+    indices: Tensor,
+    indptr: Tensor,
+    x: Tensor,
+    W_enc: Tensor,
+    b_dec: Tensor,
+    with_x: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     grad_W = W_enc.new_empty(W_enc.shape[1], W_enc.shape[0]).t()
-    return torch.empty_like(x), grad_W, b_dec.new_empty(W_enc.shape[1]), torch.empty_like(b_dec)
+    grad_x = torch.empty_like(x) if with_x else x.new_empty(0, x.shape[1])
+    return grad_x, grad_W, b_dec.new_empty(W_enc.shape[1]), torch.empty_like(b_dec)
 
 
 @torch.library.register_fake("patchsae::decode", lib=_lib)
@@ -184,8 +191,9 @@ def _encode_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tenso
 
 
 def _encode_backward(ctx: Any, grad_values: Tensor, *_: Any) -> tuple[Any, ...]:
-    grads = torch.ops.patchsae.encode_backward(grad_values.contiguous(), *ctx.saved_tensors)
-    return (*grads, [None] * ctx.packed, None, None, None, None, None)
+    with_x = ctx.needs_input_grad[0]
+    grads = torch.ops.patchsae.encode_backward(grad_values.contiguous(), *ctx.saved_tensors, with_x)
+    return (grads[0] if with_x else None, *grads[1:], [None] * ctx.packed, None, None, None, None, None)
 
 
 def _decode_setup(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:

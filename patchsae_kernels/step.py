@@ -152,7 +152,7 @@ def adam_init(params: Mapping[str, Tensor], moments: torch.dtype = torch.float32
         raise TypeError(f"moments is {moments}; expected torch.float32 or torch.bfloat16")
 
     def zeros() -> dict[str, Tensor]:
-        found = {name: _parameter(params, name).detach() for name in PARAMETERS}
+        found = {name: parameter(params, name).detach() for name in PARAMETERS}
         low = moments == torch.bfloat16
         return {n: torch.zeros_like(p, dtype=moments if low and p.dim() == 2 else p.dtype) for n, p in found.items()}
 
@@ -200,8 +200,8 @@ def _adam_and_pack(
     settings: tuple[int, float, float, float, float],
 ) -> bool:
     """Adam on W_enc and new rows in ``prepared`` in one pass, where that is possible."""
-    W_enc = _parameter(params, "W_enc")
-    packed = _of_these(prepared, W_enc, _parameter(params, "b_enc"), current=False).packed_in_place()
+    W_enc = parameter(params, "W_enc")
+    packed = _of_these(prepared, W_enc, parameter(params, "b_enc"), current=False).packed_in_place()
     if packed is None:
         return False
     seed = 4 * settings[0] + PARAMETERS.index("W_enc")
@@ -211,14 +211,14 @@ def _adam_and_pack(
 def _of_one(
     params: Mapping[str, Tensor], grads: Mapping[str, Tensor], state: AdamState, name: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return _parameter(params, name).detach(), _parameter(grads, name), state.exp_avg[name], state.exp_avg_sq[name]
+    return parameter(params, name).detach(), parameter(grads, name), state.exp_avg[name], state.exp_avg_sq[name]
 
 
 def _checked(
     x: Tensor, params: Mapping[str, Tensor], dead: Tensor | None, precision: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The parameters in the order of `PARAMETERS`, after everything has been looked at."""
-    W_enc, b_enc, W_dec, b_dec = (_parameter(params, name) for name in PARAMETERS)
+    W_enc, b_enc, W_dec, b_dec = (parameter(params, name) for name in PARAMETERS)
     checks.encoder_weights(W_enc, b_enc, b_dec)
     checks.shape("W_dec", W_dec, (W_enc.shape[1], W_enc.shape[0]), "[S, D]")
     checks.dtype("W_dec", W_dec, (W_enc.dtype,))
@@ -243,7 +243,8 @@ def _of_these(prepared: PreparedWeights, W_enc: Tensor, b_enc: Tensor, current: 
     return prepared
 
 
-def _parameter(params: Mapping[str, Tensor], name: str) -> Tensor:
+def parameter(params: Mapping[str, Tensor], name: str) -> Tensor:
+    """``params[name]``, or a KeyError that says what is expected."""
     if name not in params:
         raise KeyError(f"params has no {name!r}; expected {', '.join(PARAMETERS)} and got {', '.join(params)}")
     return params[name]

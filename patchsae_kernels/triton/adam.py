@@ -31,8 +31,8 @@ class Extras:
     """What a pass may do beside Adam.
 
     Attributes:
-        control: float32 ``[4]`` on the device: what a captured graph reads instead of the arguments of the call, see
-            `control_values`; a third element of 0 makes the pass do nothing.
+        control: int32 ``[4]`` on the device, read instead of the arguments of the call, which a captured graph would
+            repeat: the bits of the two `step_constants`, whether to do anything at all, the mixed seed.
         packed: of an encoder whose rows are the parameter, brought up to date in place but for its biases.
     """
 
@@ -103,6 +103,12 @@ def step_constants(step: int, lr: float, beta1: float, beta2: float) -> tuple[fl
     return (1 - beta2**step) ** 0.5, lr / (1 - beta1**step)
 
 
+def control_of(step: int, lr: float, beta1: float, beta2: float, seed: int) -> Tensor:
+    """`Extras.control` of a call, on the CPU."""
+    constants = torch.tensor(step_constants(step, lr, beta1, beta2), dtype=torch.float32).view(torch.int32)
+    return torch.cat([constants, torch.tensor([1, signed(reference_training.mixed(seed))], dtype=torch.int32)])
+
+
 def signed(bits: int) -> int:
     """The int32 of 32 bits."""
     return bits - 2**32 if bits >= 2**31 else bits
@@ -129,7 +135,7 @@ def _update(
     padded, latents, scaled = 0, 0, False
     if extras.packed is not None:
         packed = extras.packed
-        packed.tau.copy_(packed.next_tau)
+        packed.tau.copy_(_if_it_runs(extras.control, packed.next_tau, packed.tau))
         low, terms, tau, largest = packed.low, packed.terms, packed.tau, packed.terms.new_empty(rows)
         padded, latents, scaled = low.shape[1], low.shape[0], low.dtype == torch.float16
     block = max(16, triton.next_power_of_2(max(width, padded))) if whole_rows else BLOCK
@@ -153,7 +159,12 @@ def _update(
         num_stages=1,
     )
     if scaled and largest is not None and extras.packed is not None:
-        extras.packed.next_tau.copy_(power_of_two(largest))
+        packed = extras.packed
+        packed.next_tau.copy_(_if_it_runs(extras.control, power_of_two(largest), packed.next_tau))
+
+
+def _if_it_runs(control: Tensor | None, new: Tensor, old: Tensor) -> Tensor:
+    return new if control is None else torch.where(control[2] != 0, new, old)
 
 
 @triton.jit(do_not_specialize=["seed"])  # another value in every step
@@ -193,9 +204,9 @@ def adam_kernel(
     if control is not None:
         if tl.load(control + 2) == 0:
             return
-        correction2 = tl.load(control)
-        rate = tl.load(control + 1)
-        seed = tl.load(control + 3).to(tl.int32, bitcast=True)
+        correction2 = tl.load(control).to(tl.float32, bitcast=True)
+        rate = tl.load(control + 1).to(tl.float32, bitcast=True)
+        seed = tl.load(control + 3)
     row = (tl.program_id(0) // blocks).to(tl.int64)
     column = (tl.program_id(0) % blocks).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = column < width

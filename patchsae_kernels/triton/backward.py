@@ -50,11 +50,17 @@ def takes_backward(width: int, indptr: Tensor, *tensors: Tensor) -> bool:
 
 
 def encode_backward(
-    grad_values: Tensor, indices: Tensor, indptr: Tensor, x: Tensor, W_enc: Tensor, b_dec: Tensor
+    grad_values: Tensor,
+    indices: Tensor,
+    indptr: Tensor,
+    x: Tensor,
+    W_enc: Tensor,
+    b_dec: Tensor,
+    with_x: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """See `patchsae_kernels.reference.encode_backward`. Reads nothing back."""
     if not takes_backward(W_enc.shape[0], indptr, grad_values, W_enc, b_dec):
-        return reference.encode_backward(grad_values, indices, indptr, x, W_enc, b_dec)
+        return reference.encode_backward(grad_values, indices, indptr, x, W_enc, b_dec, with_x)
     rows = W_enc.t().contiguous()
     by_latent = sort_by_latent(indices, indptr, rows.shape[0])
     grad_rows, grad_b = torch.empty_like(rows), rows.new_empty(rows.shape[0])
@@ -67,6 +73,8 @@ def encode_backward(
         sum_x=grad_rows,
         sum_dots=grad_b,
     )
+    if not with_x:
+        return x.new_empty(0, x.shape[1]), grad_rows.t(), grad_b, -torch.mv(rows.t(), grad_b)
     grad_x = decode(grad_values, indices, indptr, rows, torch.zeros_like(b_dec))
     return grad_x.to(x.dtype), grad_rows.t(), grad_b, -grad_x.sum(0)
 

@@ -24,7 +24,7 @@ from patchsae_kernels import checks, reference_training
 from patchsae_kernels.triton import dense, tuning
 from patchsae_kernels.triton.backward import gradients, takes_backward
 from patchsae_kernels.triton.decode import decode_with_losses
-from patchsae_kernels.triton.encode import encode
+from patchsae_kernels.triton.encode import encode, encode_bounded
 from patchsae_kernels.triton.ghost import Dead, Rows, add_ghost
 from patchsae_kernels.triton.latent_major import sort_by_latent
 from patchsae_kernels.triton.pack import pack
@@ -84,6 +84,45 @@ def sae_step(
             csr = encode(step.x[rows], W_enc, b_enc, b_dec, held, None, "relu", 0, precision, budget)
             step.add_sparse(rows, *csr)
     return step.finish(W_enc, W_dec)
+
+
+def bounded_step(
+    x: Tensor,
+    W_enc: Tensor,
+    b_enc: Tensor,
+    W_dec: Tensor,
+    b_dec: Tensor,
+    dead: Tensor,
+    packed: Sequence[Tensor] | None,
+    l1: float,
+    cls_weight: float,
+    tokens_per_image: int,
+    precision: str,
+    capacity: int,
+    dead_capacity: int,
+    budget: int,
+) -> tuple[list[Tensor], Tensor]:
+    """The sparse step in a fixed number of places, for CUDA graphs: nothing is read from the device.
+
+    Args:
+        dead: bool ``[S]``; the ghost term has places for ``dead_capacity`` of them, with 0 it is left out.
+        capacity: places for the active latents of all tokens together.
+
+    Returns:
+        What `sae_step` returns, and int64 ``[4]``: places needed; tokens with too many candidates for a bounded encode;
+        tokens from the first that is not finite on; dead latents. The step is incomplete where the first is above
+        ``capacity``, the last above ``dead_capacity``, or another is not 0.
+    """
+    ghosts = None
+    if dead_capacity:
+        first = torch.argsort((~dead).to(torch.uint8), stable=True)[:dead_capacity]
+        ghosts = Dead(first, dead.sum())
+    step = Step(x, W_enc, b_enc, W_dec, b_dec, ghosts, l1, cls_weight, tokens_per_image, precision, budget)
+    held = list(packed or pack(W_enc, b_enc, precision))
+    *csr, status = encode_bounded(step.x, W_enc, b_enc, b_dec, held, None, "relu", 0, precision, budget, capacity)
+    step.add_sparse(slice(0, x.shape[0]), *csr)
+    found = torch.stack([status[0], status[1], x.shape[0] - status[2], dead.sum()])
+    return step.finish(W_enc, W_dec), found
 
 
 def takes_step(x: Tensor, W_enc: Tensor, b_enc: Tensor, W_dec: Tensor, b_dec: Tensor) -> bool:

@@ -189,8 +189,9 @@ def test_a_stale_or_foreign_packing_is_not_taken():
 
 def test_a_control_of_zero_leaves_everything_alone():
     tensors = [torch.ones(3, 4) for _ in range(4)]
-    for go, changed in ((0.0, False), (1.0, True)):
-        control = torch.tensor([*adam.step_constants(1, 0.1, 0.9, 0.999), go, 0.0])
+    for go, changed in ((0, False), (1, True)):
+        control = adam.control_of(1, 0.1, 0.9, 0.999, 0)
+        control[2] = go
         adam.adam_with(adam.Extras(control=control), *tensors, 9, 9.0, 0.9, 0.999, 1e-8, False)
         assert bool((tensors[0] != 1).any()) == changed
     expected = [torch.ones(3, 4) for _ in range(4)]

@@ -154,6 +154,66 @@ def test_dense_and_sparse_agree():
         assert (sparse_grads[name] - dense_grads[name]).abs().max() <= 1e-5 * dense_grads[name].abs().max()
 
 
+@pytest.mark.parametrize("ghost", [False, True])
+def test_bfloat16_products_are_those_of_the_reference(path, ghost):
+    """float32 sums of rounded operands; the interpreter cuts bits off where a GPU rounds, twice the error."""
+    width = 1 if ghost else 24  # wider, the ghost term divides by squares of differences that are near 0 somewhere
+    case = make_case(3, 24, width, 40)
+    dead = torch.arange(40) % 5 == 0
+    x, options = case.x.view(4, 6, width), {"l1": 0.1, "cls_weight": 3.0, "dead": dead, "ghost": ghost}
+    terms, grads = pk.sae_step(x, parameters(case), **options, precision="bf16")
+    exact, exact_grads = dense_gradients(x, parameters(case), **options)
+    for name in SCALARS:
+        torch.testing.assert_close(getattr(terms, name).double(), getattr(exact, name), rtol=0.03, atol=1e-6)
+    for name in PARAMETERS:
+        error = (grads[name].double() - exact_grads[name]).norm() / exact_grads[name].norm()
+        assert error < 0.05, name
+    assert all(t.dtype == torch.float32 for t in (*terms[:6], *grads.values()))
+    assert any(not torch.equal(grads[n], pk.sae_step(x, parameters(case), **options)[1][n]) for n in PARAMETERS)
+
+
+def test_the_reference_rounds_the_operands_of_its_products():
+    case = make_case(3, 24, 24, 40).double()
+    w = [getattr(case, name) for name in PARAMETERS]
+    rounded = reference_training.sae_step(case.x, *w, None, 0.1, 1.0, 0, 2**28, "bf16")
+    exact = reference_training.sae_step(case.x, *w, None, 0.1, 1.0, 0, 2**28)
+    for ours, wanted in zip(rounded[7:], exact[7:], strict=True):
+        assert 1e-5 < (ours - wanted).norm() / wanted.norm() < 0.02
+
+
+def test_a_run_turns_sparse_once_and_does_not_waver(monkeypatch):
+    monkeypatch.setattr(tuning, "dense_from", lambda precision: 0.1)
+    choice, taken = pk.StepChoice(), []
+    for share in (0.5, 0.5, *[0.09] * 12, *[0.07] * 8, *[0.11] * 8, *[0.2] * 8):
+        taken.append(choice.next("exact")[1])
+        choice.update(torch.tensor(share * 40), 40)
+    changes = [b for a, b in zip(taken, taken[1:], strict=False) if a != b]
+    assert taken[0] == ""
+    assert changes == ["dense", "sparse", "dense"]  # at 0.07, not at 0.09; at 0.2, not at 0.11
+
+
+def test_a_choice_changes_nothing_but_rounding(monkeypatch):
+    monkeypatch.setattr(tuning, "dense_from", lambda precision: 0.2)
+    case, choice = make_case(6, 40, 32, 64, bias=-0.6), pk.StepChoice()
+    for dense_before in (None, True, False, True):
+        if dense_before is not None:
+            choice.share = torch.tensor(0.5 if dense_before else 0.01)
+        terms, grads = pk.sae_step(case.x, parameters(case), l1=0.1, choice=choice)
+        expected, expected_grads = pk.sae_step(case.x, parameters(case), l1=0.1)
+        torch.testing.assert_close(terms[:6], expected[:6], rtol=1e-5, atol=0)
+        assert torch.equal(terms.fired, expected.fired)
+        for name in PARAMETERS:
+            assert (grads[name] - expected_grads[name]).abs().max() <= 1e-5 * expected_grads[name].abs().max()
+
+
+def test_a_token_that_is_no_number_is_named_after_a_choice():
+    case = make_case(7, 9, 8, 20)
+    case.x[6, 2] = float("inf")
+    for share in (0.0, 1.0):
+        with pytest.raises(ValueError, match="row 6"):
+            pk.sae_step(case.x, parameters(case), l1=0.1, choice=pk.StepChoice(torch.tensor(share)))
+
+
 @pytest.mark.parametrize(("bias", "dense_expected"), [(0.0, True), (-5.0, False)])
 def test_the_choice_follows_the_share_of_active_latents(monkeypatch, bias, dense_expected):
     case, taken = make_case(0, 50, 16, 200, bias=bias), []
@@ -271,6 +331,9 @@ def test_the_choice_and_the_encode_are_all_that_is_read(monkeypatch):
         monkeypatch.setattr(torch.Tensor, name, counting(original, name, reads))
     pk.sae_step(case.x, parameters(case), l1=0.1)
     assert reads == ["tolist", "tolist"]
+    reads.clear()
+    pk.sae_step(case.x, parameters(case), l1=0.1, choice=pk.StepChoice(torch.tensor(0.01)))
+    assert reads == ["__float__", "tolist"]
 
 
 def counting(original, name, reads):
