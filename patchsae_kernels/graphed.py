@@ -66,7 +66,9 @@ class StepGraph:
         self.dead = torch.zeros_like(b_enc, dtype=torch.bool)
         self.controls = torch.zeros(len(PARAMETERS), 4, dtype=torch.int32, device=W_enc.device)
         self.capacity, self.dead_capacity = capacity, dead_capacity
-        self.limits = torch.tensor([capacity, 0, 0, dead_capacity if dead_capacity else b_enc.shape[0]]).to(W_enc.device)
+        self.limits = torch.tensor([capacity, 0, 0, dead_capacity if dead_capacity else b_enc.shape[0]]).to(
+            W_enc.device
+        )
         self.l1, self.cls_weight, self.precision, self.budget_mb = l1, cls_weight, precision, budget_mb
         self.betas, self.eps, self.unit_norm = betas, eps, unit_norm
         self.packed = self._packed_in_place()
@@ -119,9 +121,7 @@ class StepGraph:
         )
         if not bool(_finite(terms, grads)):
             raise FloatingPointError(f"the loss or a gradient of step {self.state.step + 1} is not finite")
-        adam_step(
-            self.params, grads, self.state, lr=lr, betas=self.betas, eps=self.eps, unit_norm=self.unit_norm
-        )
+        adam_step(self.params, grads, self.state, lr=lr, betas=self.betas, eps=self.eps, unit_norm=self.unit_norm)
         return terms
 
     def _replay(self) -> tuple[StepTerms, Tensor]:
@@ -147,7 +147,6 @@ class StepGraph:
     def _run(self) -> tuple[StepTerms, Tensor]:
         """What is recorded: terms, and whether parameters and moments have changed. Nothing here reads the device."""
         with torch.no_grad():
-            W_enc, b_enc, _, _ = self.weights
             (*terms, dW_enc, db_enc, dW_dec, db_dec), needed = gpu.bounded_step(
                 self.x.view(-1, self.x.shape[2]),
                 *self.weights,
@@ -178,7 +177,7 @@ class StepGraph:
                     packed=self.packed if name == "W_enc" else None,
                 )
             if self.packed is not None:
-                gpu.pack_biases(b_enc, self.packed)
+                gpu.pack_biases(self.weights[1], self.packed)
         return found, done
 
     def _controls(self, lr: float) -> Tensor:

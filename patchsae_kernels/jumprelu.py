@@ -6,8 +6,8 @@ latent, eps the bandwidth and K = 1 on the open interval (-1/2, 1/2):
     z = pre H(pre - theta),    dz/dtheta := -theta / eps K((pre - theta) / eps)
     l0 = mean over tokens of sum_s H(pre - theta),    dH/dtheta := -1 / eps K((pre - theta) / eps)
 
-so the gradient of a threshold needs latents that are not active, too: those less than eps / 2 below it. They are entries
-of the result with the value 0, and get what every entry gets from `decode`'s gradient.
+so the gradient of a threshold needs latents that are not active, too: those less than eps / 2 below it. They are
+entries of the result with the value 0, and get what every entry gets from `decode`'s gradient.
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ def encode_jumprelu(
         raise ValueError(f"bandwidth is {bandwidth}; expected a positive number")
     checks.non_negative("threshold", threshold)
     budget = checks.budget_bytes(budget_mb)
-    *csr, l0 = _JumpReLU.apply(x, W_enc, b_enc, b_dec, threshold, bandwidth, precision, budget)
-    return JumpReLULatents(SparseLatents(*csr, (x.shape[0], W_enc.shape[1])), l0)
+    values, indices, indptr, l0 = _JumpReLU.apply(x, W_enc, b_enc, b_dec, threshold, bandwidth, precision, budget)
+    return JumpReLULatents(SparseLatents(values, indices, indptr, (x.shape[0], W_enc.shape[1])), l0)
 
 
 class _JumpReLU(torch.autograd.Function):
@@ -78,7 +78,7 @@ class _JumpReLU(torch.autograd.Function):
         precision: str,
         budget: int,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        # A latent whose band reaches below 0 is encoded with a bias that lifts its lower edge to 0, the least threshold.
+        # A latent whose band reaches below 0 is encoded with a bias that lifts its lower edge to 0, the least allowed.
         lift = (bandwidth / 2 - threshold).clamp_min(0)
         edge = (threshold - bandwidth / 2).clamp_min(0)
         values, indices, indptr = torch.ops.patchsae.encode(

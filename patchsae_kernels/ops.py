@@ -39,8 +39,8 @@ _SCHEMAS = (
     "pool_tokens(Tensor values, Tensor indices, Tensor indptr, int latents, int tokens_per_image, int budget) "
     "-> (Tensor, Tensor, Tensor)",
     "sae_step(Tensor x, Tensor W_enc, Tensor b_enc, Tensor W_dec, Tensor b_dec, Tensor? dead, float l1, "
-    "float cls_weight, int tokens_per_image, int budget, str precision='exact', Tensor[]? packed=None, float share=-1., "
-    "str path='') -> Tensor[]",
+    "float cls_weight, int tokens_per_image, int budget, str precision='exact', Tensor[]? packed=None, "
+    "float share=-1., str path='') -> Tensor[]",
     "adam_step_(Tensor(a!) p, Tensor grad, Tensor(b!) exp_avg, Tensor(c!) exp_avg_sq, int step, float lr, "
     "float beta1, float beta2, float eps, bool unit_rows, int seed=0) -> ()",
 )

@@ -8,8 +8,8 @@ With e = z_hat - z and |z| the uncentred norm of the token (released loss, Lim e
     term  = (g - stop(-e))^2 / stop(|e|)
     ghost = mean of stop(mse without c / (term + 1e-6)) * term
 
-With ``precision="bf16"`` both operands of every product are rounded to bfloat16, and nothing else is. Everything runs in
-row chunks; dense latents of the whole batch never exist.
+With ``precision="bf16"`` both operands of every product are rounded to bfloat16, and nothing else is. Everything runs
+in row chunks; dense latents of the whole batch never exist.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ import torch
 from torch import Tensor
 
 from patchsae_kernels.reference import rounded, row_chunks
-
 
 Rounding = Callable[[Tensor], Tensor]
 T = TypeVar("T", int, Tensor)

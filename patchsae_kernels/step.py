@@ -114,7 +114,7 @@ def sae_step(
     Raises:
         ValueError, TypeError: an argument does not fit, or x holds a NaN or an infinity.
     """
-    W_enc, b_enc, W_dec, b_dec = weights = _checked(x, params, dead, precision)
+    W_enc, b_enc, *_ = weights = _checked(x, params, dead, precision)
     index = None
     if ghost and dead is not None:
         found = dead.nonzero().squeeze(1)  # on a GPU it reads their number

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 import patchsae_kernels as pk
 from benches.gpu import steps
@@ -45,8 +46,30 @@ def train(p: Problem) -> None:
         params = {name: t.clone(memory_format=torch.preserve_format) for name, t in s.params.items()}
         for budget in (256, 0.05):
             _, grads = pk.sae_step(steps.images(p, 0), params, l1=steps.L1, dead=s.dead, budget_mb=budget)
+            pk.sae_step(steps.images(p, 0), params, l1=steps.L1, dead=s.dead, budget_mb=budget, precision="bf16")
         pk.adam_step(params, grads, pk.adam_init(params), lr=steps.RATE)
+        variants(p, params, s.dead)
     steps.topk_gradients(8, p, 0)
+
+
+def variants(p: Problem, params: dict[str, Tensor], dead: Tensor | None) -> None:
+    """A learning threshold, AuxK, bfloat16 moments with the encoder packed on the way, and a recorded step."""
+    encoder = [params[name] for name in ("W_enc", "b_enc", "b_dec")]
+    threshold = p.threshold.clone().requires_grad_()
+    z, l0 = pk.encode_jumprelu(p.x, *encoder, threshold, bandwidth=0.5)
+    (pk.decode(z, params["W_dec"], params["b_dec"]).square().mean() + l0).backward()
+    if dead is not None:
+        pk.reconstruct_dead(p.x, params, dead, k=4)
+    prepared = pk.prepare(*encoder)
+    prepared.packed("exact")
+    state = pk.adam_init(params, moments=torch.bfloat16)
+    _, grads = pk.sae_step(steps.images(p, 0), params, l1=steps.L1, prepared=prepared)
+    pk.adam_step(params, grads, state, lr=steps.RATE, prepared=prepared)
+    if gpu.serves(p.device):
+        shape = (p.size.images, p.size.tokens, p.size.d_in)
+        for capacity in (5, 100_000):
+            graph = pk.StepGraph(params, state, shape=shape, capacity=capacity, l1=steps.L1, dead_capacity=8)
+            graph.step(steps.images(p, 0), dead, lr=steps.RATE)
 
 
 @contextmanager

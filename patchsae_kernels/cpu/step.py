@@ -53,8 +53,8 @@ def sae_step(
 ) -> list[Tensor]:
     """See `patchsae_kernels.reference_training.sae_step`.
 
-    That one serves other dtypes, bfloat16 products, batches with many active latents, and what ends in a number that is not finite, so
-    that a NaN in a parameter reaches the same places.
+    That one serves other dtypes, bfloat16 products, batches with many active latents, and what ends in a number that is
+    not finite, so that a NaN in a parameter reaches the same places.
 
     Raises:
         ValueError: x holds a NaN or an infinity.

@@ -30,7 +30,7 @@ class Dead(NamedTuple):
     """The latents that get the ghost term."""
 
     latents: Tensor  # int64 [G], each once
-    count: Tensor | None = None  # int64 [], how many of these count, the first ones; None: all of them
+    number: Tensor | None = None  # int64 [], how many of these count, the first ones; None: all of them
 
 
 def add_ghost(
@@ -57,7 +57,9 @@ def add_ghost(
     size, width, latents = x.element_size(), x.shape[1], dead.latents
     most = max(1, budget // (8 * size * width))  # four matrices of such rows: half of the budget
     parts = [
-        Dead(part, None if dead.count is None else dead.count - i * most) for i, part in enumerate(latents.split(most))
+        Dead(part, None if dead.number is None else dead.number - i * most)
+        for i, part in enumerate(latents.split(most))
+        for i, part in enumerate(latents.split(most))
     ]
     most = max(1, budget // (4 * size * max(1, latents.shape[0])))  # exp of a slice, and one part's gradient
     slices = max(1, triton.cdiv(x.shape[0], most))
@@ -66,7 +68,7 @@ def add_ghost(
     for start in range(0, x.shape[0], step):
         rows = slice(start, start + step)
         total += _add_slice(x[rows], error[rows], parts, w, b_dec, grads, elements, dtype)
-    return total if dead.count is None else torch.where(dead.count > 0, total, 0)  # none dead: no term either
+    return total if dead.number is None else torch.where(dead.number > 0, total, 0)  # none dead: no term either
 
 
 def _add_slice(
@@ -102,9 +104,9 @@ def _add_slice(
 def _biases(part: Dead, b_enc: Tensor) -> Tensor:
     """``[G]``; a latent that does not count has the exponential, and with it the gradient, of minus infinity."""
     biases = b_enc[part.latents]
-    if part.count is None:
+    if part.number is None:
         return biases
-    return torch.where(torch.arange(biases.shape[0], device=biases.device) < part.count, biases, float("-inf"))
+    return torch.where(torch.arange(biases.shape[0], device=biases.device) < part.number, biases, float("-inf"))
 
 
 def ghost_term(x: Tensor, error: Tensor, raw: Tensor, elements: int) -> Tensor:

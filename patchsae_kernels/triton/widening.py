@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-WIDENS = torch.__version__ >= (2, 10) and torch.version.hip is None
-"""Whether a bfloat16 product can be added to a float32 matrix in place on a GPU; before, ``self`` had to be bfloat16."""
+WIDENS = torch.__version__ >= "2.10" and torch.version.hip is None
+"""Whether a GPU adds a bfloat16 product to a float32 matrix in place; earlier, that had to be bfloat16 as well."""
 
 
 def product(a: Tensor, b: Tensor, out: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ import torch
 import triton
 from torch import Tensor
 
-from patchsae_kernels.triton import adam, backward, batch_topk, decode, encode, pack, product, stats, step, sweep
+from patchsae_kernels.triton import adam, backward, batch_topk, decode, encode, ghost, pack, product, stats, step, sweep
 
 F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
 BUDGET = 256 * 2**20
@@ -162,34 +162,59 @@ def calls_of_adam() -> list[Call]:
             arguments = (*(parameter for _ in range(4)), 7, 4e-4, 0.9, 0.999, 1e-8, unit_rows)
             name = f"adam {size.name} {tuple(parameter.shape)} {'unit rows' if unit_rows else ''}"
             calls.append(Call(name, adam.adam_step_, arguments, slow=size is not PAPER))
+        calls += [
+            Call(f"adam {size.name} {precision} packed", packing_adam, (size, precision), slow=size is not PAPER)
+            for precision in ("exact", "bf16")
+        ]
     return calls
+
+
+def packing_adam(size: Size, precision: str) -> None:
+    """As a captured step calls it: the rows packed in the same pass, constants from the device, bfloat16 moments."""
+    rows, moments = meta(size.latents, size.width), meta(size.latents, size.width, dtype=BF16)
+    packed = pack.pack(rows.t(), meta(size.latents), precision)
+    for held in (moments, rows):
+        for extras in (adam.Extras(packed=packed), adam.Extras(i32(4), packed)):
+            arguments = (rows.t(), rows.t(), held.t(), held.t(), 7, 4e-4, 0.9, 0.999, 1e-8, False)
+            assert adam.adam_with(extras, *arguments)
+    assert adam.adam_with(adam.Extras(i32(4)), rows, rows, moments, moments, 7, 4e-4, 0.9, 0.999, 1e-8, True)
 
 
 def calls_of_step() -> list[Call]:
     return [
-        Call(f"step {name}, {size.name}", function, (size,), slow=size is not PAPER)
+        Call(f"step {name}, {size.name} {precision}", function, (size, precision), slow=size is not PAPER)
         for size in (PAPER, LARGE, TAILS, WIDE)
-        for name, function in (("sparse", sparse_step), ("dense", dense_step))
+        for name, function in (("sparse", sparse_step), ("dense", dense_step), ("bounded", bounded_step))
+        for precision in ("exact", "bf16")
     ]
 
 
-def sparse_step(size: Size) -> None:
+def sparse_step(size: Size, precision: str) -> None:
     """What follows the encode of a sparse step in two chunks, without the reads of the device."""
-    held, half = new_step(size), Size("half", size.tokens // 2, size.latents, size.width)
+    held, half = new_step(size, precision), Size("half", size.tokens // 2, size.latents, size.width)
     for first in (0, half.tokens):
         held.add_sparse(slice(first, first + half.tokens), *csr(half))
 
 
-def dense_step(size: Size) -> None:
-    held = new_step(size)
-    for rows in step.dense_chunks(size.tokens, size.latents, BUDGET)[:1]:
+def dense_step(size: Size, precision: str) -> None:
+    held = new_step(size, precision)
+    for rows in step.dense_chunks(size.tokens, size.latents, BUDGET, precision)[:1]:
         held.add_dense(rows)
 
 
-def new_step(size: Size) -> step.Step:
+def bounded_step(size: Size, precision: str) -> None:
     W_enc, b_enc, b_dec = encoder(size)
-    dead = i64(size.latents // 5)
-    arguments = (W_enc, b_enc, meta(size.latents, size.width), b_dec, dead, 8e-5, 1.0, 197, BUDGET)
+    weights = (W_enc, b_enc, meta(size.latents, size.width), b_dec)
+    room = size.tokens * 256, size.latents // 8
+    dead = meta(size.latents, dtype=torch.bool)
+    x = meta(size.tokens, size.width)
+    step.bounded_step(x, *weights, dead, None, 8e-5, 1.0, 197, precision, *room, BUDGET)
+
+
+def new_step(size: Size, precision: str) -> step.Step:
+    W_enc, b_enc, b_dec = encoder(size)
+    dead = ghost.Dead(i64(size.latents // 5))
+    arguments = (W_enc, b_enc, meta(size.latents, size.width), b_dec, dead, 8e-5, 1.0, 197, precision, BUDGET)
     return step.Step(meta(size.tokens, size.width), *arguments)
 
 

@@ -128,7 +128,9 @@ def test_stochastic_rounding_is_unbiased_and_keeps_small_decays():
     m = torch.zeros_like(v)
     for step in range(20):  # plain rounding to bfloat16 would leave 0.75 alone
         adam.adam_step_(p, torch.zeros_like(p), m, v, step + 1, 0.1, 0.9, 0.999, 1e-8, False, step)
-    torch.testing.assert_close(v.double().mean(), torch.tensor(0.75 * 0.999**20, dtype=torch.float64), rtol=3e-4, atol=0)
+    torch.testing.assert_close(
+        v.double().mean(), torch.tensor(0.75 * 0.999**20, dtype=torch.float64), rtol=3e-4, atol=0
+    )
 
 
 def test_noise_follows_the_seed_and_the_place():
@@ -141,7 +143,9 @@ def test_noise_follows_the_seed_and_the_place():
 
 
 def parameters(case):
-    return {n: getattr(case, n).clone(memory_format=torch.preserve_format) for n in ("W_enc", "b_enc", "W_dec", "b_dec")}
+    return {
+        n: getattr(case, n).clone(memory_format=torch.preserve_format) for n in ("W_enc", "b_enc", "W_dec", "b_dec")
+    }
 
 
 @pytest.mark.parametrize("precision", ["exact", "bf16"])
@@ -168,7 +172,9 @@ def test_the_encoder_is_packed_in_the_same_pass(precision, width, latents):
     lost = (held.rows - (held.low.float() / held.tau)[:latents, :width]).norm(dim=1)
     assert (held.terms[1, :latents] >= lost * held.tau).all()  # a bound, whatever tau is
     assert (held.terms[0, :latents] >= held.rows.norm(dim=1) * held.tau).all()
-    buckets = torch.cat([held.terms, torch.nn.functional.pad(p["b_enc"].abs(), (0, held.terms.shape[1] - latents))[None]])
+    buckets = torch.cat(
+        [held.terms, torch.nn.functional.pad(p["b_enc"].abs(), (0, held.terms.shape[1] - latents))[None]]
+    )
     assert torch.equal(held.bucket_terms, buckets.view(3, -1, 32).amax(2))
 
 

@@ -113,6 +113,12 @@ def test_the_lines_and_bars_of_training() -> None:
     assert bars["top-k 64 step", "bf16", "bf16"] == (False, 3)
     assert bars["Adam, projection, unit rows", "fp32", "fp32"] == (True, 1.25)  # 80 % of the bandwidth
     assert ("SAE step, L0 149, 20 % dead", "exact", "fp32") in bars
+    low = "bfloat16 products"
+    assert bars[f"{trained}, {low}", "bf16", "fp32"] == (False, 20)
+    assert bars[f"{trained}, {low}", "bf16", "tf32"] == (False, 6)
+    assert bars[f"{start}, {low}", "bf16", "bf16"] == (False, 1.2)
+    assert (f"SAE step, L0 149, 20 % dead, {low}", "bf16", "tf32") in bars
+    assert bars["Adam, bfloat16 moments, encoder packed", "fp32", "fp32"] == (True, 1.25)
 
 
 def test_a_gradient_that_is_wrong_fails_its_line(tmp_path: Path, monkeypatch) -> None:

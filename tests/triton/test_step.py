@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from contextlib import contextmanager
 
 import pytest
@@ -187,7 +188,7 @@ def test_a_run_turns_sparse_once_and_does_not_waver(monkeypatch):
     for share in (0.5, 0.5, *[0.09] * 12, *[0.07] * 8, *[0.11] * 8, *[0.2] * 8):
         taken.append(choice.next("exact")[1])
         choice.update(torch.tensor(share * 40), 40)
-    changes = [b for a, b in zip(taken, taken[1:], strict=False) if a != b]
+    changes = [b for a, b in itertools.pairwise(taken) if a != b]
     assert taken[0] == ""
     assert changes == ["dense", "sparse", "dense"]  # at 0.07, not at 0.09; at 0.2, not at 0.11
 
@@ -366,7 +367,11 @@ def test_the_host_code_touches_no_data():
 def test_dense_chunks_cover_the_tokens_within_the_budget(tokens, latents, budget, precision):
     chunks = step.dense_chunks(tokens, latents, budget, precision)
     assert [i for c in chunks for i in range(c.start, c.stop)] == list(range(tokens))
-    assert all((c.stop - c.start) * step.BYTES_PER_LATENT.get(precision, 5) * latents <= budget for c in chunks if c.stop - c.start > 1)
+    assert all(
+        (c.stop - c.start) * step.BYTES_PER_LATENT.get(precision, 5) * latents <= budget
+        for c in chunks
+        if c.stop - c.start > 1
+    )
 
 
 def test_the_paper_s_batch_is_one_sparse_chunk_at_149_active_latents():

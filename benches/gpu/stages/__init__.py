@@ -22,12 +22,12 @@ class Stage(NamedTuple):
 
 STAGES = (
     Stage("environment", 15),
-    Stage("correctness", 100),
+    Stage("correctness", 94),
     Stage("determinism", 20),
     Stage("capture", 25),
-    Stage("sanitizer", 60),
-    Stage("table", 93),
-    Stage("training", 71),
+    Stage("sanitizer", 54),
+    Stage("table", 90),
+    Stage("training", 86),
     Stage("designs", 38),
     Stage("masking", 34),
 )
