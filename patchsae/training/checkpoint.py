@@ -37,6 +37,10 @@ class TrainState:
     """Images trained on: those that could not be decoded are not among them."""
     bad: list[BadImageRecord] = field(default_factory=list)
     """The images that were left out."""
+    choice: pk.StepChoice = field(default_factory=pk.StepChoice)
+    """Of the kernels, on a GPU only; not saved: it changes a step by rounding."""
+    prepared: pk.PreparedWeights | None = None
+    """The autoencoder's own; not saved."""
 
 
 def save(stage: Stage, state: TrainState) -> None:

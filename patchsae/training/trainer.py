@@ -98,14 +98,21 @@ def take_step(state: TrainState, residual: Tensor, dead: Tensor, config: TrainCo
     `dead` bool [S] is `state.dead.mask()`. Raises NonFiniteLoss with `state` unchanged.
     """
     terms, grads = pk.sae_step(
-        residual, state.params, l1=config.l1, dead=dead, ghost=config.ghost, cls_weight=config.cls_weight
+        residual,
+        state.params,
+        l1=config.l1,
+        dead=dead,
+        ghost=config.ghost,
+        cls_weight=config.cls_weight,
+        choice=state.choice,
+        prepared=state.prepared,
     )
     # a finite loss can have gradients that are not, and one such step would spoil the next checkpoint
     if not torch.stack([terms.total, *(grad.sum() for grad in grads.values())]).isfinite().all():
         raise NonFiniteLoss(state.step + 1, ids, terms)
     state.dead.update(terms.fired)
     rate = learning_rate(state.step, lr=config.lr, warm_up_steps=config.warm_up_steps)
-    pk.adam_step(state.params, grads, state.adam, lr=rate)
+    pk.adam_step(state.params, grads, state.adam, lr=rate, prepared=state.prepared)
     state.step += 1
     state.images += len(residual)
     return terms
@@ -187,7 +194,9 @@ class _Training:
     def _fresh_state(self) -> TrainState:
         params = self.sae.parameters_by_name()
         dead = DeadCounter(self.sae.config.d_sae, self.config.dead_window, self.clip.device)
-        return TrainState(params, pk.adam_init(params), dead, position=self.config.batch_size)
+        return TrainState(
+            params, pk.adam_init(params), dead, position=self.config.batch_size, prepared=self.sae.prepared
+        )
 
     def _batches(self, start: int, stop: int) -> BatchIterator:
         config = self.config
