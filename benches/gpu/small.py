@@ -48,18 +48,19 @@ def train(p: Problem) -> None:
             _, grads = pk.sae_step(steps.images(p, 0), params, l1=steps.L1, dead=s.dead, budget_mb=budget)
             pk.sae_step(steps.images(p, 0), params, l1=steps.L1, dead=s.dead, budget_mb=budget, precision="bf16")
         pk.adam_step(params, grads, pk.adam_init(params), lr=steps.RATE)
-        variants(p, params, s.dead)
+        if kind == "dead":
+            assert s.dead is not None
+            variants(p, params, s.dead)
     steps.topk_gradients(8, p, 0)
 
 
-def variants(p: Problem, params: dict[str, Tensor], dead: Tensor | None) -> None:
+def variants(p: Problem, params: dict[str, Tensor], dead: Tensor) -> None:
     """A learning threshold, AuxK, bfloat16 moments with the encoder packed on the way, and a recorded step."""
     encoder = [params[name] for name in ("W_enc", "b_enc", "b_dec")]
     threshold = p.threshold.clone().requires_grad_()
     z, l0 = pk.encode_jumprelu(p.x, *encoder, threshold, bandwidth=0.5)
     (pk.decode(z, params["W_dec"], params["b_dec"]).square().mean() + l0).backward()
-    if dead is not None:
-        pk.reconstruct_dead(p.x, params, dead, k=4)
+    pk.reconstruct_dead(p.x, params, dead, k=4)
     prepared = pk.prepare(*encoder)
     prepared.packed("exact")
     state = pk.adam_init(params, moments=torch.bfloat16)

@@ -8,7 +8,8 @@ products of 1.9 TFLOP, 190 ms in float32 (27 in TF32, 12 in bfloat16), its passe
 the weights and gradients for every chunk 5 ms.
 
 Host reads: one before the choice between the two (share of active latents, whether x is finite), one in each encode
-(its sizes), none else in the dense step. A caller that has chosen (`patchsae_kernels.StepChoice`) saves the first.
+(its sizes), none else in the dense step. With a `patchsae_kernels.StepChoice` the running share is read instead of a
+sample. `bounded_step` reads nothing.
 """
 
 from __future__ import annotations

@@ -119,6 +119,15 @@ def test_a_csr_of_fixed_capacity():
     check_decode(random_latents(1, 6, 9, 0.4), 20, spare=7)
 
 
+def test_without_the_gradient_of_x_the_others_are_the_same():
+    z, case = random_latents(2, 6, 9, 0.4), make_case(4, 6, 8, 9)
+    arguments = (*csr(z), case.x, case.W_enc, case.b_dec)
+    for chosen in (backward.encode_backward, reference.encode_backward):
+        whole, part = chosen(*arguments), chosen(*arguments, False)
+        assert part[0].shape == (0, 8)
+        assert_close(part[1:], whole[1:])
+
+
 def test_tokens_in_half_precision():
     check_encode(random_latents(2, 6, 9, 0.4), 20, torch.float16)
 

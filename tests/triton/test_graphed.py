@@ -71,6 +71,7 @@ def test_a_step_that_does_not_fit_is_taken_apart():
     assert_same(p, full, apart)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("places", [2, 24])
 def test_dead_latents_within_their_places_and_beyond(places):
     graph, p, apart = start(dead_capacity=places)
@@ -83,6 +84,7 @@ def test_dead_latents_within_their_places_and_beyond(places):
         torch.testing.assert_close(p[name], apart[0][name], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_bfloat16_products_and_moments():
     case = make_case(8, 8, 16, 24, bias=-1.0)
     p, apart = parameters(case), parameters(case)
@@ -111,6 +113,7 @@ def test_what_is_not_finite_changes_nothing(bad):
     assert graph.state.step == 0
 
 
+@pytest.mark.slow
 def test_weights_may_change_between_steps():
     graph, p, apart = start()
     for x in batches(2):

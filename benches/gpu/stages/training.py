@@ -131,14 +131,14 @@ def _recipe(bench: Bench) -> Result:
     pixels = torch.randn(size.images, 3, *clip.image_size, generator=g).to(bench.device)
     _make_sparse(sae, clip.residual(pixels[:4]).float().reshape(-1, clip.width), size.l0)
     params = sae.parameters_by_name()
-    moments = pk.adam_init(params)
+    moments, choice = pk.adam_init(params), pk.StepChoice()
     last: list[pk.StepTerms] = []
 
     def step(_turn: int) -> None:
         with torch.no_grad():
             residual = clip.residual(pixels).float()
-        terms, grads = pk.sae_step(residual, params, l1=steps.L1)
-        pk.adam_step(params, grads, moments, lr=1e-6)  # so small that L0 stays
+        terms, grads = pk.sae_step(residual, params, l1=steps.L1, choice=choice, prepared=sae.prepared)
+        pk.adam_step(params, grads, moments, lr=1e-6, prepared=sae.prepared)  # so small that L0 stays
         last[:] = [terms]
 
     times = interleaved({"step": step}, bench.device, PACE if bench.on_gpu else bench.pace)["step"]
