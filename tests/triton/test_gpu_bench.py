@@ -74,6 +74,10 @@ def test_the_table_says_what_the_document_says(interpreted: dict) -> None:
             assert report.milliseconds(against["milliseconds"]) in row
             assert f"{against['ratio']['median']:.3g}" in row
             assert against["bar"] in row
+    for name, record in of(interpreted, "training").items():
+        assert name in text or not record["data"]
+        if "meet at L0" in record["data"]:
+            assert f"{name}: " in text
 
 
 def test_the_issues_lines_and_bars_are_in_the_table() -> None:
