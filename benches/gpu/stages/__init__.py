@@ -22,13 +22,13 @@ class Stage(NamedTuple):
 
 STAGES = (
     Stage("environment", 15),
-    Stage("correctness", 94),
+    Stage("correctness", 90),
     Stage("determinism", 20),
     Stage("capture", 25),
-    Stage("sanitizer", 54),
+    Stage("sanitizer", 60),
     Stage("table", 90),
     Stage("training", 86),
-    Stage("designs", 38),
+    Stage("designs", 36),
     Stage("masking", 34),
 )
 TOTAL = sum(stage.seconds for stage in STAGES)
