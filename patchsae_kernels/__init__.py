@@ -16,18 +16,24 @@ from patchsae_kernels.api import (
     pool_tokens,
     reconstruct,
 )
+from patchsae_kernels.auxk import reconstruct_dead
 from patchsae_kernels.describe import describe
+from patchsae_kernels.graphed import StepGraph
+from patchsae_kernels.jumprelu import JumpReLULatents, encode_jumprelu
 from patchsae_kernels.latents import SparseLatents
 from patchsae_kernels.prepare import PreparedWeights, prepare
 from patchsae_kernels.stats import LatentStats
-from patchsae_kernels.step import AdamState, StepTerms, adam_init, adam_step, sae_step
+from patchsae_kernels.step import AdamState, StepChoice, StepTerms, adam_init, adam_step, sae_step
 
 __all__ = [
     "AdamState",
+    "JumpReLULatents",
     "LatentStats",
     "PreparedWeights",
     "Reconstruction",
     "SparseLatents",
+    "StepChoice",
+    "StepGraph",
     "StepTerms",
     "adam_init",
     "adam_step",
@@ -38,9 +44,11 @@ __all__ = [
     "describe",
     "encode",
     "encode_bounded",
+    "encode_jumprelu",
     "latent_stats",
     "pool_tokens",
     "prepare",
     "reconstruct",
+    "reconstruct_dead",
     "sae_step",
 ]

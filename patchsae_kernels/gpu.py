@@ -23,6 +23,9 @@ KEYS: tuple[str, ...] = (("CUDA", "CPU") if interpreted else ("CUDA",)) if avail
 """Dispatch keys that these implementations are registered for."""
 
 
+PACKED_ROWS = 5
+"""Place of the rows of W_enc among the packed copies."""
+
 Op = TypeVar("Op", bound=Callable[..., Any])
 
 
@@ -30,9 +33,9 @@ def on_its_device(op: Op) -> Op:
     """Kernels start on the current device: make that the one of the first argument."""
 
     @functools.wraps(op)
-    def guarded(first: Tensor, *rest: Any) -> Any:
+    def guarded(first: Tensor, *rest: Any, **options: Any) -> Any:
         with torch.cuda.device_of(first):
-            return op(first, *rest)
+            return op(first, *rest, **options)
 
     return guarded  # type: ignore[return-value]
 
@@ -114,3 +117,86 @@ def latent_stats_(values: Tensor, indices: Tensor, indptr: Tensor, tokens_per_im
 
     chosen = fast.latent_stats_ if fast.can_latent_stats(values, tokens_per_image) else composite.latent_stats_
     chosen(values, indices, indptr, tokens_per_image, *rest)
+
+
+@on_its_device
+def encode_backward(grad_values: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    from patchsae_kernels.triton import backward
+
+    return backward.encode_backward(grad_values, *rest)
+
+
+@on_its_device
+def decode_backward(grad_y: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    from patchsae_kernels.triton import backward
+
+    return backward.decode_backward(grad_y, *rest)
+
+
+@on_its_device
+def sae_step(x: Tensor, *rest: Any) -> list[Tensor]:
+    from patchsae_kernels.triton import step
+
+    return step.sae_step(x, *rest)
+
+
+@on_its_device
+def adam_step_(p: Tensor, *rest: Any) -> None:
+    from patchsae_kernels.triton import adam
+
+    adam.adam_step_(p, *rest)
+
+
+@on_its_device
+def adam_and_pack_(p: Tensor, *rest: Any, packed: list[Tensor]) -> bool:
+    """`adam_step_` on an encoder, whose packed rows are brought up to date in the same pass; False: nothing is done."""
+    from patchsae_kernels.triton import adam
+    from patchsae_kernels.triton.pack import Packed
+
+    return adam.adam_with(adam.Extras(packed=Packed(*packed)), p, *rest)
+
+
+@on_its_device
+def pack_biases(b_enc: Tensor, packed: list[Tensor]) -> None:
+    """Bring up to date what a packed encoder knows of its biases."""
+    from patchsae_kernels.triton import pack as packing
+
+    packing.pack_biases(packing.Packed(*packed), b_enc)
+
+
+def next_is_dense(share: float, was_dense: bool | None, precision: str) -> bool:
+    """Whether a step takes dense products at a share of active latents, after one that did or did not (None: first)."""
+    from patchsae_kernels.triton import tuning
+
+    return tuning.next_is_dense(share, was_dense, precision)
+
+
+def takes_step(x: Tensor, *weights: Tensor) -> bool:
+    """Whether `bounded_step` serves x ``[N, D]`` and W_enc, b_enc, W_dec, b_dec."""
+    from patchsae_kernels.triton import step
+
+    return serves(x.device) and step.takes_step(x, *weights)
+
+
+@on_its_device
+def bounded_step(x: Tensor, *rest: Any) -> tuple[list[Tensor], Tensor]:
+    from patchsae_kernels.triton import step
+
+    return step.bounded_step(x, *rest)
+
+
+@on_its_device
+def controlled_adam_(p: Tensor, *rest: Any, control: Tensor, packed: list[Tensor] | None) -> None:
+    """`adam_step_` whose constants come from ``control`` on the device, see `patchsae_kernels.triton.adam.Extras`."""
+    from patchsae_kernels.triton import adam
+    from patchsae_kernels.triton.pack import Packed
+
+    served = adam.adam_with(adam.Extras(control, Packed(*packed) if packed else None), p, *rest)
+    assert served, "a step is captured only of parameters that are served"
+
+
+def control_of(*settings: Any) -> Tensor:
+    """``control`` for `controlled_adam_`, on the CPU."""
+    from patchsae_kernels.triton import adam
+
+    return adam.control_of(*settings)

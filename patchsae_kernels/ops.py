@@ -24,8 +24,8 @@ _SCHEMAS = (
     "str activation, int k, str precision, int budget, int capacity) -> (Tensor, Tensor, Tensor, Tensor)",
     "reconstruct(Tensor x, Tensor W_enc, Tensor b_enc, Tensor b_dec, Tensor[] packed, Tensor? threshold, Tensor W_dec, "
     "str activation, int k, str precision, int budget) -> (Tensor, Tensor, Tensor, Tensor)",
-    "encode_backward(Tensor grad_values, Tensor indices, Tensor indptr, Tensor x, Tensor W_enc, Tensor b_dec) "
-    "-> (Tensor, Tensor, Tensor, Tensor)",
+    "encode_backward(Tensor grad_values, Tensor indices, Tensor indptr, Tensor x, Tensor W_enc, Tensor b_dec, "
+    "bool with_x=True) -> (Tensor, Tensor, Tensor, Tensor)",
     "decode(Tensor values, Tensor indices, Tensor indptr, Tensor W_dec, Tensor b_dec) -> Tensor",
     "decode_backward(Tensor grad_y, Tensor values, Tensor indices, Tensor indptr, Tensor W_dec, int budget) "
     "-> (Tensor, Tensor, Tensor)",
@@ -39,9 +39,10 @@ _SCHEMAS = (
     "pool_tokens(Tensor values, Tensor indices, Tensor indptr, int latents, int tokens_per_image, int budget) "
     "-> (Tensor, Tensor, Tensor)",
     "sae_step(Tensor x, Tensor W_enc, Tensor b_enc, Tensor W_dec, Tensor b_dec, Tensor? dead, float l1, "
-    "float cls_weight, int tokens_per_image, int budget) -> Tensor[]",
+    "float cls_weight, int tokens_per_image, int budget, str precision='exact', Tensor[]? packed=None, "
+    "float share=-1., str path='') -> Tensor[]",
     "adam_step_(Tensor(a!) p, Tensor grad, Tensor(b!) exp_avg, Tensor(c!) exp_avg_sq, int step, float lr, "
-    "float beta1, float beta2, float eps, bool unit_rows) -> ()",
+    "float beta1, float beta2, float eps, bool unit_rows, int seed=0) -> ()",
 )
 for _schema in _SCHEMAS:
     _lib.define(_schema)
@@ -58,7 +59,19 @@ _lib.impl("adam_step_", reference_training.adam_step_, _REFERENCE)
 _NATIVE = {} if "CPU" in gpu.KEYS else cpu.implementations()
 for _name, _implementation in _NATIVE.items():
     _lib.impl(_name, _implementation, "CPU")
-_ON_GPU = ("encode", "encode_bounded", "reconstruct", "decode", "decode_masked", "decode_sweep", "latent_stats_")
+_ON_GPU = (
+    "encode",
+    "encode_bounded",
+    "reconstruct",
+    "encode_backward",
+    "decode",
+    "decode_backward",
+    "decode_masked",
+    "decode_sweep",
+    "latent_stats_",
+    "sae_step",
+    "adam_step_",
+)
 for _key in gpu.KEYS:
     for _name in _ON_GPU:
         _lib.impl(_name, getattr(gpu, _name), _key)
@@ -102,10 +115,17 @@ def _reconstruct_fake(x: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor, Tenso
 
 @torch.library.register_fake("patchsae::encode_backward", lib=_lib)
 def _encode_backward_fake(
-    grad_values: Tensor, indices: Tensor, indptr: Tensor, x: Tensor, W_enc: Tensor, b_dec: Tensor
+    grad_values: Tensor,
+    indices: Tensor,
+    indptr: Tensor,
+    x: Tensor,
+    W_enc: Tensor,
+    b_dec: Tensor,
+    with_x: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     grad_W = W_enc.new_empty(W_enc.shape[1], W_enc.shape[0]).t()
-    return torch.empty_like(x), grad_W, b_dec.new_empty(W_enc.shape[1]), torch.empty_like(b_dec)
+    grad_x = torch.empty_like(x) if with_x else x.new_empty(0, x.shape[1])
+    return grad_x, grad_W, b_dec.new_empty(W_enc.shape[1]), torch.empty_like(b_dec)
 
 
 @torch.library.register_fake("patchsae::decode", lib=_lib)
@@ -171,8 +191,9 @@ def _encode_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tenso
 
 
 def _encode_backward(ctx: Any, grad_values: Tensor, *_: Any) -> tuple[Any, ...]:
-    grads = torch.ops.patchsae.encode_backward(grad_values.contiguous(), *ctx.saved_tensors)
-    return (*grads, [None] * ctx.packed, None, None, None, None, None)
+    with_x = ctx.needs_input_grad[0]
+    grads = torch.ops.patchsae.encode_backward(grad_values.contiguous(), *ctx.saved_tensors, with_x)
+    return (grads[0] if with_x else None, *grads[1:], [None] * ctx.packed, None, None, None, None, None)
 
 
 def _decode_setup(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:

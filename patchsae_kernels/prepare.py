@@ -63,6 +63,26 @@ class PreparedWeights:
             self._packed[precision] = pack(self.W_enc, self.b_enc, precision)
         return self._packed[precision]
 
+    def packed_in_place(self) -> list[Tensor] | None:
+        """The copies of one precision that a GPU may bring up to date together with W_enc; the others are dropped.
+
+        None where there are none, where they are stale, or where the rows are a copy of W_enc themselves. Whoever
+        changes them calls `adopt` once W_enc and b_enc have changed, too.
+        """
+        kept = [name for name in ("exact", "bf16") if self._packed.get(name)]
+        if not kept or not gpu.serves(self.W_enc.device) or self._versions != self._current():
+            return None
+        packed = self._packed[kept[0]]
+        self._packed = {kept[0]: packed}
+        rows = packed[gpu.PACKED_ROWS]
+        return packed if rows.data_ptr() == self.W_enc.data_ptr() else None
+
+    def adopt(self) -> None:
+        """The packed rows are those of W_enc as it is now: complete the copies, and take them for current."""
+        for packed in self._packed.values():
+            gpu.pack_biases(self.b_enc, packed)
+        self._versions = self._current()
+
     @property
     def shape(self) -> tuple[int, int]:
         """``(D, S)``."""

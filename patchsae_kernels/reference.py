@@ -34,11 +34,11 @@ def encode(
     dtype = torch.promote_types(x.dtype, torch.float32)
     W_enc, b_enc, b_dec = W_enc.to(dtype), b_enc.to(dtype), b_dec.to(dtype)
     if precision == "bf16":
-        W_enc = _bf16(W_enc)
+        W_enc = rounded(W_enc)
     values, indices, ends, entries = [], [], [x.new_zeros(1, dtype=torch.int64)], 0
     for rows in row_chunks(x.shape[0], W_enc.shape[1], budget):
         centred = x[rows].to(dtype) - b_dec
-        pre = torch.addmm(b_enc, _bf16(centred) if precision == "bf16" else centred, W_enc)
+        pre = torch.addmm(b_enc, rounded(centred) if precision == "bf16" else centred, W_enc)
         flat = _active(pre, threshold, activation, k).flatten().nonzero().squeeze(1)
         values.append(pre.flatten()[flat])
         indices.append((flat % W_enc.shape[1]).to(torch.int32))
@@ -50,17 +50,29 @@ def encode(
 
 
 def encode_backward(
-    grad_values: Tensor, indices: Tensor, indptr: Tensor, x: Tensor, W_enc: Tensor, b_dec: Tensor
+    grad_values: Tensor,
+    indices: Tensor,
+    indptr: Tensor,
+    x: Tensor,
+    W_enc: Tensor,
+    b_dec: Tensor,
+    with_x: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of x, W_enc (latent-major, as it is stored), b_enc, b_dec; the active set is held fixed."""
+    """Gradients of x, W_enc (latent-major, as it is stored), b_enc, b_dec; the active set is held fixed.
+
+    Without ``with_x``, x is data: its gradient is left out (``[0, D]``), which saves a decode.
+    """
     dtype = grad_values.dtype
-    grad_x = _gather(grad_values, indices, indptr, W_enc.t().to(dtype))
     by_latent = _transpose(indices, indptr, W_enc.shape[1])
     grad_latent = grad_values[by_latent.order]
     centred = x.to(dtype) - b_dec.to(dtype)
     grad_W = _gather(grad_latent, by_latent.tokens, by_latent.indptr, centred).t()
     grad_b = _gather(grad_latent, by_latent.tokens, by_latent.indptr, centred.new_ones(centred.shape[0], 1)).squeeze(1)
-    return grad_x.to(x.dtype), grad_W.to(W_enc.dtype), grad_b.to(b_dec.dtype), -grad_x.sum(0).to(b_dec.dtype)
+    grads = grad_W.to(W_enc.dtype), grad_b.to(b_dec.dtype)
+    if not with_x:
+        return x.new_zeros(0, x.shape[1]), *grads, -torch.mv(W_enc.to(dtype), grad_b).to(b_dec.dtype)
+    grad_x = _gather(grad_values, indices, indptr, W_enc.t().to(dtype))
+    return grad_x.to(x.dtype), *grads, -grad_x.sum(0).to(b_dec.dtype)
 
 
 def decode(values: Tensor, indices: Tensor, indptr: Tensor, W_dec: Tensor, b_dec: Tensor) -> Tensor:
@@ -268,7 +280,7 @@ def _top_positive(pre: Tensor, k: int) -> Tensor:
     return keep
 
 
-def _bf16(x: Tensor) -> Tensor:
+def rounded(x: Tensor) -> Tensor:
     """Round to bfloat16 and widen again: products of the result are exact in float32, so only the sum rounds."""
     return x.to(torch.bfloat16).to(x.dtype)
 

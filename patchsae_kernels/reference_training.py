@@ -8,17 +8,22 @@ With e = z_hat - z and |z| the uncentred norm of the token (released loss, Lim e
     term  = (g - stop(-e))^2 / stop(|e|)
     ghost = mean of stop(mse without c / (term + 1e-6)) * term
 
-Everything runs in row chunks; dense latents of the whole batch never exist.
+With ``precision="bf16"`` both operands of every product are rounded to bfloat16, and nothing else is. Everything runs
+in row chunks; dense latents of the whole batch never exist.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
-from patchsae_kernels.reference import row_chunks
+from patchsae_kernels.reference import rounded, row_chunks
+
+Rounding = Callable[[Tensor], Tensor]
+T = TypeVar("T", int, Tensor)
 
 
 class _Sums(NamedTuple):
@@ -49,20 +54,30 @@ def sae_step(
     cls_weight: float,
     tokens_per_image: int,
     budget: int,
+    precision: str = "exact",
+    packed: Sequence[Tensor] | None = None,
+    share: float = -1.0,
+    path: str = "",
 ) -> list[Tensor]:
     """Terms and gradients for x ``[N, D]``.
 
-    ``dead`` (int64, the dead latents) is None without the ghost term; ``tokens_per_image`` 0 means no CLS tokens.
+    ``dead`` (int64, the dead latents) is None without the ghost term; ``tokens_per_image`` 0 means no CLS tokens. The
+    others are for implementations that have packed weights and two ways to go (``path`` "sparse" or "dense", "" for
+    their own choice; ``share`` of active latents, where it is known).
+
     Returns ``[total, mse, l1, ghost, l0, squared_error, fired, dW_enc, db_enc, dW_dec, db_dec]``.
     """
+    low = rounded if precision == "bf16" else _as_is
     w = _Weights(W_enc, b_enc, W_dec, b_dec)
+    multiplied = _Weights(low(W_enc), b_enc, low(W_dec), b_dec)
     grads = _Weights(*(torch.zeros_like(p) for p in w))
     fired = torch.zeros(W_enc.shape[1], dtype=torch.bool, device=x.device)
     sums = [torch.zeros((), dtype=torch.float64, device=x.device) for _ in _Sums._fields]
     tokens = max(x.shape[0], 1)
     for rows in row_chunks(x.shape[0], W_enc.shape[1], budget):
         weight = _cls_weights(rows, tokens_per_image, cls_weight, x)
-        for total, part in zip(sums, _chunk(x[rows], weight, w, grads, fired, dead, l1, tokens), strict=True):
+        parts = _chunk(x[rows], weight, w, multiplied, low, grads, fired, dead, l1, tokens)
+        for total, part in zip(sums, parts, strict=True):
             total += part
     s = _Sums(*sums)
     elements = tokens * max(x.shape[1], 1)
@@ -75,6 +90,8 @@ def _chunk(
     x: Tensor,
     weight: Tensor,
     w: _Weights,
+    multiplied: _Weights,
+    low: Rounding,
     grads: _Weights,
     fired: Tensor,
     dead: Tensor | None,
@@ -82,23 +99,23 @@ def _chunk(
     tokens: int,
 ) -> _Sums:
     """Totals of one chunk; adds its gradients to ``grads`` and its active latents to ``fired``."""
-    centred = x - w.b_dec
-    h = torch.addmm(w.b_enc, centred, w.W_enc)
+    centred = low(x - w.b_dec)
+    h = torch.addmm(w.b_enc, centred, multiplied.W_enc)
     exp_dead = None if dead is None else h[:, dead].exp()
     h.relu_()
-    error = torch.addmm(w.b_dec, h, w.W_dec) - x
+    error = torch.addmm(w.b_dec, low(h), multiplied.W_dec) - x
     norm = x.norm(dim=1, keepdim=True)
     scaled = error.square() / norm
     grad_y = error * (2 * weight / (norm * (tokens * x.shape[1])))
     gate = torch.gt(h, 0, out=torch.empty_like(h))  # 1 where active; sums and products of booleans are slow on a CPU
     fired |= gate.amax(0) > 0
-    grads.W_dec.addmm_(h.t(), grad_y)
+    grads.W_dec.addmm_(low(h).t(), low(grad_y))
     # Float64 only over the rows' sums: a float64 sum of everything costs as much as two of the products.
     total_h, total_active = (m.sum(1).sum(dtype=torch.float64) for m in (h, gate))
-    grad_pre = torch.mm(grad_y, w.W_dec.t(), out=h)  # h is not needed any more: its memory is
+    grad_pre = torch.mm(low(grad_y), multiplied.W_dec.t(), out=h)  # h is not needed any more: its memory is
     grad_pre.add_(l1 / tokens).mul_(gate)
-    ghost = _ghost(error, scaled, exp_dead, dead, w, grads, grad_pre, tokens) if dead is not None else 0.0
-    grads.W_enc.t().addmm_(grad_pre.t(), centred)
+    ghost = _ghost(error, scaled, exp_dead, dead, multiplied, low, grads, grad_pre, tokens) if dead is not None else 0.0
+    grads.W_enc.t().addmm_(low(grad_pre).t(), centred)
     grad_b = grad_pre.sum(0)
     grads.b_enc.add_(grad_b)
     grads.b_dec.add_(grad_y.sum(0)).sub_(w.W_enc @ grad_b)
@@ -116,7 +133,8 @@ def _ghost(
     scaled: Tensor,
     exp_dead: Tensor | None,
     dead: Tensor,
-    w: _Weights,
+    multiplied: _Weights,
+    low: Rounding,
     grads: _Weights,
     grad_pre: Tensor,
     tokens: int,
@@ -125,8 +143,8 @@ def _ghost(
     assert exp_dead is not None
     residual = -error
     length = residual.norm(dim=1, keepdim=True)
-    rows = w.W_dec[dead]
-    raw = exp_dead @ rows
+    rows = multiplied.W_dec[dead]
+    raw = low(exp_dead) @ rows
     scale = length / (1e-6 + 2 * raw.norm(dim=1, keepdim=True))
     difference = raw * scale - residual
     # A token that is reconstructed without error has no ghost term (released code: 0 / 0).
@@ -134,9 +152,13 @@ def _ghost(
     term = difference.square() * inverse
     factor = scaled / (term + 1e-6)
     grad_raw = difference * factor * inverse * scale * (2 / (tokens * error.shape[1]))
-    grads.W_dec.index_add_(0, dead, exp_dead.t() @ grad_raw)
-    grad_pre.index_add_(1, dead, (grad_raw @ rows.t()).mul_(exp_dead))
+    grads.W_dec.index_add_(0, dead, low(exp_dead).t() @ low(grad_raw))
+    grad_pre.index_add_(1, dead, (low(grad_raw) @ rows.t()).mul_(exp_dead))
     return (factor * term).sum(dtype=torch.float64)
+
+
+def _as_is(t: Tensor) -> Tensor:
+    return t
 
 
 def _cls_weights(rows: slice, tokens_per_image: int, cls_weight: float, x: Tensor) -> Tensor:
@@ -158,12 +180,21 @@ def adam_step_(
     beta2: float,
     eps: float,
     unit_rows: bool,
+    seed: int = 0,
 ) -> None:
     """One Adam step in place (Kingma & Ba 2015, bias-corrected as torch.optim.Adam; ``step`` counts from 1).
 
     ``unit_rows``: the gradient loses its component along each row of p first, and the rows end with unit norm.
-    ``grad`` is not changed.
+    ``grad`` is not changed. Moments in bfloat16 of a wider p are widened and rounded again stochastically, with a noise
+    that depends on ``seed`` and the place of an element alone: see `round_stochastically`.
     """
+    if exp_avg.dtype == torch.bfloat16 and p.dtype != torch.bfloat16:
+        moments = exp_avg.to(p.dtype), exp_avg_sq.to(p.dtype)
+        adam_step_(p, grad, *moments, step, lr, beta1, beta2, eps, unit_rows, seed)
+        noise = _noise(p, seed)
+        exp_avg.copy_(round_stochastically(moments[0], noise & 0xFFFF))
+        exp_avg_sq.copy_(round_stochastically(moments[1], noise >> 16))
+        return
     if unit_rows:
         grad = grad - (grad * p).sum(1, keepdim=True) * p
     exp_avg.lerp_(grad, 1 - beta1)
@@ -172,3 +203,29 @@ def adam_step_(
     p.addcdiv_(exp_avg, denominator, value=-lr / (1 - beta1**step))
     if unit_rows:
         p.div_(p.norm(dim=1, keepdim=True))
+
+
+def round_stochastically(x: Tensor, noise: Tensor) -> Tensor:
+    """bfloat16 of x, rounded up with the probability of what is cut off: unbiased where ``noise`` is uniform.
+
+    Plain rounding would lose every change below 2^-9 of a second moment, which decays by 2^-10 a step. ``noise`` is
+    int64, 0..65535, one for each element.
+    """
+    bits = x.to(torch.float32).view(torch.int32).to(torch.int64) & 0xFFFFFFFF
+    upper = (bits + noise) >> 16
+    return torch.where(upper >= 2**15, upper - 2**16, upper).to(torch.int16).view(torch.bfloat16)
+
+
+def mixed(x: T) -> T:
+    """32 bits, each of which depends on all 32 of x >= 0 (an integer or an int64 tensor); the mixer is lowbias32."""
+    x = ((x ^ (x >> 16)) * 0x7FEB352D) & 0xFFFFFFFF
+    x = ((x ^ (x >> 15)) * 0x846CA68B) & 0xFFFFFFFF
+    return x ^ (x >> 16)
+
+
+def _noise(p: Tensor, seed: int) -> Tensor:
+    """32 random bits for each element, int64, by its place in memory if p has no gaps."""
+    turned = p.dim() == 2 and p.stride(1) != 1 and p.stride(0) == 1
+    places = torch.arange(p.numel(), device=p.device).view(p.t().shape if turned else p.shape)
+    noise = mixed((places & 0xFFFFFFFF) ^ mixed(seed & 0xFFFFFFFF))
+    return noise.t() if turned else noise

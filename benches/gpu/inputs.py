@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,7 @@ import patchsae_kernels as pk
 from benches.gpu.sizes import Size
 from patchsae_kernels import reference
 
+Held = TypeVar("Held")
 CALIBRATION_TOKENS = 1024
 DENSE_BUDGET = 4 << 30  # bytes of dense latents at a time while the reference makes the inputs of decode
 
@@ -95,8 +97,8 @@ class Problem:
         """W_dec in "fp32" or "bf16"."""
         return self.W_dec_bf16 if precision == "bf16" else self.W_dec
 
-    def cached(self, name: str, make: Callable[[], Tensor]) -> Tensor:
-        """A large tensor that stays until `release` (a dense opponent's input, its output buffer)."""
+    def cached(self, name: str, make: Callable[[], Held]) -> Held:
+        """Something large that stays until `release` (a dense opponent's input, its output buffer, its parameters)."""
         held = self.__dict__.setdefault("_held", {})
         if name not in held:
             held[name] = make()

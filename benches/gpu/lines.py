@@ -17,6 +17,7 @@ from benches.gpu.encodes import Encode
 from benches.gpu.inputs import Problem
 from benches.gpu.records import Finding
 from benches.gpu.sizes import Size
+from benches.gpu.timing import Pace
 
 TAU = 0.2
 Findings = tuple[Finding, ...]
@@ -51,12 +52,13 @@ class Opponent(NamedTuple):
 
 @dataclass(frozen=True)
 class Line:
-    """One line of the table; it is timed only when ``check`` of our result passes."""
+    """One line of the table; it is timed only when ``check`` of our result passes, at the bench's pace or its own."""
 
     name: str
     ours: Side
     check: Callable[[Problem, Any], Findings]
     opponents: tuple[Opponent, ...]
+    pace: Pace | None = None
 
 
 def table(size: Size, backend: str) -> list[Line]:

@@ -27,7 +27,7 @@ def measure_line(line: Line, problem: Problem, bench: Bench) -> Result:
         return Result(findings)
     sides = {OURS: line.ours, AGAIN: line.ours}
     sides |= {f"against {i}": opponent.side for i, opponent in enumerate(line.opponents)}
-    data = time_sides(sides, problem, bench)
+    data = time_sides(sides, problem, bench, line.pace)
     data["ours"] = {"name": line.ours.name, "precision": line.ours.precision}
     data["against"] = [compared(o, f"against {i}", data) for i, o in enumerate(line.opponents)]
     data["peak_mb"] = peak_mb(lambda: line.ours.run(problem, 0), bench.device)

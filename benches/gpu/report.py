@@ -99,12 +99,20 @@ def _designs(records: Sequence[Record]) -> str:
 
 def _notes(records: Sequence[Record]) -> str:
     """Numbers that belong to no line."""
-    wanted = [r for r in records if r["name"] in ("inputs", "candidates of the exact encode") and r["data"]]
+    named = ("inputs", "candidates of the exact encode")
+    wanted = [r for r in records if r["name"] in named or (r["stage"] == "training" and "against" not in r["data"])]
     return "\n".join(
-        f"{r['name']}: " + ", ".join(f"{key} {value:.4g}" for key, value in r["data"].items())
+        f"{r['name']}: " + ", ".join(f"{key} {_number(value)}" for key, value in r["data"].items())
         for r in wanted
-        if r["status"] == "passed"
+        if r["status"] == "passed" and r["data"]
     )
+
+
+def _number(value: float | str | Mapping[str, float]) -> str:
+    """A spread of milliseconds, a number, or a number that JSON has no sign for."""
+    if isinstance(value, Mapping):
+        return f"{milliseconds(value)} ms"
+    return value if isinstance(value, str) else f"{value:.4g}"
 
 
 def _of(records: Sequence[Record], stage: str) -> list[Record]:

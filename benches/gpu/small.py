@@ -10,6 +10,7 @@ from dataclasses import replace
 import torch
 
 import patchsae_kernels as pk
+from benches.gpu import steps
 from benches.gpu.encodes import Encode
 from benches.gpu.inputs import Problem, make_problem
 from benches.gpu.lines import TAU
@@ -34,6 +35,44 @@ def run_all(p: Problem) -> None:
         z, _ = pk.encode_bounded(p.x, p.weights, capacity=capacity)
         pk.decode(z, p.W_dec, p.b_dec)
     pk.latent_stats(p.z, p.size.tokens, TAU, p.labels, p.size.classes)
+    train(p)
+
+
+def train(p: Problem) -> None:
+    """The step by both paths with dead latents, the optimiser, and gradients through autograd."""
+    for kind in ("dead", "start"):
+        s = steps.state(p, kind)
+        params = {name: t.clone(memory_format=torch.preserve_format) for name, t in s.params.items()}
+        for budget in (256, 0.05):
+            _, grads = pk.sae_step(steps.images(p, 0), params, l1=steps.L1, dead=s.dead, budget_mb=budget)
+            pk.sae_step(steps.images(p, 0), params, l1=steps.L1, dead=s.dead, budget_mb=budget, precision="bf16")
+        pk.adam_step(params, grads, pk.adam_init(params), lr=steps.RATE)
+    steps.topk_gradients(8, p, 0)
+
+
+def variants(p: Problem) -> None:
+    """A learning threshold, AuxK, bfloat16 moments with the encoder packed on the way, and what a step records."""
+    s = steps.state(p, "dead")
+    params = {name: t.clone(memory_format=torch.preserve_format) for name, t in s.params.items()}
+    dead = s.dead
+    assert dead is not None
+    encoder = [params[name] for name in ("W_enc", "b_enc", "b_dec")]
+    threshold = p.threshold.clone().requires_grad_()
+    z, l0 = pk.encode_jumprelu(p.x, *encoder, threshold, bandwidth=0.5)
+    (pk.decode(z, params["W_dec"], params["b_dec"]).square().mean() + l0).backward()
+    pk.reconstruct_dead(p.x, params, dead, k=4)
+    prepared = pk.prepare(*encoder)
+    prepared.packed("exact")
+    state = pk.adam_init(params, moments=torch.bfloat16)
+    _, grads = pk.sae_step(steps.images(p, 0), params, l1=steps.L1, prepared=prepared)
+    pk.adam_step(params, grads, state, lr=steps.RATE, prepared=prepared)
+    if gpu.serves(p.device):
+        shape = (p.size.images, p.size.tokens, p.size.d_in)
+        graph = pk.StepGraph(params, state, shape=shape, capacity=5, l1=steps.L1, dead_capacity=8)  # overflows
+        graph.x.copy_(steps.images(p, 0))
+        graph.dead.copy_(dead)
+        graph.controls.copy_(graph._controls(steps.RATE))
+        graph._run()  # what would be recorded: the checkers run without the allocator that a recording needs
 
 
 @contextmanager
@@ -52,6 +91,7 @@ def fewer_places() -> Iterator[None]:
 def main(device: str) -> None:
     problem = make_problem(SMALL if device.startswith("cuda") else TINY, torch.device(device))
     run_all(problem)
+    variants(problem)
     if gpu.serves(problem.x.device):
         with fewer_places():
             run_all(problem)

@@ -116,7 +116,7 @@ class Learner:
             if config.clip_gradient is not None:
                 self._clip(grads, config.clip_gradient)
             state.dead.update(terms.fired)
-            pk.adam_step(state.params, grads, state.adam, lr=self.rate)
+            pk.adam_step(state.params, grads, state.adam, lr=self.rate, prepared=self.variant.prepared(state.params))
             state.step += 1
             state.images += images
             if config.dead_term == "resample" and state.step % config.resample_every == 0:

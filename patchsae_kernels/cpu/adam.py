@@ -20,6 +20,7 @@ def adam_step_(
     beta2: float,
     eps: float,
     unit_rows: bool,
+    seed: int = 0,
 ) -> None:
     """See `patchsae_kernels.reference_training.adam_step_`.
 
@@ -31,7 +32,7 @@ def adam_step_(
     if by_column:
         state = [t.t() for t in state]
     if not all(map(_has_rows, state)) or any(t.dtype != torch.float32 for t in (p, grad, exp_avg, exp_avg_sq)):
-        reference_training.adam_step_(p, grad, exp_avg, exp_avg_sq, step, lr, beta1, beta2, eps, unit_rows)
+        reference_training.adam_step_(p, grad, exp_avg, exp_avg_sq, step, lr, beta1, beta2, eps, unit_rows, seed)
         return
     rows = _as_matrix(grad).t() if by_column else _as_matrix(grad)
     tensors = [state[0], rows if _has_rows(rows) else rows.contiguous(), *state[1:]]

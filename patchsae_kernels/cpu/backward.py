@@ -11,11 +11,17 @@ from patchsae_kernels.cpu.memory import on_large_pages
 
 
 def encode_backward(
-    grad_values: Tensor, indices: Tensor, indptr: Tensor, x: Tensor, W_enc: Tensor, b_dec: Tensor
+    grad_values: Tensor,
+    indices: Tensor,
+    indptr: Tensor,
+    x: Tensor,
+    W_enc: Tensor,
+    b_dec: Tensor,
+    with_x: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """See `patchsae_kernels.reference.encode_backward`."""
     if not _takes(grad_values, W_enc, b_dec, indptr):
-        return reference.encode_backward(grad_values, indices, indptr, x, W_enc, b_dec)
+        return reference.encode_backward(grad_values, indices, indptr, x, W_enc, b_dec, with_x)
     rows = W_enc.t().contiguous()
     by_latent = sort_by_latent(indices, indptr, rows.shape[0])
     grad_rows, grad_b = on_large_pages(torch.empty_like(rows)), rows.new_empty(rows.shape[0])
@@ -27,10 +33,11 @@ def encode_backward(
         sum_x=grad_rows,
         sum_dots=grad_b,
     )
+    # Made without ``with_x`` too: its sum, in a fixed order, is the gradient of b_dec for any number of threads.
     grad_x = torch.ops.patchsae.decode(grad_values, indices, indptr, rows, torch.zeros_like(b_dec))
     grad_b_dec = torch.zeros(rows.shape[1], dtype=torch.float64)
     add_column_sums(grad_b_dec, grad_x, -1.0)
-    return grad_x.to(x.dtype), grad_rows.t(), grad_b, grad_b_dec.to(torch.float32)
+    return (grad_x if with_x else grad_x[:0]).to(x.dtype), grad_rows.t(), grad_b, grad_b_dec.to(torch.float32)
 
 
 def decode_backward(

@@ -8,6 +8,8 @@ db_enc[s] = sum dz_p.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -44,22 +46,27 @@ def sae_step(
     cls_weight: float,
     tokens_per_image: int,
     budget: int,
+    precision: str = "exact",
+    packed: Sequence[Tensor] | None = None,
+    share: float = -1.0,
+    path: str = "",
 ) -> list[Tensor]:
     """See `patchsae_kernels.reference_training.sae_step`.
 
-    That one serves other dtypes, batches with many active latents, and what ends in a number that is not finite, so
-    that a NaN in a parameter reaches the same places.
+    That one serves other dtypes, bfloat16 products, batches with many active latents, and what ends in a number that is
+    not finite, so that a NaN in a parameter reaches the same places.
 
     Raises:
         ValueError: x holds a NaN or an infinity.
     """
-    arguments = (x, W_enc, b_enc, W_dec, b_dec, dead, l1, cls_weight, tokens_per_image, budget)
-    if any(t.dtype != torch.float32 for t in arguments[:5]) or x.shape[0] > TOKEN_LIMIT or 0 in W_enc.shape:
+    arguments = (x, W_enc, b_enc, W_dec, b_dec, dead, l1, cls_weight, tokens_per_image, budget, precision)
+    wide = all(t.dtype == torch.float32 for t in (x, W_enc, b_enc, W_dec, b_dec)) and precision != "bf16"
+    if not wide or x.shape[0] > TOKEN_LIMIT or 0 in W_enc.shape:
         return reference_training.sae_step(*arguments)
     checks.finite_rows("x", x)
     w = Rows(W_enc.t().contiguous(), b_enc.contiguous(), W_dec.contiguous())
     share = _share_of_active(x, w, b_dec)
-    if share > DENSE_FROM:
+    if path == "dense" or (path != "sparse" and share > DENSE_FROM):
         return reference_training.sae_step(*arguments)
     step = _SparseStep(x, w, b_dec, dead, l1, cls_weight, tokens_per_image, budget)
     rows = max(1, budget // (4 * x.shape[1] * 4 + int(BYTES_PER_ENTRY * max(share, 1e-3) * W_enc.shape[1])))

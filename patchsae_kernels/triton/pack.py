@@ -41,6 +41,7 @@ class Packed(NamedTuple):
     terms: Tensor  # [2, Sp] float32: u, v
     bucket_terms: Tensor  # [3, Sp / 32] float32: the largest u, v and |b_enc| of the bucket
     rows: Tensor  # [S, D] float32, contiguous: to score candidates again
+    next_tau: Tensor  # [1] float32, for whoever changes the rows and packs them in one pass
 
 
 def pack(W_enc: Tensor, b_enc: Tensor, precision: str) -> Packed:
@@ -52,7 +53,7 @@ def pack(W_enc: Tensor, b_enc: Tensor, precision: str) -> Packed:
     Dp, Sp = triton.cdiv(depth, DEPTH_MULTIPLE) * DEPTH_MULTIPLE, triton.cdiv(latents, BUCKET) * BUCKET
     bias = b_enc.new_full((Sp,), float("-inf"))
     bias[:latents] = b_enc.detach()
-    tau = _power_of_two(rows) if precision == "exact" else rows.new_ones(1)
+    tau = power_of_two(rows) if precision == "exact" else rows.new_ones(1)
     terms = rows.new_zeros(2, Sp)
     if precision == "fp32" and (Dp, Sp) == (depth, latents):
         low = rows
@@ -67,8 +68,7 @@ def pack(W_enc: Tensor, b_enc: Tensor, precision: str) -> Packed:
             terms,
             latents,
             Sp,
-            1.0 + (depth + 64) * 2.0**-23,
-            2.0 * (depth + 8) * 2.0**-23,
+            *norm_factors(depth),
             DEPTH=depth,
             PADDED=Dp,
             BLOCK=triton.next_power_of_2(Dp),
@@ -76,16 +76,30 @@ def pack(W_enc: Tensor, b_enc: Tensor, precision: str) -> Packed:
             SCALED=precision == "exact",
             num_warps=4,
         )
-    magnitude = rows.new_zeros(Sp)
-    magnitude[:latents] = b_enc.detach().abs()
-    bucket_terms = torch.cat([terms, magnitude[None]]).view(3, -1, BUCKET).amax(2)
-    return Packed(low, bias, tau, terms, bucket_terms, rows)
+    return Packed(low, bias, tau, terms, _bucket_terms(terms, b_enc), rows, tau.clone())
 
 
-def _power_of_two(rows: Tensor) -> Tensor:
+def pack_biases(packed: Packed, b_enc: Tensor) -> None:
+    """Bring up to date, in place, what depends on new biases and on rows whose ``terms`` are new."""
+    packed.bias[: b_enc.shape[0]] = b_enc.detach()
+    packed.bucket_terms.copy_(_bucket_terms(packed.terms, b_enc))
+
+
+def norm_factors(depth: int) -> tuple[float, float]:
+    """What covers the rounding of a norm of ``depth`` elements itself, and GAMMA."""
+    return 1.0 + (depth + 64) * 2.0**-23, 2.0 * (depth + 8) * 2.0**-23
+
+
+def power_of_two(rows: Tensor) -> Tensor:
     """tau ``[1]``: brings the largest weight into [1/2, 1)."""
     largest = torch.linalg.vector_norm(rows, float("inf")).clamp(2.0**-60, 2.0**60).reshape(1)
     return torch.ldexp(torch.ones_like(largest), -torch.frexp(largest).exponent)
+
+
+def _bucket_terms(terms: Tensor, b_enc: Tensor) -> Tensor:
+    magnitude = terms.new_zeros(terms.shape[1])
+    magnitude[: b_enc.shape[0]] = b_enc.detach().abs()
+    return torch.cat([terms, magnitude[None]]).view(3, -1, BUCKET).amax(2)
 
 
 @triton.jit
@@ -93,6 +107,18 @@ def normal_or_zero(low):
     """float16 numbers, with 0 for subnormal ones and those beyond what scaling leaves (2): sums cannot overflow."""
     size = tl.abs(low.to(tl.float32))
     return tl.where((size >= 2.0**-14) & (size <= 2.0), low, 0.0).to(low.dtype)
+
+
+@triton.jit
+def round_rows(w, dtype: tl.constexpr, slack, gamma, SCALED: tl.constexpr, AXIS: tl.constexpr):
+    """Scaled rows in low precision, and their u and v; see the top of this file."""
+    low = w.to(dtype)
+    if SCALED:
+        low = normal_or_zero(low)
+    lost = w - low.to(tl.float32)
+    norm = tl.sqrt(tl.sum(w * w, AXIS)) * slack
+    residual = tl.sqrt(tl.sum(lost * lost, AXIS)) * slack
+    return low, norm * (1.0 + gamma), residual + norm * gamma
 
 
 @triton.jit
@@ -115,13 +141,8 @@ def pack_kernel(
     d = tl.arange(0, BLOCK)[None, :]
     inside = (latent < latents)[:, None] & (d < DEPTH)
     w = tl.load(rows_ptr + latent[:, None] * DEPTH + d, inside, other=0.0) * tl.load(tau_ptr)
-    low = w.to(low_ptr.dtype.element_ty)
-    if SCALED:
-        low = normal_or_zero(low)
+    low, u, v = round_rows(w, low_ptr.dtype.element_ty, slack, gamma, SCALED, 1)
     exists = latent < padded_latents
     tl.store(low_ptr + latent[:, None] * PADDED + d, low, exists[:, None] & (d < PADDED))
-    lost = w - low.to(tl.float32)
-    norm = tl.sqrt(tl.sum(w * w, 1)) * slack
-    residual = tl.sqrt(tl.sum(lost * lost, 1)) * slack
-    tl.store(terms_ptr + latent, norm * (1.0 + gamma), exists)
-    tl.store(terms_ptr + padded_latents + latent, residual + norm * gamma, exists)
+    tl.store(terms_ptr + latent, u, exists)
+    tl.store(terms_ptr + padded_latents + latent, v, exists)

@@ -15,7 +15,7 @@ import torch
 import triton
 from torch import Tensor
 
-from patchsae_kernels.triton import batch_topk, decode, encode, pack, product, stats, sweep
+from patchsae_kernels.triton import adam, backward, batch_topk, decode, encode, ghost, pack, product, stats, step, sweep
 
 F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
 BUDGET = 256 * 2**20
@@ -37,6 +37,7 @@ PAPER = Size("paper", 25_216, 49_152, 768)
 LARGE = Size("large", 8_224, 131_072, 1_024)
 TAILS = Size("tails", 37, 1_001, 99)
 ONE = Size("one token", 1, 49_152, 768)
+WIDE = Size("wide", 8_224, 32_768, 4_096)
 
 
 @dataclass(frozen=True)
@@ -139,6 +140,84 @@ def calls_of_stats() -> list[Call]:
     return calls
 
 
+def calls_of_backward() -> list[Call]:
+    calls = []
+    for size, dtype in ((PAPER, F32), (PAPER, BF16), (LARGE, F32), (TAILS, F32), (WIDE, F32)):
+        values, *pattern = slice_of_csr(size) if size is TAILS else csr(size)
+        x, W, b_dec = meta(size.tokens, size.width, dtype=dtype), meta(size.latents, size.width), meta(size.width)
+        words = f"{size.name} {name_of(dtype)}"
+        arguments = (values, *pattern, x, W.t(), b_dec)
+        calls.append(Call(f"encode_backward {words}", backward.encode_backward, arguments, slow=size is not PAPER))
+        if dtype == F32:
+            arguments = (x, values, *pattern, W, BUDGET)
+            calls.append(Call(f"decode_backward {words}", backward.decode_backward, arguments, slow=size is not PAPER))
+    return calls
+
+
+def calls_of_adam() -> list[Call]:
+    calls = []
+    for size in (PAPER, LARGE, TAILS, WIDE):
+        rows, bias = meta(size.latents, size.width), meta(size.latents)
+        for parameter, unit_rows in ((rows, True), (rows.t(), False), (rows[:, :-1], False), (bias, False)):
+            arguments = (*(parameter for _ in range(4)), 7, 4e-4, 0.9, 0.999, 1e-8, unit_rows)
+            name = f"adam {size.name} {tuple(parameter.shape)} {'unit rows' if unit_rows else ''}"
+            calls.append(Call(name, adam.adam_step_, arguments, slow=size is not PAPER))
+        calls += [
+            Call(f"adam {size.name} {precision} packed", packing_adam, (size, precision), slow=size is not PAPER)
+            for precision in ("exact", "bf16")
+        ]
+    return calls
+
+
+def packing_adam(size: Size, precision: str) -> None:
+    """As a captured step calls it: the rows packed in the same pass, constants from the device, bfloat16 moments."""
+    rows, moments = meta(size.latents, size.width), meta(size.latents, size.width, dtype=BF16)
+    packed = pack.pack(rows.t(), meta(size.latents), precision)
+    for held in (moments, rows):
+        for extras in (adam.Extras(packed=packed), adam.Extras(i32(4), packed)):
+            arguments = (rows.t(), rows.t(), held.t(), held.t(), 7, 4e-4, 0.9, 0.999, 1e-8, False)
+            assert adam.adam_with(extras, *arguments)
+    assert adam.adam_with(adam.Extras(i32(4)), rows, rows, moments, moments, 7, 4e-4, 0.9, 0.999, 1e-8, True)
+
+
+def calls_of_step() -> list[Call]:
+    return [
+        Call(f"step {name}, {size.name} {precision}", function, (size, precision), slow=size is not PAPER)
+        for size in (PAPER, LARGE, TAILS, WIDE)
+        for name, function in (("sparse", sparse_step), ("dense", dense_step), ("bounded", bounded_step))
+        for precision in ("exact", "bf16")
+    ]
+
+
+def sparse_step(size: Size, precision: str) -> None:
+    """What follows the encode of a sparse step in two chunks, without the reads of the device."""
+    held, half = new_step(size, precision), Size("half", size.tokens // 2, size.latents, size.width)
+    for first in (0, half.tokens):
+        held.add_sparse(slice(first, first + half.tokens), *csr(half))
+
+
+def dense_step(size: Size, precision: str) -> None:
+    held = new_step(size, precision)
+    for rows in step.dense_chunks(size.tokens, size.latents, BUDGET, precision)[:1]:
+        held.add_dense(rows)
+
+
+def bounded_step(size: Size, precision: str) -> None:
+    W_enc, b_enc, b_dec = encoder(size)
+    weights = (W_enc, b_enc, meta(size.latents, size.width), b_dec)
+    room = size.tokens * 256, size.latents // 8
+    dead = meta(size.latents, dtype=torch.bool)
+    x = meta(size.tokens, size.width)
+    step.bounded_step(x, *weights, dead, None, 8e-5, 1.0, 197, precision, *room, BUDGET)
+
+
+def new_step(size: Size, precision: str) -> step.Step:
+    W_enc, b_enc, b_dec = encoder(size)
+    dead = ghost.Dead(i64(size.latents // 5))
+    arguments = (W_enc, b_enc, meta(size.latents, size.width), b_dec, dead, 8e-5, 1.0, 197, precision, BUDGET)
+    return step.Step(meta(size.tokens, size.width), *arguments)
+
+
 def calls_of_batch_topk() -> list[Call]:
     return [
         Call(
@@ -211,4 +290,13 @@ def product_arguments(rows: int, latents: int, depth: int, dtype: torch.dtype) -
     return low, weight, meta(rows, 3)[:, 0], meta(latents), meta(rows, latents, dtype=dtype), meta(rows, latents // 32)
 
 
-CALLS = (*calls_of_encode(), *calls_of_product(), *calls_of_decode(), *calls_of_stats(), *calls_of_batch_topk())
+CALLS = (
+    *calls_of_encode(),
+    *calls_of_product(),
+    *calls_of_decode(),
+    *calls_of_backward(),
+    *calls_of_adam(),
+    *calls_of_step(),
+    *calls_of_stats(),
+    *calls_of_batch_topk(),
+)

@@ -140,8 +140,7 @@ def test_a_step_is_repeatable_bit_for_bit():
     assert all(torch.equal(first[1][name], second[1][name]) for name in PARAMETERS)
 
 
-@pytest.mark.parametrize("precision", ["bf16", "tf32"])
-def test_precisions_not_offered_are_refused(precision):
+def test_precisions_not_offered_are_refused():
     case = make_case(0, 3, 5, 7)
     with pytest.raises(ValueError, match="precision is"):
-        pk.sae_step(case.x, parameters(case), l1=0.1, precision=precision)
+        pk.sae_step(case.x, parameters(case), l1=0.1, precision="tf32")

@@ -15,11 +15,11 @@ import pytest
 import torch
 
 import patchsae_kernels as pk
-from benches.gpu import lines, report, stages, supervisor, timing, worker
+from benches.gpu import lines, report, stages, steps, supervisor, timing, worker
 from benches.gpu.bench import Bench
 from benches.gpu.records import BAD, ERROR, FAILED, PASSED, SKIPPED, Finding, Item, Result
 from benches.gpu.sizes import PAPER, TINY
-from benches.gpu.stages import sanitizer, table
+from benches.gpu.stages import sanitizer, table, training
 
 ROOT = Path(__file__).parents[2]
 KERNEL_STAGES = [stage.name for stage in stages.STAGES if stage.name != "masking"]  # half a minute when interpreted
@@ -74,6 +74,10 @@ def test_the_table_says_what_the_document_says(interpreted: dict) -> None:
             assert report.milliseconds(against["milliseconds"]) in row
             assert f"{against['ratio']['median']:.3g}" in row
             assert against["bar"] in row
+    for name, record in of(interpreted, "training").items():
+        assert name in text or not record["data"]
+        if "meet at L0" in record["data"]:
+            assert f"{name}: " in text
 
 
 def test_the_issues_lines_and_bars_are_in_the_table() -> None:
@@ -98,6 +102,43 @@ def test_the_issues_lines_and_bars_are_in_the_table() -> None:
     assert bars[fused, "our encode + decode", "exact"] == (True, 1.15)
     assert bars[fused, "dense autoencoder with loss, eager", "fp32"] == (False, 6)
     assert bars[fused, "dense autoencoder with loss, torch.compile (inductor)", "fp32"] == (False, 5)
+
+
+def test_the_lines_and_bars_of_training() -> None:
+    bars = {
+        (line.name, line.ours.precision, o.side.precision): o.bar
+        for line in steps.training_lines(PAPER)
+        for o in line.opponents
+    }
+    trained, start = "SAE step, L0 149, none dead", "SAE step at the dense start, half of 49152 active"
+    assert bars[trained, "exact", "fp32"] == (False, 14)
+    assert bars[trained, "exact", "tf32"] == (False, 4)
+    assert bars[start, "exact", "fp32"] == bars[f"{start}, TF32", "tf32", "tf32"] == (False, 1.2)
+    assert bars["top-k 64 step", "bf16", "bf16"] == (False, 3)
+    assert bars["Adam, projection, unit rows", "fp32", "fp32"] == (True, 1.25)  # 80 % of the bandwidth
+    assert ("SAE step, L0 149, 20 % dead", "exact", "fp32") in bars
+    low = "bfloat16 products"
+    assert bars[f"{trained}, {low}", "bf16", "fp32"] == (False, 20)
+    assert bars[f"{trained}, {low}", "bf16", "tf32"] == (False, 6)
+    assert bars[f"{start}, {low}", "bf16", "bf16"] == (False, 1.2)
+    assert (f"SAE step, L0 149, 20 % dead, {low}", "bf16", "tf32") in bars
+    assert bars["Adam, bfloat16 moments, encoder packed", "fp32", "fp32"] == (True, 1.25)
+
+
+def test_a_gradient_that_is_wrong_fails_its_line(tmp_path: Path, monkeypatch) -> None:
+    right = pk.sae_step
+
+    def broken(*arguments: object, **options: object) -> tuple:
+        terms, grads = right(*arguments, **options)
+        return terms, {**grads, "W_enc": grads["W_enc"] * 1.05}
+
+    monkeypatch.setattr(pk, "sae_step", broken)
+    bench = tiny(tmp_path)
+    line = next(i for i in training.items(bench) if i.name.startswith("SAE step, L0"))
+    result = line.run()
+    assert result.status == FAILED
+    assert "W_enc" in result.message
+    assert "milliseconds" not in result.data
 
 
 @pytest.mark.parametrize("fault", ["one token off", "NaN", "raises"])

@@ -22,13 +22,14 @@ class Stage(NamedTuple):
 
 STAGES = (
     Stage("environment", 15),
-    Stage("correctness", 110),
+    Stage("correctness", 90),
     Stage("determinism", 20),
-    Stage("capture", 30),
-    Stage("sanitizer", 80),
-    Stage("table", 110),
-    Stage("designs", 45),
-    Stage("masking", 40),
+    Stage("capture", 25),
+    Stage("sanitizer", 60),
+    Stage("table", 90),
+    Stage("training", 86),
+    Stage("designs", 36),
+    Stage("masking", 34),
 )
 TOTAL = sum(stage.seconds for stage in STAGES)
 

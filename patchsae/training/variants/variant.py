@@ -131,6 +131,10 @@ class Variant(ABC):
                 sums.dead += self.dead_term.add(chunk, error, index, params, grads, count, self.budget, parallel)
         return sums.terms(count, parallel), grads or {name: torch.zeros_like(p) for name, p in leaves.items()}
 
+    def prepared(self, params: Params) -> pk.PreparedWeights | None:
+        """The packed encoder that steps use, for `pk.adam_step` to keep up to date; None where each packs its own."""
+        return None
+
     def squared_errors(self, x: Tensor, params: Params, buffers: Mapping[str, Tensor], parallel: Parallel) -> Tensor:
         """Sum over D of (reconstruction - x)^2 of each of this process's tokens ``[N]``, without gradients."""
         tokens = self.error.of(x)

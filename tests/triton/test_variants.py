@@ -1,0 +1,3 @@
+"""The tests of `tests.kernels.test_variants` once more, through the interpreted kernels."""
+
+from tests.kernels.test_variants import *  # noqa: F403
