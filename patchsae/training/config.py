@@ -74,8 +74,8 @@ class TrainConfig:
     cls_weight: float = 1.0
     """Weight of the CLS token's squared error."""
     init: Init = "independent"
-    """Weights at the start: `independent` draws of W_enc and W_dec (released), `tied` (W_enc is W_dec transposed) or
-    `data` (tied, the rows of W_dec are tokens of the first batches)."""
+    """Weights at the start: `independent` draws of W_enc and W_dec (released), `tied` (W_enc is W_dec transposed, times
+    what suits the first batches) or `data` (tied, the rows of W_dec are tokens of the first batches)."""
     start: Start = "geometric-median"
     """b_dec at the start, from batches that are not trained on: `geometric-median` (over images of whole token grids,
     then averaged over tokens, as released), `token-median` (geometric median over tokens), `mean` or `zeros`."""

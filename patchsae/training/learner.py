@@ -23,7 +23,7 @@ from patchsae.training.config import TrainConfig
 from patchsae.training.dead import DeadCounter
 from patchsae.training.init import start_sae
 from patchsae.training.normalise import Normaliser
-from patchsae.training.parallel import Parallel, shard_dimension
+from patchsae.training.parallel import Alone, Parallel, shard_dimension
 from patchsae.training.schedule import learning_rate
 from patchsae.training.variants import make, resample
 
@@ -88,6 +88,8 @@ class Learner:
         normaliser = Normaliser.fit(raw, config.normalise)
         tokens = [normaliser.apply(batch) for batch in raw]
         sae = start_sae(tokens, expansion=config.expansion, seed=config.seed, start=config.start, init=config.init)
+        if config.init != "independent":
+            self.variant.fit_encoder(tokens, self.variant.parameters(sae), Alone(self.device))
         self._begin(sae, normaliser, position=config.batch_size * config.start_batches)
 
     def blank(self) -> None:

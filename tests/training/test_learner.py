@@ -190,3 +190,18 @@ def test_the_export_takes_the_stream_as_it_is(normalise: str) -> None:
 def test_more_micro_batches_than_images_are_refused() -> None:
     with pytest.raises(ValueError, match="batch_size is 6; expected at least 7"):
         learner_of(accumulate=7)
+
+
+@pytest.mark.parametrize("init", ["tied", "data"])
+@pytest.mark.parametrize("variant", ["relu", "topk", "batchtopk", "matryoshka"])
+def test_a_tied_encoder_starts_at_the_scale_that_fits_the_first_batch(variant: str, init: str) -> None:
+    """The released decoder twice would reconstruct relu's tokens S / (2 D) = 4 times too long."""
+    learner = learner_of(variant=variant, init=init, k=16)
+    state, x = learner.state, batch(99).tokens
+
+    def error(factor: float) -> float:
+        params = {**state.params, "W_enc": state.params["W_enc"] * factor}
+        return learner.variant.squared_errors(x, params, state.buffers, Alone()).sum().item()
+
+    assert error(1.0) < 0.9 * (x - state.params["b_dec"]).square().sum().item()
+    assert min(error(0.9), error(1.1)) > error(1.0)

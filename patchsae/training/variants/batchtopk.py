@@ -81,7 +81,7 @@ class _Encoded(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        _, *grads = torch.ops.patchsae.encode_backward(grad.contiguous(), *ctx.saved_tensors)
+        _, *grads = torch.ops.patchsae.encode_backward(grad.contiguous(), *ctx.saved_tensors, False)
         return None, None, None, None, *grads
 
 

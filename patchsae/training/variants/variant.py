@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -130,6 +130,23 @@ class Variant(ABC):
             if index is not None and self.dead_term is not None:
                 sums.dead += self.dead_term.add(chunk, error, index, params, grads, count, self.budget, parallel)
         return sums.terms(count, parallel), grads or {name: torch.zeros_like(p) for name, p in leaves.items()}
+
+    def fit_encoder(self, batches: Sequence[Tensor], params: Params, parallel: Parallel) -> None:
+        """Scale W_enc in place so that these batches are reconstructed with the least squared error.
+
+        An encoder that is the decoder transposed counts the directions that latents share many times over: with S / 2
+        latents active its reconstruction is about S / (2 D) times too long. Where latents scale with the encoder (no
+        thresholds, b_enc = 0) the factor is exact. Batches that reconstruct to nothing leave W_enc as it is.
+        """
+        overlap, length = 0.0, 0.0
+        with torch.no_grad():
+            for tokens in map(self.error.of, batches):
+                for rows, latents, _ in self._chunks(tokens, params, self.buffers(params), parallel):
+                    found = self._reconstructions(latents, params, parallel)[:, -1] - params["b_dec"]
+                    overlap += (found * (tokens.x[rows] - params["b_dec"])).sum(dtype=torch.float64).item()
+                    length += found.square().sum(dtype=torch.float64).item()
+            if overlap > 0:
+                params["W_enc"].mul_(overlap / length)
 
     def prepared(self, params: Params) -> pk.PreparedWeights | None:
         """The packed encoder that steps use, for `pk.adam_step` to keep up to date; None where each packs its own."""
