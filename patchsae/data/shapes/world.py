@@ -69,8 +69,8 @@ class ShapesWorld(ImageDataset):
         labels = np.zeros(n, np.int64)
         for part in parts:
             labels = labels * len(FACTORS[part]) + self._factor_labels[part]
-        values = itertools.product(*(FACTORS[part] for part in parts))
-        super().__init__(name, labels, [class_name(dict(zip(parts, v, strict=True))) for v in values])
+        combinations = itertools.product(*(FACTORS[part] for part in parts))
+        super().__init__(name, labels, [class_name(dict(zip(parts, v, strict=True))) for v in combinations])
 
     def ids(self, i: int) -> str:
         return f"{self.split}-{self.seed}-{self._checked(i):06d}"
