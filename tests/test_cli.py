@@ -101,7 +101,7 @@ def test_an_adapter_is_trained_tested_found_finished_and_opened(tmp_path, capsys
         ['"novel"', "4", "12"],
         ['"harmonic mean"', "", ""],
     ]
-    assert "Adaptation: vpt" in (tmp_path / "report.html").read_text()
+    assert "Adaptation: VPT-deep" in (tmp_path / "report.html").read_text()
     main(command)
     assert "already finished" in capsys.readouterr().out
     across = ["--setting", "cross-dataset", "--targets", "shapes?label=colour&n=40", "shapes:val?n=30"]

@@ -21,8 +21,15 @@ _KINDS = {
     "maple": "MaPLe",
     "coop": "CoOp",
     "vpt": "VPT-deep",
-    "lora": "LoRA on the image tower",
-    "linear": "A linear probe",
+    "lora": "LoRA",
+    "linear": "Linear probe",
+}
+_PLACES = {
+    "maple": "prompts in both towers",
+    "coop": "prompts in the text tower",
+    "vpt": "prompts in the image tower",
+    "lora": "updates of the image tower's attention",
+    "linear": "in the place of the texts",
 }
 
 
@@ -41,10 +48,10 @@ def adaptation_section(
     length = f"{recipe.epochs} epochs" if recipe.epochs else f"{recipe.steps:,} steps"
     section = Section(
         stage.name,
-        f"Adaptation: {adapted.kind}, {options.shots} shots, seed {options.seed}",
-        f"{_KINDS[adapted.kind]} on {adapted.name}, {learned:,} learned values, trained for {length} on "
-        f"{len(task.training):,} images of {task.training.name}: {options.shots} of each of {classes:,} classes "
-        f"({options.setting}).",
+        f"Adaptation: {_KINDS[adapted.kind]}, {options.shots} shots, seed {options.seed}",
+        f"{_KINDS[adapted.kind]} on {adapted.name} ({_PLACES[adapted.kind]}), {learned:,} learned values, trained for "
+        f"{length} on {len(task.training):,} images of {task.training.name}: {options.shots} of each of {classes:,} "
+        f"classes ({options.setting}).",
     )
     table = rows(parts, options.setting)
     section.facts({f"accuracy, {row.part}": f"{row.accuracy:.1%}" for row in table})

@@ -29,7 +29,7 @@ def test_base_to_novel_leaves_adapter_tables_and_section(tmp_path: Path, clip: S
     assert list(table["accuracy"]) == [row.accuracy for row in rows]
     assert len(stage.read_table("classes.csv")["label"]) == 8
     assert {"step", "epoch", "loss", "accuracy", "lr"} <= set(stage.metrics()[-1])
-    assert "Adaptation: maple" in build_report(Run(tmp_path)).read_text()
+    assert "Adaptation: MaPLe" in build_report(Run(tmp_path)).read_text()
     assert not (stage.path / "checkpoint.safetensors").exists()
 
 

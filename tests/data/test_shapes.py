@@ -170,6 +170,25 @@ def test_labels_are_the_factors(label: str) -> None:
     assert world.sample(7).label == world.labels[7]
 
 
+def test_several_factors_make_a_class_of_every_combination() -> None:
+    world = from_spec("shapes:val?label=shape,texture&n=60&seed=2")
+    assert world.classnames is not None
+    assert world.classnames[:6] == [f"{t} circle" for t in FACTORS["texture"]] + ["plain square"]
+    assert len(world.classnames) == len(FACTORS["shape"]) * len(FACTORS["texture"])
+    for i in range(60):
+        main = world.factors(i).main
+        assert world.classnames[world.labels[i]] == f"{main.texture} {main.shape}"
+
+
+def test_a_class_of_all_factors_reads_as_a_caption() -> None:
+    world = ShapesWorld("val", label=",".join(FACTORS), n=20, seed=2)
+    assert world.classnames is not None
+    for i in range(20):
+        article, _, name = describe(world.factors(i), second=False).partition(" ")
+        assert article in ("a", "an")
+        assert world.classnames[world.labels[i]] == name
+
+
 def test_every_value_is_about_as_frequent_as_the_others() -> None:
     world = ShapesWorld(n=20_000)
     for factor, values in FACTORS.items():
@@ -224,6 +243,7 @@ def test_fingerprints_tell_worlds_apart() -> None:
         ("shapes?colour=redd", "colour is 'redd'; expected one of red, orange"),
         ("shapes?lable=colour", "key 'lable' in the shapes source is unknown; expected one of label, n"),
         ("shapes?label=size", "label is 'size'; expected one of shape"),
+        ("shapes?label=shape,shape", "label is 'shape,shape'; expected every factor once"),
         ("shapes?n=many", "n is 'many'; expected an integer"),
         ("shapes?n=-1", "n is '-1'"),
         ("shapes?seed=9999999999999999999", r"expected an integer >= 0 and < 2\*\*62"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from patchsae.data.shapes.factors import FACTORS, Scene, ShapeObject
 
@@ -33,6 +33,19 @@ def describe(scene: Scene, factors: Sequence[str] = tuple(FACTORS), second: bool
         words.append(f"on {scene.background}")
     if "style" in factors:
         words.append(f"in {scene.style} style")
+    return " ".join(words)
+
+
+def class_name(values: Mapping[str, str]) -> str:
+    """What a combination of factor values is called as a class: "striped circle on grass", without an article.
+
+    One value alone is its own name.
+    """
+    if len(values) == 1:
+        return next(iter(values.values()))
+    words = [values[f] for f in ("colour", "texture") if f in values] + [values.get("shape", "object")]
+    words += [f"on {values['background']}"] if "background" in values else []
+    words += [f"in {values['style']} style"] if "style" in values else []
     return " ".join(words)
 
 

@@ -12,8 +12,8 @@ _NUMBERS = ("n", "seed", "size")
 def from_spec(source: str, split: str | None = None) -> ShapesWorld:
     """Opens `shapes[:split][?key=value&...]`.
 
-    Keys: label (a factor), n, seed, size, and any factor with the values it is restricted to, separated by commas.
-    `split` is used where the source names none; without both it is "train".
+    Keys: label (a factor, or several separated by commas), n, seed, size, and any factor with the values it is
+    restricted to, separated by commas. `split` is used where the source names none; without both it is "train".
 
     Raises:
         DataError: not a shapes source, a key or value that does not exist, a key given twice, two different splits.

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from PIL import Image
 
 from patchsae.data.base import DataError, ImageDataset, Sample
-from patchsae.data.shapes.captions import SENTENCES, describe
+from patchsae.data.shapes.captions import SENTENCES, class_name, describe
 from patchsae.data.shapes.factors import FACTORS, OBJECT_FACTORS, SPLITS, Scene, SceneSampler, ShapeObject
 from patchsae.data.shapes.render import coverage, render
 
@@ -21,7 +22,8 @@ class ShapesWorld(ImageDataset):
 
     Args:
         split: "train", "val" or "test".
-        label: the factor (a key of FACTORS) that is the class; the main object's, or the picture's.
+        label: the factor (a key of FACTORS) that is the class; the main object's, or the picture's. Several, separated
+            by commas, make every combination of their values a class; the last one varies fastest.
         n: number of pictures.
         seed: an integer, 0 <= seed < 2**62.
         size: side of the pictures in pixels.
@@ -44,7 +46,11 @@ class ShapesWorld(ImageDataset):
     ) -> None:
         wanted = {f: tuple(v) for f, v in sorted((only or {}).items())}
         _check_choice("split", split, SPLITS)
-        _check_choice("label", label, tuple(FACTORS))
+        parts = label.split(",")
+        for part in parts:
+            _check_choice("label", part, tuple(FACTORS))
+        if len(set(parts)) < len(parts):
+            raise DataError(f"label is {label!r}; expected every factor once")
         for factor, values in wanted.items():
             _check_choice("only", factor, tuple(FACTORS))
             for value in values:
@@ -60,7 +66,11 @@ class ShapesWorld(ImageDataset):
         self._factor_labels = {f: v.astype(np.int8) for f, v in self.sampler.values(np.arange(n)).items()}
         restrictions = "".join(f"&{f}={','.join(v)}" for f, v in wanted.items())
         name = f"shapes:{split}?label={label}&seed={seed}&size={size}{restrictions}"
-        super().__init__(name, self._factor_labels[label].astype(np.int64), list(FACTORS[label]))
+        labels = np.zeros(n, np.int64)
+        for part in parts:
+            labels = labels * len(FACTORS[part]) + self._factor_labels[part]
+        combinations = itertools.product(*(FACTORS[part] for part in parts))
+        super().__init__(name, labels, [class_name(dict(zip(parts, v, strict=True))) for v in combinations])
 
     def ids(self, i: int) -> str:
         return f"{self.split}-{self.seed}-{self._checked(i):06d}"
