@@ -27,7 +27,8 @@ bench: $(READY)
 
 # Exact versions of everything; the metadata in pyproject.toml holds ranges.
 lock:
-	uv pip compile --universal --python-version 3.10 --no-emit-index-url --no-header --extra dev --extra hub --no-annotate \
+	uv pip compile --universal --python-version 3.10 --no-emit-index-url --no-header --extra dev --extra hub \
+	  --extra tensorboard --extra wandb --no-annotate \
 	  -o requirements.lock pyproject.toml --upgrade
 
 $(READY):

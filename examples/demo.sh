@@ -7,6 +7,7 @@ PROMPTS='a photo of a {}.'
 
 patchsae train --run "$RUN" --images shapes --split train --workers 1 \
     --expansion 8 --total-images 16000 --batch-size 32 --lr 4e-3 --warm-up-steps 50 --l1 1e-3
+patchsae evaluate --run "$RUN" --split test --limit 500
 patchsae extract --run "$RUN" --limit 2000 --workers 1
 patchsae classes --run "$RUN"
 patchsae mask --run "$RUN" --split test --limit 400 --templates "$PROMPTS"
