@@ -12,7 +12,8 @@ class Images:
 
     images: str | None = None
     """A folder of class folders, a folder of images, parquet files (a path or a quoted glob), a CoOp directory, a
-    `save_to_disk` folder, or "shapes" (drawn by this package). Left out: those the SAE was trained on."""
+    `save_to_disk` folder, or "shapes" (drawn by this package). Left out: those the SAE was trained on; where there is
+    no SAE yet, "shapes"."""
     split: str | None = None
     """Split of the source, such as "train" or "test"; a slice such as "train[:80%]" or "[40000:]" takes a part."""
     limit: int | None = None
@@ -27,11 +28,12 @@ class Model:
 
     model: str | None = None
     """A model of open_clip ("ViT-B-16-quickgelu"), "tiny" (shipped with this package) or "local-dir:PATH". Left out:
-    the one the SAE was trained on; for `train`, "tiny"."""
+    the one the SAE was trained on; where there is no SAE yet, "tiny"."""
     pretrained: str | None = None
     """A tag of open_clip ("openai"), a file of weights, or "random"."""
     layer: int | None = None
-    """Block whose output is the residual stream, counted as Python counts; for `train`, -2: the last but one."""
+    """Block whose output is the residual stream, counted as Python counts. Left out: that of the SAE; where there is
+    no SAE yet, -2, the last but one."""
     device: str = "auto"
     """"cpu", "cuda", "cuda:1", ...; "auto" is CUDA where there is one."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"

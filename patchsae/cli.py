@@ -68,8 +68,8 @@ def train(
             comes before it.
         dry_run: print what the training would take (steps, memory, disk, and time from a measurement of ten seconds)
             and end without writing anything.
-        cache: train on what `patchsae cache` wrote to this folder, and not on images through the CLIP. --images and
-            --model, where given, must be those of the cache.
+        cache: train on what `patchsae cache` wrote to this folder, and not on images through the CLIP. --images,
+            --model and --dtype, where given, must be those of the cache.
         log: "tensorboard" and "wandb", beside RUN/train/metrics.jsonl.
         workers: processes that decode images; 0 decodes in this one.
         resume: only go on; an error where there is no checkpoint to go on from.
@@ -84,6 +84,8 @@ def train(
         return
     if run is None:
         raise ValueError("--run is not given; expected the directory of the experiment")
+    if resume and overwrite:
+        raise ValueError("--resume goes on and --overwrite starts again: give one of them")
     stage = _stage(run, opening.TRAIN)
     if resume and not (checkpoint.exists(stage.path / checkpoint.FOLDER) or stage.finished):
         raise FileNotFoundError(f"{stage.path} holds no checkpoint to resume; leave --resume out to start")
@@ -157,6 +159,8 @@ def sweep(
     dataset, origin = opening.images(images, {}, default="shapes")
     held_out = Images(options.test_images or origin["images"], options.test_split, options.test_limit)
     test, tested = opening.images(held_out, {})
+    if all(tested.get(name) == origin.get(name) for name in ("images", "split")):
+        raise ValueError(f"--test-split is {options.test_split!r}, which is trained on; expected another split")
     memory = int(1e9 * options.memory_gb) if options.memory_gb else free_memory(str(clip.device)) * 4 // 5
     cells, saes = grid.cells(tower.blocks(clip.layers)), Run(run / f"{name}-saes")
     members = train_grid(clip, dataset, cells, saes, memory=memory, origin=origin, workers=workers, overwrite=overwrite)
@@ -651,7 +655,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "doctor": doctor,
 }
 
-TOGETHER = ("train", "extract", "mask", "compare")
+TOGETHER = ("train", "evaluate", "extract", "mask", "compare")
 """Verbs that several processes of `torchrun` can share."""
 
 
@@ -756,8 +760,11 @@ def _require_of_cache(cache: Path, images: Images, model: Model) -> None:
     from patchsae.activations import CacheIndex
 
     index = CacheIndex.load(cache)
-    if replace(model, device="auto") != Model():
-        named = replace(model, dtype=index.origin.get("dtype", model.dtype))
+    dtype = index.origin.get("dtype", model.dtype)
+    if model.dtype not in (Model().dtype, dtype):
+        raise ValueError(f"--dtype is {model.dtype}; {cache} was written in {dtype}")
+    if replace(model, device="auto", dtype=Model().dtype) != Model():
+        named = replace(model, dtype=dtype)
         index.require(clip=opening.clip(named, index.model))
     if images != Images():
         index.require(dataset=opening.images(images, index.origin)[0])

@@ -39,14 +39,15 @@ class CachedTokens:
 
     Args:
         folder: what `write_cache` made; a prefix of a cache will do, with a warning.
-        config: batch_size, steps, start_batches, seed, shuffle, tokens_per_image.
+        config: batch_size, steps, start_batches, seed, shuffle, tokens_per_image; start, cls_only, cls_weight.
         parallel: which data-parallel process this is.
         device: where the tokens are wanted.
         buffer_shards: twice as many are in memory; the order depends on it.
 
     Raises:
         FileNotFoundError: `folder` is no cache.
-        ValueError: it holds no images, or fewer tokens of each than `tokens_per_image`.
+        ValueError: it holds no images, fewer tokens of each than `tokens_per_image`, or a selection of their tokens
+            where `start`, `cls_only` or `cls_weight` needs whole images.
         DamagedShard: while iterating, where a shard is missing or is not what was written.
     """
 
@@ -70,6 +71,8 @@ class CachedTokens:
             raise ValueError(
                 f"tokens_per_image is {wanted}, and {folder} holds {self.index.tokens} tokens of each image"
             )
+        if self.index.options.tokens_per_image is not None:
+            _refuse_whole_images(config, folder)
         if not self.index.complete:
             warnings.warn(
                 f"{folder} is a part of a cache: {sum(sizes):,} of {self.index.images:,} images",
@@ -164,3 +167,18 @@ class _Sent:
     def arrived(self) -> Tensor:
         """[b, T, D] on the device: as they are stored they are a half or a quarter of what has to be copied."""
         return Packed(self.tokens.arrived(), None if self.scale is None else self.scale.arrived()).unpack()
+
+
+def _refuse_whole_images(config: TrainConfig, folder: Path) -> None:
+    """ValueError for a setting that needs whole images, CLS first."""
+    fits = {
+        "start": (config.start != "geometric-median", "token-median, mean or zeros"),
+        "cls_only": (not config.cls_only, "false"),
+        "cls_weight": (config.cls_weight == 1, "1"),
+    }
+    for name, (holds, expected) in fits.items():
+        if not holds:
+            raise ValueError(
+                f"{name} is {getattr(config, name)!r}, which needs whole images, and {folder} holds "
+                f"some tokens of each; expected {expected}"
+            )

@@ -8,7 +8,7 @@ slots, and nothing random has to be kept: a run that goes on makes its window ag
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING
@@ -59,16 +59,15 @@ def token_batches(
     window, count = max(config.shuffle, 1), config.tokens_per_image
     first = step - step % window
     found = _selections(shares(first), plan, first, config.seed, count)
-    if config.shuffle:
-        found = map(_rounded, found)
     whole = tokens is not None and count is None and config.shuffle == 0
+    mixer = _Mixer(plan.slots, min(window, plan.steps - first), config.seed)
     for begin in range(first, plan.steps, window):
-        members = list(islice(found, window))
-        batches = _mixed(members, plan.slots, config.seed, begin) if config.shuffle else map(_unmixed, members)
-        for number, (mixed, ids) in enumerate(batches, begin):
-            if number >= step and (len(mixed) or plan.processes > 1):
-                shaped = (mixed if whole else mixed.flatten(0, -2)).float()
-                yield TokenBatch(shaped, ids, len(members[number - begin].ids), plan.begin(number + 1))
+        members = islice(found, window)
+        batches = mixer.mixed(members, begin) if config.shuffle else map(_unmixed, members)
+        for number, (part, ids, images) in enumerate(batches, begin):
+            if number >= step and (len(part) or plan.processes > 1):
+                shaped = (part if whole else part.flatten(0, -2)).float()
+                yield TokenBatch(shaped, ids, images, plan.begin(number + 1))
 
 
 def chosen_tokens(tokens: int, count: int, seed: int, place: int) -> np.ndarray:
@@ -97,27 +96,49 @@ def _selections(shares: Iterator[Share], plan: BatchPlan, first: int, seed: int,
             yield Share(take_tokens(share.tokens, places, count, seed), share.slots, share.ids)
 
 
-def _rounded(share: Share) -> Share:
-    """In bfloat16, as a window is W batches of memory."""
-    return Share(share.tokens.to(torch.bfloat16), share.slots, share.ids)
+def _unmixed(share: Share) -> tuple[Tensor, list[str], int]:
+    return share.tokens, share.ids, len(share.ids)
 
 
-def _unmixed(share: Share) -> tuple[Tensor, list[str]]:
-    return share.tokens, share.ids
+class _Mixer:
+    """Holds the images of one window at a time, in bfloat16, each window in the memory of the one before.
 
+    Args:
+        slots: of this process.
+        window: most batches in a window.
+    """
 
-def _mixed(shares: list[Share], slots: range, seed: int, first: int) -> Iterator[tuple[Tensor, list[str]]]:
-    """The tokens [N, D] of each batch of the window that begins with step `first`, and the images they may be from."""
-    tokens = torch.cat([share.tokens.flatten(0, 1) for share in shares])
-    ids = [id for share in shares for id in share.ids]
-    length = shares[0].tokens.shape[1]
-    images: dict[int, list[int]] = {slot: [] for slot in slots}
-    for image, slot in enumerate(slot for share in shares for slot in share.slots):
-        images[slot].append(image)
-    lanes = [np.array_split(_permuted(images[slot], length, (seed, first, slot)), len(shares)) for slot in slots]
-    for pieces in zip(*lanes, strict=True):
-        rows = torch.from_numpy(np.concatenate(pieces)).to(tokens.device)
-        yield tokens.index_select(0, rows), ids
+    def __init__(self, slots: range, window: int, seed: int) -> None:
+        self._slots, self._window, self._seed = slots, window, seed
+        self._memory: Tensor | None = None
+
+    def mixed(self, shares: Iterable[Share], first: int) -> Iterator[tuple[Tensor, list[str], int]]:
+        """Of each batch of the window that begins with step `first`: tokens [N, D], the images that they may be from,
+        and how many images it counts for.
+        """
+        lanes: dict[int, list[int]] = {slot: [] for slot in self._slots}
+        ids: list[str] = []
+        counts: list[int] = []
+        for share in shares:
+            memory = self._of_images_like(share.tokens)
+            memory[len(ids) : len(ids) + len(share.ids)] = share.tokens
+            for image, slot in enumerate(share.slots, len(ids)):
+                lanes[slot].append(image)
+            ids += share.ids
+            counts.append(len(share.ids))
+        length, tokens = memory.shape[1], memory.flatten(0, 1)
+        lane_rows = [_permuted(images, length, (self._seed, first, slot)) for slot, images in lanes.items()]
+        pieces = [np.array_split(rows, len(counts)) for rows in lane_rows]
+        for number, count in enumerate(counts):
+            rows = torch.from_numpy(np.concatenate([lane[number] for lane in pieces])).to(tokens.device)
+            yield tokens.index_select(0, rows), ids, count
+
+    def _of_images_like(self, tokens: Tensor) -> Tensor:
+        """[window * slots, T, D]; made once."""
+        if self._memory is None:
+            images = self._window * len(self._slots)
+            self._memory = tokens.new_empty(images, *tokens.shape[1:], dtype=torch.bfloat16)
+        return self._memory
 
 
 def _permuted(images: list[int], length: int, key: tuple[int, int, int]) -> np.ndarray:

@@ -50,6 +50,11 @@ class Stream:
     ) -> None:
         self._clip, self._dataset, self._config, self._workers = clip, dataset, config, workers
         self._plan = plan_of(config, parallel)
+        if (config.tokens_per_image or 0) > clip.image_tokens:
+            raise ValueError(
+                f"tokens_per_image is {config.tokens_per_image}; expected at most {clip.image_tokens}, the tokens of "
+                "an image"
+            )
         self._order = train_order(len(dataset), self.images_total, config.seed, dataset.read_groups)
         self._uploads = Uploads(clip.device)
         self._bad: dict[int, BadImageRecord] = {}

@@ -46,8 +46,9 @@ def run(
 ) -> None:
     """Judge the members that were trained on `dataset` and leave table, plots and report section in `stage`.
 
-    All tokens are judged, or CLS alone where training saw nothing else. One pass of images serves all autoencoders that
-    fit into `memory` bytes together. A judgement that was killed begins again; it is short.
+    All tokens are judged, or CLS alone where training saw nothing else; concept scores are of the patches all the same.
+    One pass of images serves all autoencoders that fit into `memory` bytes together. A judgement that was killed begins
+    again; it is short.
 
     Args:
         members: of `patchsae.training.sweep.train_grid`; those that diverged are named in the report.
@@ -119,20 +120,22 @@ class _Judge:
         self.member = member
         self.sae: SparseAutoencoder = load_sae(member.stage.path, clip.device)
         latents, tokens = self.sae.config.d_sae, clip.image_tokens
-        self.quality = QualityCounts(latents, tokens, clip.width, clip.device)
+        self.cls_only = member.cell.config.cls_only
+        self.quality = QualityCounts(latents, 1 if self.cls_only else tokens, clip.width, clip.device)
         self.concepts: ConceptCounts | None = None
         if concepts is not None:
             self.concepts = ConceptCounts(concepts.names, latents, tokens, clip.device)
 
     def update(self, residual: Tensor, truth: Truth | None) -> None:
-        latents = self.sae.encode(residual)
-        self.quality.update(residual, latents, self.sae.decode(latents, like=residual))
+        judged = residual[:, :1].contiguous() if self.cls_only else residual
+        latents = self.sae.encode(judged)
+        self.quality.update(judged, latents, self.sae.decode(latents, like=judged))
         if self.concepts is not None and truth is not None:
-            self.concepts.update(latents, *truth)
+            self.concepts.update(self.sae.encode(residual) if self.cls_only else latents, *truth)
 
     def finish(self) -> Point:
         cell, quality = self.member.cell, self.quality.finalize()
-        tokens = quality.cls if cell.config.cls_only else quality.all
+        tokens = quality.all
         scores = None if self.concepts is None else self.concepts.finalize()
         option, value = cell.strength
         latents = self.sae.config.d_sae

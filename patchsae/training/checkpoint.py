@@ -142,7 +142,8 @@ def _read(path: Path) -> dict[str, Tensor]:
 
 
 def _newest_first(folder: Path) -> list[Path]:
-    return sorted(folder.glob(f"[0-9]*{_SUFFIX}"), key=_step, reverse=True)
+    found = [path for path in folder.glob(f"*{_SUFFIX}") if path.name.removesuffix(_SUFFIX).isdecimal()]
+    return sorted(found, key=_step, reverse=True)
 
 
 def _path(folder: Path, step: int) -> Path:

@@ -72,7 +72,7 @@ class TrainConfig:
     resample_every: int = 1000
     """dead_term resample: steps between two resamplings."""
     cls_weight: float = 1.0
-    """Weight of the CLS token's squared error."""
+    """Weight of the CLS token's squared error; not with tokens_per_image or shuffle, which do not tell it apart."""
     init: Init = "independent"
     """Weights at the start: `independent` draws of W_enc and W_dec (released), `tied` (W_enc is W_dec transposed, times
     what suits the first batches) or `data` (tied, the rows of W_dec are tokens of the first batches)."""
@@ -111,6 +111,7 @@ class TrainConfig:
         self._require("tokens_per_image", tokens is None or tokens >= 1, "an integer of at least 1")
         mixed = tokens is not None or self.shuffle > 0
         self._require("cls_only", not (self.cls_only and mixed), "false with tokens_per_image or shuffle")
+        self._require("cls_weight", self.cls_weight == 1 or not mixed, "1 with tokens_per_image or shuffle")
         ascending = all(a < b for a, b in zip((0.0, *self.prefixes), self.prefixes, strict=False))
         whole = bool(self.prefixes) and math.isclose(self.prefixes[-1], 1)
         self._require("prefixes", ascending and whole, "shares above 0 that ascend to 1")

@@ -60,9 +60,8 @@ class Estimate:
 
     def step_seconds(self, phase: Phase) -> float:
         """One step of a phase with its share of the tower and, as far as they are not done beside, of the images."""
-        images, micro = self.config.batch_size, self.config.accumulate
-        step = micro * phase.step.at(-(-images // micro))
-        compute = (self.timings.tower or Line(0.0, 0.0)).at(images) + step
+        images = self.config.batch_size
+        compute = (self.timings.tower or Line(0.0, 0.0)).at(images) + phase.step.at(images)
         read = self.timings.read.at(images)
         return max(compute, read / self.workers) if self.workers else compute + read
 

@@ -44,6 +44,7 @@ class Phase:
     l0: float
     """Mean number of active latents of a token."""
     step: Line
+    """With as many micro-batches as the configuration asks for."""
 
 
 @dataclass(frozen=True)

@@ -85,12 +85,13 @@ def train(
     settings = {**made_from, **asdict(config), "workers": workers}
     parallel = parallel or Alone(clip.device)
     check_names(log)
+    # before the stage is begun: settings that are refused shall not be those that it was begun with
+    source = Stream(clip, dataset, config, workers, parallel)
+    metadata = {**clip.metadata, "dataset": dataset.name, **found}
+    learner = Learner(config, clip.width, clip.device, parallel, metadata)
     with stage:
         if not _begin(stage, settings, overwrite, parallel):
             return load_sae(stage.path, clip.device)
-        metadata = {**clip.metadata, "dataset": dataset.name, **found}
-        source = Stream(clip, dataset, config, workers, parallel)
-        learner = Learner(config, clip.width, clip.device, parallel, metadata)
         return _Training(source, learner, stage).run(log, len(dataset))
 
 
@@ -115,13 +116,13 @@ def train_from_cache(
     source = CachedTokens(cache, config, parallel, parallel.device)
     index = source.index
     made_from = {**index.model, "clip_fingerprint": index.clip_fingerprint, **index.origin}
+    settings = {**made_from, "dataset": index.dataset_fingerprint, "cache": source.fingerprint, **asdict(config)}
     check_names(log)
+    metadata = {**index.model, "dataset": index.dataset, **index.origin}
+    learner = Learner(config, source.width, parallel.device, parallel, metadata)
     with stage:
-        settings = {**made_from, "dataset": index.dataset_fingerprint, "cache": source.fingerprint, **asdict(config)}
         if not _begin(stage, settings, overwrite, parallel):
             return load_sae(stage.path, parallel.device)
-        metadata = {**index.model, "dataset": index.dataset, **index.origin}
-        learner = Learner(config, source.width, parallel.device, parallel, metadata)
         return _Training(source, learner, stage).run(log, index.images)
 
 

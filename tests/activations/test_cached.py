@@ -110,15 +110,31 @@ def test_a_cache_of_some_tokens_has_those_and_no_more(
     tmp_path: Path, clip: SplitCLIP, dataset: ImageDataset, grids: dict[str, torch.Tensor]
 ) -> None:
     write_cache(clip, dataset, tmp_path / "cache", options(tokens_per_image=3))
-    source = CachedTokens(tmp_path / "cache", config(5, steps=5))
+    source = CachedTokens(tmp_path / "cache", config(5, steps=5, start="mean"))
     for batch in [*source.first(1), *source.batches(5)]:
         assert batch.tokens.shape == (15, D)
         for id, tokens in zip(batch.ids, batch.tokens.reshape(5, 3, D), strict=True):
             assert len(set(torch.cdist(tokens, grids[id]).argmin(1).tolist())) == 3
-    fewer = CachedTokens(tmp_path / "cache", config(5, steps=5, tokens_per_image=2))
+    fewer = CachedTokens(tmp_path / "cache", config(5, steps=5, start="mean", tokens_per_image=2))
     assert next(fewer.batches(5)).tokens.shape == (10, D)
     with pytest.raises(ValueError, match="tokens_per_image is 4, and .* holds 3 tokens of each image"):
         CachedTokens(tmp_path / "cache", config(tokens_per_image=4))
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, "start is 'geometric-median', .*; expected token-median, mean or zeros"),
+        ({"start": "zeros", "cls_only": True}, "cls_only is True, .*; expected false"),
+        ({"start": "zeros", "cls_weight": 2.0}, "cls_weight is 2.0, .*; expected 1"),
+    ],
+)
+def test_what_needs_whole_images_is_refused_for_a_cache_of_some_tokens(
+    tmp_path: Path, clip: SplitCLIP, dataset: ImageDataset, changes: dict[str, object], expected: str
+) -> None:
+    write_cache(clip, dataset, tmp_path / "cache", options(tokens_per_image=3))
+    with pytest.raises(ValueError, match=expected):
+        CachedTokens(tmp_path / "cache", config(**changes))  # type: ignore[arg-type]
 
 
 def test_damage_is_refused_by_name_and_the_named_command_mends_it(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 
 import numpy as np
@@ -151,3 +152,27 @@ def test_a_place_where_no_batch_begins_is_refused() -> None:
 def test_fewer_images_than_processes_are_refused() -> None:
     with pytest.raises(ValueError, match="batch_size is 4; expected at least 5"):
         plan_of(config(), Place(5, 0))
+
+
+def test_a_window_is_in_memory_once() -> None:
+    settings = config(3, steps=10, shuffle=4)
+    plan = plan_of(settings, ALONE)
+    held: list[int] = []
+
+    def shares(step: int) -> Iterator[Share]:
+        for share in shares_of(plan)(step):
+            held.append(_bytes_of(torch.bfloat16))
+            yield share
+
+    before = _bytes_of(torch.bfloat16)
+    for _ in token_batches(shares, plan, plan.first_place, settings, tokens=T):
+        held.append(_bytes_of(torch.bfloat16))
+    batch = 3 * T * 2 * 2  # bytes
+    assert 4 * batch <= max(held) - before <= (4 + 1) * batch  # the window, and what was just taken from it
+
+
+def _bytes_of(dtype: torch.dtype) -> int:
+    """Memory of all living tensors of a type, each piece of it once."""
+    tensors = [x for x in gc.get_objects() if type(x) is torch.Tensor and x.dtype == dtype]
+    storages = {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in tensors}
+    return sum(storages.values())

@@ -133,3 +133,10 @@ def test_a_subset_is_of_each_image_and_new_in_every_pass(clip: SplitCLIP, datase
             assert (distances.amin(1) < 1e-3).all()
             seen[id].add(tuple(distances.argmin(1).tolist()))
     assert np.mean([len(chosen) for chosen in seen.values()]) > 1.5
+
+
+def test_more_tokens_than_an_image_has_are_refused_before_anything_is_decoded(
+    clip: SplitCLIP, dataset: ImageDataset
+) -> None:
+    with pytest.raises(ValueError, match=f"tokens_per_image is {T + 1}; expected at most {T}, the tokens of an image"):
+        Stream(clip, dataset, config(tokens_per_image=T + 1))

@@ -18,6 +18,7 @@ from patchsae.runs import Run, Stage
 from patchsae.sae import load_sae
 from patchsae.training.sweep import Member, train_grid
 from patchsae.training.sweep_config import Grid
+from patchsae.training.taps import Taps
 from tests.training.tiny import write_clip
 
 TEST = "shapes:test?n=24&size=16"
@@ -72,6 +73,20 @@ def test_figures_are_those_of_each_autoencoder_alone(
             assert table[name][row] == pytest.approx(value, rel=1e-5, abs=1e-7), name
         assert 0 < table["concept_precision"][row] < 1
         assert (table["option"][row], table["value"][row]) == member.cell.strength
+
+
+def test_what_was_trained_on_cls_is_judged_on_cls(tmp_path: Path, clip: SplitCLIP) -> None:
+    grid = Grid(l1=(1e-4,), expansion=(4,), batch_size=4, total_images=16, cls_only=True)
+    images = open_images("shapes:train?n=16&size=16")
+    (member,) = train_grid(clip, images, grid.cells([0]), Run(tmp_path / "saes"), memory=PLENTY)
+    table = judge(tmp_path, clip, [member]).read_table(frontier.TABLE)
+    pixels = torch.cat([batch.pixels for batch in batches(open_images(TEST), clip.preprocess, 24)])
+    x = Taps(clip, [0]).residual(pixels)[:, 0]
+    fired = load_sae(member.stage.path, "cpu").encode(x).to_dense() > 0
+    assert table["l0"][0] == pytest.approx(fired.sum(1).double().mean().item())
+    assert table["dead"][0] == pytest.approx((~fired.any(0)).double().mean().item())
+    assert table["dense"][0] == pytest.approx((fired.double().mean(0) > 0.1).double().mean().item())
+    assert 0 < table["concept_precision"][0] < 1
 
 
 def test_several_passes_give_the_same_table(tmp_path: Path, clip: SplitCLIP, members: list[Member]) -> None:

@@ -76,6 +76,16 @@ def test_the_last_few_are_kept(tmp_path: Path) -> None:
     assert names(tmp_path) == ["000000013.safetensors"]
 
 
+def test_a_copy_beside_them_is_none_of_them(tmp_path: Path) -> None:
+    save_steps(tmp_path, 1)
+    copy = tmp_path / "000000001.copy.safetensors"
+    (tmp_path / "000000001.safetensors").rename(copy)
+    assert not checkpoint.exists(tmp_path)
+    save_steps(tmp_path, 2, 3, keep=1)
+    assert names(tmp_path) == [copy.name, "000000003.safetensors"]
+    assert contents(restored(tmp_path)) == contents(state_of(3))
+
+
 def truncate(content: bytes) -> bytes:
     return content[: len(content) // 2]
 

@@ -66,3 +66,10 @@ def test_wrong_values_are_refused_by_name(name: str, value: object) -> None:
 def test_reading_the_configuration_imports_no_torch() -> None:
     code = "import sys, patchsae.training.config; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("mixing", [{"shuffle": 2}, {"tokens_per_image": 3}])
+def test_tokens_out_of_their_places_have_no_cls_to_weigh(mixing: dict) -> None:
+    with pytest.raises(ValueError, match=r"TrainConfig.cls_weight is 2.0; expected 1 with tokens_per_image or shuffle"):
+        TrainConfig(cls_weight=2.0, **mixing)
+    assert TrainConfig(cls_weight=1.0, **mixing).cls_weight == 1

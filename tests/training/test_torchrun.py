@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from patchsae.cli import main
+from patchsae.cli import TOGETHER, VERBS, main
 from patchsae.sae import load_sae
 from tests.distributed.launch import torchrun
 
@@ -54,7 +54,12 @@ def test_sigterm_leaves_a_checkpoint_that_one_process_goes_on_from(tmp_path: Pat
     assert int(saved.stem) >= 3
 
 
-@pytest.mark.parametrize("verb", ["classes", "evaluate"])
+def test_every_verb_that_promises_torchrun_takes_it() -> None:
+    promised = {verb for verb, function in VERBS.items() if "torchrun" in (function.__doc__ or "")}
+    assert promised == set(TOGETHER)
+
+
+@pytest.mark.parametrize("verb", ["classes", "sweep"])
 def test_other_verbs_run_in_one_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, verb: str) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(SystemExit, match=f"{verb} runs in one process: start it without torchrun"):

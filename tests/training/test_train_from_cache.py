@@ -85,6 +85,12 @@ def test_it_does_not_go_on_with_another_cache(tmp_path: Path, cache: Path, clip:
         train_in(tmp_path / "run", other, total_images=4000)
 
 
+def test_settings_that_are_refused_do_not_begin_the_stage(tmp_path: Path, cache: Path) -> None:
+    with pytest.raises(ValueError, match="batch_size is 4; expected at least 5"):
+        train_in(tmp_path, cache, accumulate=5)
+    train_in(tmp_path, cache, total_images=4)
+
+
 def test_the_verb_refuses_images_that_are_not_those_of_the_cache(
     tmp_path: Path, cache: Path, clip_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -96,3 +102,16 @@ def test_the_verb_refuses_images_that_are_not_those_of_the_cache(
         assert "the cache was written from" in capsys.readouterr().err
     main(["train", *small, "--images", SOURCE, "--model", f"local-dir:{clip_folder}", "--expansion", "2"])
     assert torch.isfinite(load_sae(tmp_path / "train").W_dec).all()
+
+
+def test_the_verb_refuses_another_dtype_than_that_of_the_cache(
+    tmp_path: Path, clip: SplitCLIP, capsys: pytest.CaptureFixture[str]
+) -> None:
+    origin = {"images": SOURCE, "dtype": "float32"}  # as `patchsae cache` records them
+    write_cache(clip, open_images(SOURCE), tmp_path / "cache", CacheOptions(), origin=origin)
+    small = ["--run", str(tmp_path), "--cache", str(tmp_path / "cache"), "--total-images", "8", "--batch-size", "4"]
+    with pytest.raises(SystemExit) as stop:
+        main(["train", *small, "--expansion", "2", "--dtype", "bfloat16"])
+    assert stop.value.code == 2
+    assert "--dtype is bfloat16; " in capsys.readouterr().err
+    main(["train", *small, "--expansion", "2", "--dtype", "float32"])

@@ -292,6 +292,15 @@ def test_bad_images_stop_or_are_left_out_and_reported(
     assert printed.count("3.png") == 1
 
 
+@pytest.mark.parametrize("changes", [{"tokens_per_image": 6}, {"accumulate": 5}])
+def test_settings_that_are_refused_do_not_begin_the_stage(
+    tmp_path: Path, clip: SplitCLIP, changes: dict[str, object]
+) -> None:
+    with pytest.raises(ValueError, match="expected at"):
+        train_in(tmp_path, clip, short_config(**changes))
+    train_in(tmp_path, clip, short_config(total_images=4))
+
+
 def test_a_first_batch_without_images_is_an_error(tmp_path: Path, clip: SplitCLIP) -> None:
     folder = tmp_path / "images"
     folder.mkdir()

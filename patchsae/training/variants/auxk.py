@@ -21,7 +21,8 @@ class AuxK:
     """``coefficient * |e - e_hat|^2``, e = stop(x - y), e_hat = topk(pre[dead]) W_dec[dead] (Gao et al. 2024, 2.4).
 
     The k largest positive pre-activations among the dead latents; squared errors count as in the variant's loss,
-    without the weight of CLS. pre is (x - b_dec) W_enc + b_enc, whatever the variant makes of it.
+    without the weight of CLS. pre is (x - b_dec) W_enc + b_enc, whatever the variant makes of it. `pk.reconstruct_dead`
+    is e_hat in one process; where processes share the latents, they have to agree on the k between encode and decode.
 
     Attributes:
         k: latents per token, or all dead ones where they are fewer.

@@ -28,6 +28,9 @@ class JumpReLU(Variant):
         d h / d theta = -theta / bandwidth,  d (z > theta) / d theta = -1 / bandwidth,  if |z - theta| < bandwidth / 2
 
     Pre-activations of 0 and below are in no band. ``threshold`` is that of all latents at the start.
+
+    Not on `pk.encode_jumprelu`, whose bands reach below 0: that needs entries below 0, which neither the dense chunks
+    of the first steps nor `encoded`'s sparse ones have, and its l0 is a mean over one call's tokens and latents.
     """
 
     l0: float = field(kw_only=True)
