@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import math
 import struct
-import time
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -86,8 +86,10 @@ def offline_history(path: Path) -> list[dict[str, float]]:
     content = path.read_bytes()
     assert len(content) < 32_768, "one block"
     found, start = [], 7  # after the file's own header
-    while start < len(content):
+    while start + 7 <= len(content):
         _, length, kind = struct.unpack_from("<IHB", content, start)
+        if start + 7 + length > len(content):  # being written
+            break
         assert kind == 1, "a whole record"
         record = wandb_internal_pb2.Record()
         record.ParseFromString(content[start + 7 : start + 7 + length])
