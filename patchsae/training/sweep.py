@@ -26,6 +26,7 @@ from patchsae.errors import PatchsaeError
 from patchsae.interrupt import Interrupted, StopRequest
 from patchsae.runs import Run, Stage
 from patchsae.training import checkpoint, sizes
+from patchsae.training.config import TrainConfig
 from patchsae.training.learner import Learner, NonFiniteLoss
 from patchsae.training.parallel import Alone
 from patchsae.training.section import training_section
@@ -158,13 +159,26 @@ class _Trainer:
         self.run, self.workers, self.overwrite = run, workers, overwrite
 
     def train(self, cells: Sequence[Cell], label: str) -> None:
+        if not cells:
+            return
+        # settings that do not fit are refused before any stage has begun
+        self._source([cell.layer for cell in cells], cells[0].config)
+        learners = [self._learner(cell) for cell in cells]
         with ExitStack() as stages:
-            begun = [self._begun(cell, stages) for cell in cells]
+            begun = [self._begun(cell, learner, stages) for cell, learner in zip(cells, learners, strict=True)]
             trainees = [trainee for trainee in begun if trainee is not None]
             if trainees:
                 self._learn(trainees, label)
 
-    def _begun(self, cell: Cell, stages: ExitStack) -> _Trainee | None:
+    def _source(self, layers: Sequence[int], config: TrainConfig) -> tuple[Stream, Taps]:
+        taps = Taps(self.clip, sorted(set(layers)))
+        return Stream(taps, self.dataset, config, self.workers), taps
+
+    def _learner(self, cell: Cell) -> Learner:
+        metadata = {**self.clip.metadata, "layer": cell.layer, **self.origin, "dataset": self.dataset.name}
+        return Learner(cell.config, self.clip.width, self.clip.device, Alone(self.clip.device), metadata)
+
+    def _begun(self, cell: Cell, learner: Learner, stages: ExitStack) -> _Trainee | None:
         """None for a cell that is finished, or diverged."""
         stage = stages.enter_context(self.run.stage(cell.name))
         metadata = {**self.clip.metadata, "layer": cell.layer, **self.origin}
@@ -174,19 +188,11 @@ class _Trainer:
             return None
         if _diverged(stage) is not None:
             return None
-        learner = Learner(
-            cell.config,
-            self.clip.width,
-            self.clip.device,
-            Alone(self.clip.device),
-            metadata={**metadata, "dataset": self.dataset.name},
-        )
         return _Trainee(cell, stage, learner)
 
     def _learn(self, trainees: list[_Trainee], label: str) -> None:
-        taps = Taps(self.clip, sorted({trainee.cell.layer for trainee in trainees}))
         config = trainees[0].cell.config
-        source = Stream(taps, self.dataset, config, self.workers)
+        source, taps = self._source([trainee.cell.layer for trainee in trainees], config)
         with StopRequest() as stop:
             _start(trainees, source, taps)
             begin = min(trainee.learner.state.position for trainee in trainees)

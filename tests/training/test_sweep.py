@@ -93,6 +93,15 @@ def test_an_autoencoder_that_does_not_fit_alone_is_refused_before_anything_is_wr
     assert not (tmp_path / "saes").exists()
 
 
+@pytest.mark.parametrize("changes", [{"tokens_per_image": 1000}, {"accumulate": 50}])
+def test_a_setting_that_does_not_fit_is_refused_before_any_stage_begins(
+    tmp_path: Path, clip: SplitCLIP, changes: dict
+) -> None:
+    with pytest.raises(ValueError, match="tokens_per_image is 1000|batch_size is"):
+        sweep_in(tmp_path, clip, short_grid(**changes))
+    assert not Run(tmp_path).stages()
+
+
 def test_a_finished_sweep_does_nothing_and_a_larger_grid_adds_to_it(
     tmp_path: Path, clip: SplitCLIP, capsys: pytest.CaptureFixture[str]
 ) -> None:
