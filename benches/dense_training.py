@@ -106,12 +106,12 @@ def _auxk(pre: Tensor, error: Tensor, x: Tensor, W_dec: Tensor, config: TrainCon
 
 
 class _Jump(torch.autograd.Function):
-    """(h, active) of Rajamanoharan et al. 2024 with its pseudo-derivatives; z below 0 is in no band."""
+    """(h, active) of Rajamanoharan et al. 2024 with its pseudo-derivatives."""
 
     @staticmethod
     def forward(ctx, pre, theta, bandwidth):  # type: ignore[no-untyped-def]
         active = pre > theta
-        in_band = ((pre - theta).abs() < bandwidth / 2) & (pre > 0)
+        in_band = (pre - theta).abs() < bandwidth / 2
         ctx.save_for_backward(active, in_band, theta)
         ctx.bandwidth = bandwidth
         return pre * active, active.to(pre.dtype)
@@ -125,5 +125,5 @@ class _Jump(torch.autograd.Function):
 
 def extra_parameters(config: TrainConfig, like: Tensor) -> Params:
     """What a variant trains beside the four, [S] as `like`."""
-    starts = {"jumprelu": {"log_threshold": math.log(1e-3)}, "gated": {"r_mag": 0.0, "b_mag": 0.0}}
+    starts = {"jumprelu": {"log_threshold": math.log(config.threshold)}, "gated": {"r_mag": 0.0, "b_mag": 0.0}}
     return {name: torch.full_like(like, value) for name, value in starts.get(config.variant, {}).items()}

@@ -27,10 +27,10 @@ class JumpReLU(Variant):
 
         d h / d theta = -theta / bandwidth,  d (z > theta) / d theta = -1 / bandwidth,  if |z - theta| < bandwidth / 2
 
-    Pre-activations of 0 and below are in no band. ``threshold`` is that of all latents at the start.
+    ``threshold`` is that of all latents at the start.
 
-    Not on `pk.encode_jumprelu`, whose bands reach below 0: that needs entries below 0, which neither the dense chunks
-    of the first steps nor `encoded`'s sparse ones have, and its l0 is a mean over one call's tokens and latents.
+    Not on `pk.encode_jumprelu`, which the first steps' dense chunks cannot come from, and whose l0 is a mean over one
+    call's tokens and latents.
     """
 
     l0: float = field(kw_only=True)
@@ -54,21 +54,27 @@ class JumpReLU(Variant):
     def _chunks(
         self, tokens: Tokens, params: Params, buffers: Mapping[str, Tensor], parallel: Parallel
     ) -> Iterator[Chunk]:
-        encoder = params["W_enc"], params["b_enc"], params["b_dec"]
-        lower = (params["log_threshold"].detach().exp() - self.bandwidth / 2).clamp(min=0)
-        for rows, band in encoded(tokens.x, *encoder, lower, self.budget, parallel):
+        edge = params["log_threshold"].detach().exp() - self.bandwidth / 2
+        # what is encoded is above 0: a latent whose band reaches below it is encoded with a bias that lifts the band
+        lift = (-edge).clamp(min=0)
+        encoder = params["W_enc"], params["b_enc"] + lift, params["b_dec"]
+        for rows, band in encoded(tokens.x, *encoder, edge.clamp(min=0), self.budget, parallel):
             threshold = table_for(band, params["log_threshold"].exp())
-            values, active = _Jump.apply(values_of(band), threshold, self.bandwidth)
+            values, active = _Jump.apply(values_of(band), table_for(band, lift), threshold, self.bandwidth)
             yield Chunk(rows, with_values(band, values), self.l0 * parallel.sum_latents(active.sum()))
 
 
 class _Jump(torch.autograd.Function):
-    """``(z (z > theta), (z > theta))`` with the pseudo-derivatives of `JumpReLU`."""
+    """``(z (z > theta), (z > theta))`` with the pseudo-derivatives of `JumpReLU`; ``lifted`` is z + lift.
+
+    Dense latents have 0 in ``lifted`` where there is nothing: that is in no band, whatever the rounding of the lift.
+    """
 
     @staticmethod
-    def forward(ctx: Any, z: Tensor, theta: Tensor, bandwidth: float) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, lifted: Tensor, lift: Tensor, theta: Tensor, bandwidth: float) -> tuple[Tensor, Tensor]:
+        z = lifted - lift
         active = (z > theta).to(z.dtype)
-        in_band = (((z - theta).abs() < bandwidth / 2) & (z > 0)).to(z.dtype) / bandwidth
+        in_band = (((z - theta).abs() < bandwidth / 2) & (lifted > 0)).to(z.dtype) / bandwidth
         ctx.save_for_backward(theta, active, in_band)
         return z * active, active
 
@@ -77,4 +83,4 @@ class _Jump(torch.autograd.Function):
     def backward(ctx: Any, grad_h: Tensor, grad_active: Tensor) -> tuple[Tensor | None, ...]:
         theta, active, in_band = ctx.saved_tensors
         grad_theta = -in_band * (theta * grad_h + grad_active)
-        return grad_h * active, grad_theta.sum_to_size(theta.shape), None
+        return grad_h * active, None, grad_theta.sum_to_size(theta.shape), None

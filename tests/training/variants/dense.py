@@ -136,7 +136,7 @@ def batchtopk(x: Tensor, p: dict[str, Tensor], recipe: Recipe) -> Encoded:
 def jumprelu(x: Tensor, p: dict[str, Tensor], recipe: Recipe) -> Encoded:
     z, theta = pre_activations(x, p), p["log_threshold"].exp()
     above = (z > theta).double()
-    kernel = ((((z - theta) / recipe.bandwidth).abs() < 0.5) & (z > 0)).double()
+    kernel = (((z - theta) / recipe.bandwidth).abs() < 0.5).double()
     moved = theta - theta.detach()
     latents = z * above - (theta / recipe.bandwidth * kernel).detach() * moved
     heaviside = above - (kernel / recipe.bandwidth).detach() * moved
