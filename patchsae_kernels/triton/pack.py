@@ -27,7 +27,7 @@ from torch import Tensor
 from patchsae_kernels.triton.launch import launch
 from patchsae_kernels.triton.product import BUCKET
 
-PACKED_ROWS = 4  # latents of one program
+PACKED_ELEMENTS = 8192  # of one program, which has 4 warps: twice as many spill
 DEPTH_MULTIPLE = 64  # depth is padded with zeros, so that no product has a tail
 _LOW = {"exact": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -59,9 +59,11 @@ def pack(W_enc: Tensor, b_enc: Tensor, precision: str) -> Packed:
         low = rows
     else:
         low = rows.new_empty(Sp, Dp, dtype=_LOW[precision])
+        block = triton.next_power_of_2(Dp)
+        together = min(max(PACKED_ELEMENTS // block, 1), 4)
         launch(
             pack_kernel,
-            (triton.cdiv(Sp, PACKED_ROWS),),
+            (triton.cdiv(Sp, together),),
             rows,
             tau,
             low,
@@ -71,8 +73,8 @@ def pack(W_enc: Tensor, b_enc: Tensor, precision: str) -> Packed:
             *norm_factors(depth),
             DEPTH=depth,
             PADDED=Dp,
-            BLOCK=triton.next_power_of_2(Dp),
-            ROWS=PACKED_ROWS,
+            BLOCK=block,
+            ROWS=together,
             SCALED=precision == "exact",
             num_warps=4,
         )

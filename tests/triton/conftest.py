@@ -1,17 +1,21 @@
 """Kernels in Triton's interpreter: `TRITON_INTERPRET=1 python -m pytest tests/triton`, in a process of its own.
 
 The interpreter is chosen when a kernel is defined, so nothing is collected here in a process started without it.
+PROGRAM_ORDER=SEED in the environment shuffles the programs of every launch (`tests.triton.program_order`).
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+
+from tests.triton import program_order
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 collect_ignore_glob = [] if INTERPRETED else ["test_*.py"]
@@ -19,6 +23,13 @@ collect_ignore_glob = [] if INTERPRETED else ["test_*.py"]
 
 def pytest_report_header() -> str | None:
     return None if INTERPRETED else "tests/triton is left out: it needs TRITON_INTERPRET=1 in the environment"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def order_of_programs() -> Iterator[None]:
+    seed = program_order.seed_of_run()
+    with nullcontext() if seed is None else program_order.shuffled(seed):
+        yield
 
 
 @pytest.fixture(autouse=True)
