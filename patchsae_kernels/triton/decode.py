@@ -8,17 +8,21 @@ takes 0.4 ms beside it. Hence:
 - D is cut into slices of 512 bytes, and tokens run fastest in the grid: while one slice is being served, what is
   gathered from is S * 512 bytes = 25 MB, which stays in the L2 of the parts in question (40 MB and more); the whole
   dictionary does not.
-- One warp serves a token's slice: 16 bytes a lane are one row, so rows are added up inside each lane, in the order
-  of the entries, without shared memory, barriers or shuffles, and the sum depends on nothing but the token.
-- The rows of a step are loaded before the first is used: 8 are 4 KB in flight a warp, 128 KB in the 32 one-warp
-  programs that a multiprocessor takes (at 64 registers); bandwidth times latency (42 bytes/ns a multiprocessor, 600
-  ns loaded) asks for 25 KB. Only the last step is masked: eight masks in every step cost more than the arithmetic.
+- A warp takes 16 bytes a lane: one row. A program's warps take rows in turn and each adds its own up, in the order of
+  the entries, without shared memory, barriers or shuffles; at the end the warps' sums are added, first to last. The sum
+  depends on nothing but the token.
+- The rows of a step are loaded before the first is used: 8 a warp are 4 KB in flight, 128 KB in the 32 warps that a
+  multiprocessor takes (at 64 registers); bandwidth times latency (42 bytes/ns a multiprocessor, 600 ns loaded) asks for
+  25 KB. Only the last step is masked: eight masks in every step cost more than the arithmetic.
+- Steps wait for each other, and a token may have twenty times as many entries as the mean: what passes `SEGMENT`
+  entries is given to programs of its own, and their sums are added afterwards, first to last.
 - D and the row stride are compiled in: an address is one multiply-add, and a D of whole slices needs no mask.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import triton
@@ -29,6 +33,11 @@ from patchsae_kernels.triton.launch import launch
 
 SLICE_BYTES = 512
 TOKENS_PER_SUM = 128
+ROWS = 8  # rows of a warp in one step
+WARPS = 4
+MOST_STEPS = 12  # of one program, whatever the token
+SEGMENT = ROWS * WARPS * MOST_STEPS
+"""Entries of a token that one program sums up; 384: two and a half times the mean of a trained dictionary."""
 
 
 @dataclass(frozen=True)
@@ -37,20 +46,23 @@ class DecodeLaunch:
 
     Attributes:
         block_d: elements of a row that one program serves.
-        rows: dictionary rows loaded together.
         num_warps: warps a program.
+        rows: dictionary rows loaded together: `ROWS` a warp.
         num_stages: 1: nothing is pipelined through shared memory; other warps hide the latency.
     """
 
     block_d: int
-    rows: int = 8
     num_warps: int = 1
     num_stages: int = 1
 
+    @property
+    def rows(self) -> int:
+        return ROWS * self.num_warps
 
-def decode_launch(width: int, dtype: torch.dtype) -> DecodeLaunch:
+
+def decode_launch(width: int, dtype: torch.dtype, warps: int = 1) -> DecodeLaunch:
     """A slice of a row is one 16-byte load a lane of a 32-wide warp: 256 bfloat16 or 128 float32 (D = 768: 3 or 6)."""
-    return DecodeLaunch(min(SLICE_BYTES // dtype.itemsize, max(16, triton.next_power_of_2(width))))
+    return DecodeLaunch(min(SLICE_BYTES // dtype.itemsize, max(16, triton.next_power_of_2(width))), warps)
 
 
 def takes_decode(values: Tensor, W_dec: Tensor, b_dec: Tensor) -> bool:
@@ -121,36 +133,70 @@ def _decode(
 ) -> Tensor:
     latents, width = W_dec.shape
     tokens = indptr.shape[0] - 1
-    W_dec, config = adjacent(W_dec), decode_launch(width, W_dec.dtype)
+    W_dec, config = adjacent(W_dec), decode_launch(width, W_dec.dtype, WARPS)
+    indptr = indptr.contiguous()
     x, parts, l1, l0 = losses if losses is not None else (None, None, None, None)
     y = W_dec.new_empty(tokens, width, dtype=torch.float32)
+    more = further_segments(indptr, values.shape[0])
+    sums = y.new_empty(more.tokens.shape[0], width)
+    l1_sums = None if x is None else y.new_empty(more.tokens.shape[0])
+    shape = (tokens, 1 if x is None else x.stride(0))
+    options = {"D": width, "BLOCK_D": config.block_d, "SEGMENT": SEGMENT, "num_stages": config.num_stages}
     launch(
         decode_kernel,
-        (tokens, slices(W_dec)),
+        (tokens + more.tokens.shape[0], slices(W_dec)),
         values.contiguous(),
         indices.contiguous(),
-        indptr.contiguous(),
+        indptr,
+        *more,
         None if keep is None else keep.contiguous().view(torch.uint8),
         None if class_ids is None else class_ids.contiguous(),
         W_dec,
         b_dec.contiguous(),
         y,
+        sums,
         x,
         parts,
         l1,
+        l1_sums,
         l0,
-        tokens,
+        *shape,
         latents,
         1 if keep is None or class_ids is None else keep.shape[0],
-        1 if x is None else x.stride(0),
-        D=width,
         W_STRIDE=W_dec.stride(0),
         ROWS=config.rows,
-        BLOCK_D=config.block_d,
+        WARPS=config.num_warps,
         num_warps=config.num_warps,
-        num_stages=config.num_stages,
+        **options,
+    )
+    launch(
+        decode_join_kernel,
+        (more.tokens.shape[0], slices(W_dec)),
+        *(indptr, *more, y, sums, x, parts, l1, l1_sums, *shape),
+        num_warps=1,
+        **options,
     )
     return y
+
+
+class Further(NamedTuple):
+    """Segments of `SEGMENT` entries after a token's first: of E places for them the first ``used`` are taken."""
+
+    tokens: Tensor  # int32 [E], the token of each; those of one token lie side by side
+    firsts: Tensor  # int32 [N], the place of a token's second segment; undefined where it has none
+    used: Tensor  # int32 [1]
+
+
+def further_segments(indptr: Tensor, entries: int) -> Further:
+    """Of the tokens of ``indptr``, which has at most ``entries`` entries. Nothing is read back to the host."""
+    tokens = indptr.shape[0] - 1
+    listed, firsts = (torch.empty(n, dtype=torch.int32, device=indptr.device) for n in (entries // SEGMENT, tokens))
+    count = torch.zeros(1, dtype=torch.int32, device=indptr.device)
+    if listed.shape[0]:
+        grid = (triton.cdiv(tokens, TOKENS_PER_SUM),)
+        options = {"SEGMENT": SEGMENT, "BLOCK": TOKENS_PER_SUM, "num_warps": 4, "num_stages": 1}
+        launch(further_segments_kernel, grid, indptr, listed, firsts, count, tokens, **options)
+    return Further(listed, firsts, count)
 
 
 def slices(W_dec: Tensor) -> int:
@@ -168,46 +214,134 @@ def decode_kernel(
     values,
     indices,
     indptr,
+    further_tokens,
+    further_firsts,
+    further_count,
     keep,
     class_ids,
     W_dec,
     b_dec,
     y,
+    sums,
     x,
     squared_error_parts,
     l1,
+    l1_sums,
     l0,
     tokens,
+    x_stride,
     S,
     classes,
-    x_stride,
     D: tl.constexpr,
     W_STRIDE: tl.constexpr,
     ROWS: tl.constexpr,
+    WARPS: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    SEGMENT: tl.constexpr,
 ):
-    """One program is one slice of one token's reconstruction."""
-    token = tl.program_id(0).to(tl.int64)
-    columns = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)  # [BD]
-    inside = columns < D
-    begin = tl.load(indptr + token)
-    count = (tl.load(indptr + token + 1) - begin).to(tl.int32)
-    out = tl.load(b_dec + columns, mask=inside, other=0.0)
-    if class_ids is not None:
-        row, known = class_row(class_ids + token, classes)
-        keep += row * S
-        count = tl.where(known, count, 0)
-        out = tl.where(known, out, float("nan"))
-    total, l1_sum = add_rows(values + begin, indices + begin, count, keep, W_dec, columns, D, W_STRIDE, ROWS, BLOCK_D)
-    out += total
-    tl.store(y + token * D + columns, out, mask=inside)
-    if x is not None:
-        target = tl.load(x + token * x_stride + columns, mask=inside, other=0.0).to(tl.float32)
-        error = tl.where(inside, out - target, 0.0)
-        tl.store(squared_error_parts + tl.program_id(1).to(tl.int64) * tokens + token, tl.sum(error * error, 0))
-        if tl.program_id(1) == 0:
-            tl.store(l1 + token, l1_sum)
-            tl.store(l0 + token, count)
+    """One program is one slice of a token's first segment, or of a further one."""
+    place = tl.program_id(0)
+    further = place - tokens
+    segment = 0
+    token = place.to(tl.int64)
+    exists = further < 0
+    if further >= 0:
+        exists = further < tl.load(further_count)
+        token = tl.load(further_tokens + further, mask=exists, other=0).to(tl.int64)
+        segment = further - tl.load(further_firsts + token, mask=exists, other=0) + 1
+    if exists:
+        columns = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)  # [BD]
+        inside = columns < D
+        begin = tl.load(indptr + token)
+        whole = (tl.load(indptr + token + 1) - begin).to(tl.int32)
+        known = whole >= 0
+        if class_ids is not None:
+            row, known = class_row(class_ids + token, classes)
+            keep += row * S
+        begin += segment * SEGMENT
+        count = tl.where(known, tl.minimum(whole - segment * SEGMENT, SEGMENT), 0)
+        total, l1_sum = add_rows(
+            values + begin, indices + begin, count, keep, W_dec, columns, D, W_STRIDE, ROWS, WARPS, BLOCK_D
+        )
+        if further >= 0:
+            tl.store(sums + further.to(tl.int64) * D + columns, total, mask=inside)
+            if x is not None:
+                tl.store(l1_sums + further, l1_sum, mask=tl.program_id(1) == 0)
+        else:
+            out = tl.load(b_dec + columns, mask=inside, other=0.0) + total
+            out = tl.where(known, out, float("nan"))
+            tl.store(y + token * D + columns, out, mask=inside)
+            if x is not None:
+                # Where more segments follow, `decode_join_kernel` writes these again.
+                error = squared_error(x + token * x_stride, out, columns, inside)
+                tl.store(squared_error_parts + tl.program_id(1).to(tl.int64) * tokens + token, error)
+                tl.store(l1 + token, l1_sum, mask=tl.program_id(1) == 0)
+                tl.store(l0 + token, whole, mask=tl.program_id(1) == 0)
+
+
+@triton.jit
+def squared_error(x, out, columns, inside):
+    """``sum (out - x)^2`` over the columns inside."""
+    target = tl.load(x + columns, mask=inside, other=0.0).to(tl.float32)
+    error = tl.where(inside, out - target, 0.0)
+    return tl.sum(error * error, 0)
+
+
+@triton.jit
+def further_segments_kernel(indptr, tokens_of, firsts, count, tokens, SEGMENT: tl.constexpr, BLOCK: tl.constexpr):
+    """List the segments after a token's first; in which order tokens come does not matter, those of one are a run."""
+    token = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = token < tokens
+    begin = tl.load(indptr + token, mask=inside, other=0)
+    entries = (tl.load(indptr + token + 1, mask=inside, other=0) - begin).to(tl.int32)
+    further = tl.maximum((entries + SEGMENT - 1) // SEGMENT - 1, 0)
+    most = tl.max(further, 0)
+    if most > 0:
+        before = tl.cumsum(further, 0) - further
+        first = tl.atomic_add(count, tl.sum(further, 0), sem="relaxed") + before
+        tl.store(firsts + token, first, mask=inside)
+        for segment in range(most):
+            tl.store(tokens_of + first + segment, token, mask=inside & (segment < further))
+
+
+@triton.jit
+def decode_join_kernel(
+    indptr,
+    further_tokens,
+    further_firsts,
+    further_count,
+    y,
+    sums,
+    x,
+    squared_error_parts,
+    l1,
+    l1_sums,
+    tokens,
+    x_stride,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    SEGMENT: tl.constexpr,
+):
+    """Add a token's further segments to its first, in order. The program of its second segment does it."""
+    further = tl.program_id(0)
+    exists = further < tl.load(further_count)
+    token = tl.load(further_tokens + further, mask=exists, other=0).to(tl.int64)
+    if exists & (tl.load(further_firsts + token, mask=exists, other=-1) == further):
+        columns = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
+        inside = columns < D
+        entries = (tl.load(indptr + token + 1) - tl.load(indptr + token)).to(tl.int32)
+        out = tl.load(y + token * D + columns, mask=inside, other=0.0)
+        l1_sum = 0.0
+        for segment in range((entries + SEGMENT - 1) // SEGMENT - 1):
+            out += tl.load(sums + (further + segment).to(tl.int64) * D + columns, mask=inside, other=0.0)
+            if x is not None:
+                l1_sum += tl.load(l1_sums + further + segment)
+        tl.store(y + token * D + columns, out, mask=inside)
+        if x is not None:
+            error = squared_error(x + token * x_stride, out, columns, inside)
+            tl.store(squared_error_parts + tl.program_id(1).to(tl.int64) * tokens + token, error)
+            if tl.program_id(1) == 0:
+                tl.store(l1 + token, tl.load(l1 + token) + l1_sum)
 
 
 @triton.jit
@@ -233,24 +367,25 @@ def add_rows(
     D: tl.constexpr,
     W_STRIDE: tl.constexpr,
     ROWS: tl.constexpr,
+    WARPS: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
     """``sum_p values[p] * W_dec[indices[p], columns]`` over the kept of ``count`` entries; the sum of their values."""
-    total = tl.zeros([BLOCK_D], tl.float32)
+    total = tl.zeros([WARPS, BLOCK_D], tl.float32)
     value_sums = tl.zeros([ROWS], tl.float32)
     entry = tl.arange(0, ROWS)
     whole = count - count % ROWS
     for start in range(0, whole, ROWS):
         value, rows = gather(values + start, indices + start, entry, None, keep, W_dec, columns, D, W_STRIDE, BLOCK_D)
-        total += tl.sum(value[:, None] * rows, 0)
+        total += tl.sum(tl.reshape(value[:, None] * rows, [ROWS // WARPS, WARPS, BLOCK_D]), 0)
         value_sums += value
     if whole < count:
         value, rows = gather(
             values + whole, indices + whole, entry, entry < count - whole, keep, W_dec, columns, D, W_STRIDE, BLOCK_D
         )
-        total += tl.sum(value[:, None] * rows, 0)
+        total += tl.sum(tl.reshape(value[:, None] * rows, [ROWS // WARPS, WARPS, BLOCK_D]), 0)
         value_sums += value
-    return total, tl.sum(value_sums, 0)
+    return tl.sum(total, 0), tl.sum(value_sums, 0)
 
 
 @triton.jit

@@ -1,17 +1,17 @@
 """Encode on a GPU: tokens to CSR, one chunk of tokens at a time, without leaving the device until the sizes are needed.
 
-For every chunk: centre and round the tokens (`screen.centre`), multiply (`product`), find the buckets that can hold
-something, then either count and write (ReLU and JumpReLU as screened), or gather candidates, score them again in
-float32 (``exact``), settle which are active and write those. Nothing of a chunk outlives it but its CSR.
+For every chunk: centre and round the tokens, multiply, and keep of the products what can be active (`workspace` has the
+three ways). Nothing of a chunk outlives it but its CSR.
 
 Fixed capacities and what happens when they do not suffice: a token with more candidates than slots is encoded again
-on its own in plain float32 (one order of summation, so its bits do not depend on the batch either); a batch with more
-entries than the output holds is encoded again with the exact number. Nothing is dropped.
+on its own in plain float32 (one order of summation, so its bits do not depend on the batch either); tokens that had no
+room because of their neighbours are encoded again with room for all; a batch with more entries than the output holds is
+encoded again with the exact number. Nothing is dropped.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import replace
 
 import torch
 import triton
@@ -20,40 +20,16 @@ from torch import Tensor
 from patchsae_kernels import checks
 from patchsae_kernels.batch_topk import select_over_batch
 from patchsae_kernels.latents import indptr_from_counts
-from patchsae_kernels.triton import pick, product, screen, tuning
-from patchsae_kernels.triton.pack import DEPTH_MULTIPLE, Packed, pack
+from patchsae_kernels.triton import tuning
+from patchsae_kernels.triton.pack import Packed, pack
+from patchsae_kernels.triton.workspace import Request, chunks, workspace
 
 CSR = tuple[Tensor, Tensor, Tensor]
-SLOTS = 4096  # candidates of a token: 27 times a trained L0, and 32 KB a token of one chunk
+SLOTS = 4096  # candidates of a token of ReLU and JumpReLU: 27 times a trained L0
+TOPK_SLOTS = 512  # of top-k, which has about k of them; 4 k where that is more
+PLACES = 1024  # candidates a token that a chunk of ReLU or JumpReLU has room for
 EXPECTED = 512  # entries a token that ReLU's output is first allocated for
 MAX_DEPTH = 16384  # float16 products of rows scaled to below 2 and 1 cannot overflow up to here
-
-
-@dataclass(frozen=True)
-class Request:
-    """What one encode asks for, apart from its tokens.
-
-    Attributes:
-        threshold: float32 ``[S]`` for JumpReLU, else None.
-        k: for top-k, else 0.
-        precision: of the products: ``"exact"``, ``"bf16"`` or ``"fp32"``.
-        fused: the fused product; otherwise the library's.
-        slots: candidates a token may have; 0 writes what was screened without gathering it first.
-        budget: bytes for one chunk and its temporaries.
-    """
-
-    weights: Packed
-    b_dec: Tensor
-    threshold: Tensor | None
-    k: int
-    precision: str
-    fused: bool
-    slots: int
-    budget: int
-
-    @property
-    def exact(self) -> bool:
-        return self.precision == "exact"
 
 
 def takes(x: Tensor, W_enc: Tensor) -> bool:
@@ -116,6 +92,8 @@ def encode_bounded(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """See `patchsae_kernels.encode_bounded`. Never reads the device, so it can be captured in a graph."""
     call = request(W_enc, b_enc, b_dec, packed, threshold, k, precision, budget)
+    places = min(call.slots, triton.cdiv(2 * capacity, max(1, x.shape[0])))  # twice as many candidates as entries
+    call = replace(call, places=max(call.places, places))
     values, indices, indptr, _, status = encode_into(x.contiguous(), call, capacity)
     return values, indices, indptr.clamp_(max=capacity), status  # whoever follows indptr stays in the arrays
 
@@ -139,10 +117,9 @@ def request(
     """The launch decisions for one encode."""
     weights = Packed(*packed) if packed else pack(W_enc, b_enc, precision)
     fused = tuning.product_design(precision) == "fused"
-    slots = 0
-    if k or precision == "exact":
-        slots = min(max(SLOTS, triton.next_power_of_2(2 * k)), triton.next_power_of_2(weights.low.shape[0]))
-    return Request(weights, b_dec.detach().contiguous(), threshold, k, precision, fused, slots, budget)
+    slots = max(TOPK_SLOTS, triton.next_power_of_2(4 * k)) if k else SLOTS
+    slots = min(slots, triton.next_power_of_2(weights.low.shape[0]))
+    return Request(weights, b_dec.detach().contiguous(), threshold, k, precision, fused, slots, PLACES, budget)
 
 
 def encode_into(x: Tensor, call: Request, capacity: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -158,8 +135,8 @@ def encode_into(x: Tensor, call: Request, capacity: int) -> tuple[Tensor, Tensor
     indptr = x.new_zeros(tokens + 1, dtype=torch.int64)
     candidates = x.new_empty(tokens, dtype=torch.int32)
     flags = new_flags(x)
-    space = Workspace(x, call)
-    for rows in space.chunks(tokens):
+    space = workspace(x, call)
+    for rows in chunks(tokens, space.rows):
         counts = space.encode(x[rows], rows.start, flags, values, indices, indptr[rows.start : rows.stop + 1])
         candidates[rows] = counts
     return values, indices, indptr, candidates, make_status(indptr[-1], flags, call.threshold)
@@ -189,114 +166,33 @@ def read_status(status: Tensor, x: Tensor) -> tuple[int, int]:
     return entries, over
 
 
-class Workspace:
-    """The buffers of one chunk, reused for every chunk."""
-
-    def __init__(self, x: Tensor, call: Request) -> None:
-        low = call.weights.low
-        latents, depth = low.shape
-        buckets = latents // product.BUCKET
-        self.call = call
-        self.rows = _chunk_rows(x.shape[0], latents, low.element_size(), buckets, call)
-        self.low = low.new_empty(self.rows, depth)
-        self.chunk = low.new_empty(self.rows, latents)
-        self.maxima = x.new_empty(self.rows, buckets, dtype=torch.float32)
-        self.hits = x.new_empty(self.rows, buckets, dtype=torch.int32)
-        self.terms = x.new_empty(self.rows, 3, dtype=torch.float32)
-        self.floors = x.new_empty(self.rows, dtype=torch.float32)
-        self.found, self.counts, self.quotas, self.kept = x.new_empty(4, self.rows, dtype=torch.int32)
-        self.slot_values = x.new_empty(self.rows, call.slots, dtype=torch.float32)
-        self.slot_indices = x.new_empty(self.rows, call.slots, dtype=torch.int32)
-        self.thresholds: tuple[Tensor | None, Tensor | None] = (None, None)
-        if call.threshold is not None:
-            padded = call.threshold.new_zeros(latents, dtype=torch.float32)
-            padded[: call.threshold.shape[0]] = call.threshold.detach()
-            self.thresholds = padded, padded.view(-1, product.BUCKET).amin(1)
-
-    def chunks(self, tokens: int) -> list[slice]:
-        return [slice(i, min(i + self.rows, tokens)) for i in range(0, tokens, self.rows)]
-
-    def encode(
-        self, x: Tensor, first_row: int, flags: Tensor, values: Tensor, indices: Tensor, indptr: Tensor
-    ) -> Tensor:
-        """Encode the tokens ``x`` of one chunk.
-
-        Entries go to ``indptr[0]`` (already there) and on; ``indptr`` ``[rows + 1]`` is continued. Returns the number
-        of candidates of every token (of entries, where nothing is gathered first), valid until the next chunk.
-        """
-        call, n = self.call, slice(0, x.shape[0])
-        chunk, terms, found, floors, counts = (
-            t[n] for t in (self.chunk, self.terms, self.found, self.floors, self.counts)
-        )
-        self._screen(x, first_row, flags)
-        screened = (chunk, call.weights.bias, terms, call.weights.terms, self.thresholds[0], self.hits, found, floors)
-        if not call.slots:
-            screen.gather(*screened, call.exact, counts)
-            _continue(indptr, counts)
-            screen.gather(*screened, call.exact, counts, indptr, values, indices)
-            return counts
-        slots = self.slot_values[n], self.slot_indices[n]
-        screen.gather(*screened, call.exact, counts, None, slots[0].view(-1), slots[1].view(-1), slots=call.slots)
-        if call.exact:
-            pick.rescore(x, call.b_dec, call.weights.rows, call.weights.bias, *slots, counts)
-        kept, quotas = self.kept[n], self.quotas[n]
-        pick.settle(*slots, counts, self.thresholds[0], call.k, floors, quotas, kept, flags)
-        _continue(indptr, kept)
-        pick.write(*slots, counts, self.thresholds[0], floors, quotas, indptr, values, indices)
-        return counts
-
-    def _screen(self, x: Tensor, first_row: int, flags: Tensor) -> None:
-        call, n = self.call, slice(0, x.shape[0])
-        weights = call.weights
-        low, terms, chunk, maxima = self.low[n], self.terms[n], self.chunk[n], self.maxima[n]
-        screen.centre(x, call.b_dec, weights.tau, low, terms, flags, first_row)
-        multiply = product.fused_product if call.fused else product.library_product
-        multiply(low, weights.low, terms[:, 0], weights.bias, chunk, maxima)
-        screen.find_buckets(
-            maxima,
-            terms,
-            weights.bucket_terms,
-            self.thresholds[1],
-            call.k,
-            call.exact,
-            self.hits,
-            self.found[n],
-            self.floors[n],
-        )
-
-
-def _chunk_rows(tokens: int, latents: int, element: int, buckets: int, call: Request) -> int:
-    """Tokens of a chunk: within the budget, equal chunks, a multiple of the product's 128-token tiles."""
-    row = latents * element + 8 * buckets + 8 * call.slots + 2 * DEPTH_MULTIPLE
-    most, tile = max(1, call.budget // row), 128
-    if most < tile:
-        return max(1, min(most, tokens))
-    tiles = max(1, triton.cdiv(tokens, tile))
-    chunks = triton.cdiv(tiles, most // tile)
-    return triton.cdiv(tiles, chunks) * tile
-
-
-def _continue(indptr: Tensor, counts: Tensor) -> None:
-    """``indptr[1:] = indptr[0] + running sum of counts``."""
-    torch.cumsum(counts, 0, dtype=torch.int64, out=indptr[1:])
-    indptr[1:].add_(indptr[0])  # += would copy the slice onto itself as well
-
-
 def _repair(x: Tensor, W_enc: Tensor, b_enc: Tensor, call: Request, candidates: Tensor, csr: CSR) -> CSR:
-    """Encode the tokens with more candidates than slots again, and put them in their places."""
-    rows = (candidates > call.slots).nonzero().squeeze(1)
-    precision = "fp32" if call.exact else call.precision
-    weights = pack(W_enc, b_enc, precision) if call.exact else call.weights
-    slots = triton.next_power_of_2(weights.low.shape[0]) if call.k else 0
-    again = Request(weights, call.b_dec, call.threshold, call.k, precision, True, slots, call.budget)
-    some = x[rows]
-    # Only candidates can be active, and a float32 product that rounds to the other side of 0 is one more at most each.
-    capacity = rows.shape[0] * call.k if call.k else int(candidates[rows].sum())
+    """Encode the tokens whose candidates found no room again, and put them in their places."""
+    over = candidates > call.slots
+    if call.exact and not call.k and call.places < call.slots:
+        squeezed = (candidates == call.slots + 1).nonzero().squeeze(1)  # so marked, and the odd one that has that many
+        if squeezed.numel():
+            csr = _merge(csr, squeezed, _again(x[squeezed], W_enc, b_enc, replace(call, places=call.slots)))
+            over &= candidates != call.slots + 1
+    rows = over.nonzero().squeeze(1)
+    if not rows.numel():
+        return csr
+    if call.exact:
+        call = replace(call, weights=pack(W_enc, b_enc, "fp32"), precision="fp32")
+    if call.k:
+        call = replace(call, slots=triton.next_power_of_2(call.weights.low.shape[0]))
+    return _merge(csr, rows, _again(x[rows], W_enc, b_enc, replace(call, fused=True)))
+
+
+def _again(x: Tensor, W_enc: Tensor, b_enc: Tensor, call: Request) -> CSR:
+    """The CSR of a few tokens, in as many attempts as their entries need."""
+    capacity = x.shape[0] * (call.k or call.slots)
     while True:
-        values, indices, indptr, _, status = encode_into(some, again, capacity)
-        needed = read_status(status, some)[0]
+        values, indices, indptr, candidates, status = encode_into(x, call, capacity)
+        needed, over = read_status(status, x)
         if needed <= capacity:
-            return _merge(csr, rows, (values[:needed], indices[:needed], indptr))
+            csr = values[:needed], indices[:needed], indptr
+            return _repair(x, W_enc, b_enc, call, candidates, csr) if over else csr
         capacity = needed
 
 

@@ -1,10 +1,15 @@
 """From candidates to latents: score them again in float32, find the k-th largest, write what is active.
 
-Candidates lie in slots: a token's own ``[slots]`` places of ``values`` and ``indices``, of which ``counts`` are used; a
-token with more candidates than slots has none here and is answered elsewhere.
+Candidates lie side by side, latents ascending. Where their numbers were known before they were gathered, a token's are
+at ``pointers[row]`` on and those of all tokens are one run; otherwise each token has places of its own, ``slots`` of
+them. A token whose candidates found no place has none here, and is answered elsewhere.
+
+A candidate's value is the sum of its parts, first to last, and its bias: parts are what the slices of D contribute.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import triton
 import triton.language as tl
@@ -12,111 +17,143 @@ from torch import Tensor
 
 from patchsae_kernels.triton.launch import launch
 
-SCORED = 16  # candidates a step: 16 rows of 1 KB in flight for every token
-DEPTH_BLOCK = 256
+SLICE = 128  # floats of a row that are scored together: 25 MB of a table of 49,152 rows, which stays in the L2
+SCORED = 128  # candidates of a step: 64 KB in flight
+STEPS = 4  # of one program, where every place holds a candidate
+BLOCK = 512
+SEARCHED = 2048  # candidates that the search for the k-th largest holds at once
 
 
-def rescore(
-    x: Tensor, b_dec: Tensor, rows: Tensor, bias: Tensor, values: Tensor, indices: Tensor, counts: Tensor
-) -> None:
-    """Replace every candidate's value by its pre-activation in float32: ``(x - b_dec) . W_enc[:, s] + b_enc[s]``.
+@dataclass(frozen=True)
+class Candidates:
+    """Where the candidates of a chunk of tokens are.
 
-    The order of summation depends on D alone, so a result does not depend on the other candidates or tokens. Bounded by
-    reading the candidates' rows: 200 candidates of 768 floats are 614 KB a token, mostly from the L2.
+    Attributes:
+        indices: int32 ``[places]``, the latents.
+        parts: float32 ``[slices, places]``, what their values are the sum of.
+        counts: int32 ``[rows]``; a token with more than its places is over, and so marked by `settle`.
+        pointers: int64 ``[rows + 1]``, or None where token i has the places ``i * slots`` on.
+        owners: int32 ``[places]``, the token of each; None without pointers.
+        slots: places of one token without pointers.
+        bias: float32 ``[Sp]`` that the parts lack, or None.
+        threshold: float32 ``[Sp]``, or None (0).
+    """
+
+    indices: Tensor
+    parts: Tensor
+    counts: Tensor
+    pointers: Tensor | None
+    owners: Tensor | None
+    slots: int
+    bias: Tensor | None
+    threshold: Tensor | None
+
+
+def rescore(x: Tensor, b_dec: Tensor, rows: Tensor, candidates: Candidates) -> None:
+    """Write every candidate's ``(x - b_dec) . W_enc[:, s]`` in float32, slice by slice of D, as its parts.
+
+    The order of summation depends on D alone, so a result does not depend on the other candidates or tokens. Programs
+    share the places evenly, whoever's they are: a token with many candidates holds nobody up. Bounded by reading the
+    candidates' rows: 160 of 3 KB a token, and with the slices one after the other from the L2.
 
     Args:
-        x: ``[N, D]``, contiguous rows. rows: ``[S, D]`` float32. values, indices: ``[N, slots]``.
+        x: ``[N, D]``, contiguous rows. rows: ``[S, D]`` float32.
     """
-    depth = x.shape[1]
+    depth, places = x.shape[1], candidates.indices.shape[0]
+    slices = candidates.parts.shape[0]
+    block = SCORED if depth % 4 == 0 else SCORED // 2  # unaligned rows load element by element
+    if candidates.slots:
+        block = min(block, candidates.slots)
     launch(
         rescore_kernel,
-        (x.shape[0],),
+        (triton.cdiv(places, block * STEPS), slices),
         x,
         b_dec,
         rows,
-        bias,
-        values,
-        indices,
-        counts,
+        candidates.indices,
+        candidates.owners,
+        candidates.pointers,
+        candidates.counts,
+        candidates.parts,
+        x.shape[0],
+        places,
         x.stride(0),
-        SLOTS=values.shape[1],
+        SLOTS=candidates.slots,
         DEPTH=depth,
-        DEPTH_BLOCK=min(DEPTH_BLOCK, triton.next_power_of_2(depth)),
-        BLOCK=SCORED if depth % 4 == 0 else SCORED // 2,  # unaligned rows load element by element
-        num_warps=4,
+        SLICE=triton.next_power_of_2(triton.cdiv(depth, slices)),
+        BLOCK=block,
+        num_warps=8,
+        num_stages=1,
     )
 
 
+def slices_of(depth: int) -> int:
+    """Parts of a value that is scored again."""
+    return triton.cdiv(depth, SLICE)
+
+
 def settle(
-    values: Tensor,
-    indices: Tensor,
-    counts: Tensor,
-    threshold: Tensor | None,
-    k: int,
-    floors: Tensor,
-    quotas: Tensor,
-    kept: Tensor,
-    status: Tensor,
+    candidates: Candidates, k: int, floors: Tensor, quotas: Tensor, kept: Tensor, status: Tensor, over: int
 ) -> None:
     """Decide which candidates are active: count them, and say what `write` needs to take the same ones.
 
     Args:
-        threshold: ``[Sp]`` float32 or None (0). k: the most to keep, or 0 for all above the threshold.
-        floors: float32 ``[N]``, written: candidates above it are kept. quotas: int32 ``[N]``, written: how many of
-        those
-            equal to it are kept as well, lower latents first. kept: int32 ``[N]``, written; 0 for a token whose
-            candidates outnumber its slots. status: int32 ``[2]``; element 0 counts such tokens.
+        k: the most to keep, or 0 for all above the threshold.
+        floors: float32 ``[rows]``, written: candidates above it are kept.
+        quotas: int32 ``[rows]``, written: how many of those equal to it are kept as well, lower latents first.
+        kept: int32 ``[rows]``, written; 0 for a token that is over.
+        status: int32 ``[2]``; element 0 counts tokens that are over.
+        over: what the count of a token becomes, at least, whose candidates found no place.
     """
-    tokens, slots = values.shape
+    rows = candidates.counts.shape[0]
+    size = candidates.slots or BLOCK
+    block = min(size, SEARCHED if k else BLOCK)
     launch(
         settle_kernel,
-        (tokens,),
-        values,
-        indices,
-        counts,
-        threshold,
+        (rows,),
+        *_arguments(candidates),
         floors,
         quotas,
         kept,
         status,
+        candidates.indices.shape[0],
         k,
+        over,
         TOPK=k > 0,
-        SLOTS=slots,
-        BLOCK=min(512, slots),
+        SLOTS=candidates.slots,
+        PARTS=candidates.parts.shape[0],
+        BLOCK=block,
         num_warps=4,
+        num_stages=1,
     )
 
 
 def write(
-    values: Tensor,
-    indices: Tensor,
-    counts: Tensor,
-    threshold: Tensor | None,
-    floors: Tensor,
-    quotas: Tensor,
-    indptr: Tensor,
-    out_values: Tensor,
-    out_indices: Tensor,
+    candidates: Candidates, floors: Tensor, quotas: Tensor, indptr: Tensor, out_values: Tensor, out_indices: Tensor
 ) -> None:
     """Copy the active candidates to ``indptr[row]`` on, latents ascending; none goes past the end of out_values."""
-    tokens, slots = values.shape
+    rows = candidates.counts.shape[0]
     launch(
         write_kernel,
-        (tokens,),
-        values,
-        indices,
-        counts,
-        threshold,
+        (rows,),
+        *_arguments(candidates),
         floors,
         quotas,
         indptr,
         out_values,
         out_indices,
+        candidates.indices.shape[0],
         out_values.shape[0],
-        SLOTS=slots,
-        BLOCK=min(512, slots),
+        SLOTS=candidates.slots,
+        PARTS=candidates.parts.shape[0],
+        BLOCK=min(candidates.slots or BLOCK, BLOCK),
         num_warps=4,
+        num_stages=1,
     )
+
+
+def _arguments(c: Candidates) -> tuple[Tensor | None, ...]:
+    return c.parts, c.indices, c.counts, c.pointers, c.bias, c.threshold
 
 
 @triton.jit
@@ -124,80 +161,118 @@ def rescore_kernel(
     x_ptr,
     b_dec_ptr,
     rows_ptr,  # [S, DEPTH]
-    bias_ptr,
-    values_ptr,  # [N, SLOTS]
     indices_ptr,
+    owners_ptr,  # None with SLOTS, as pointers
+    pointers_ptr,
     counts_ptr,
+    parts_ptr,  # [slices, places]
+    tokens,
+    places,
     x_stride,
     SLOTS: tl.constexpr,
     DEPTH: tl.constexpr,
-    DEPTH_BLOCK: tl.constexpr,
+    SLICE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    row = tl.program_id(0).to(tl.int64)
-    count = tl.load(counts_ptr + row)
-    count = tl.where(count <= SLOTS, count, 0)
-    for start in range(0, count, BLOCK):
-        i = start + tl.arange(0, BLOCK)
-        latent = tl.load(indices_ptr + row * SLOTS + i, i < count, other=0).to(tl.int64)
-        acc = tl.zeros((BLOCK, DEPTH_BLOCK), tl.float32)
-        for first in range(0, DEPTH, DEPTH_BLOCK):
-            d = first + tl.arange(0, DEPTH_BLOCK)
-            x = tl.load(x_ptr + row * x_stride + d, d < DEPTH, other=0.0).to(tl.float32)
-            x -= tl.load(b_dec_ptr + d, d < DEPTH, other=0.0)
-            inside = (i < count)[:, None] & (d < DEPTH)[None, :]
-            acc += tl.load(rows_ptr + latent[:, None] * DEPTH + d[None, :], inside, other=0.0) * x[None, :]
-        pre = tl.sum(acc, 1) + tl.load(bias_ptr + latent, i < count, other=0.0)
-        tl.store(values_ptr + row * SLOTS + i, pre, i < count)
+    part = tl.program_id(1).to(tl.int64)
+    d = part * SLICE + tl.arange(0, SLICE)
+    b_dec = tl.load(b_dec_ptr + d, d < DEPTH, other=0.0)
+    used = places
+    if pointers_ptr is not None:
+        used = tl.minimum(tl.load(pointers_ptr + tokens), places).to(tl.int32)
+    for start in range(tl.program_id(0) * BLOCK, used, tl.num_programs(0) * BLOCK):
+        place = start + tl.arange(0, BLOCK)
+        if SLOTS > 0:  # a block is of one token
+            token = start // SLOTS
+            count = tl.load(counts_ptr + token)
+            there = place - token * SLOTS < tl.where(count <= SLOTS, count, 0)
+            t = tl.load(x_ptr + token.to(tl.int64) * x_stride + d, d < DEPTH, other=0.0).to(tl.float32)
+            t = (t - b_dec)[None, :]
+        else:
+            there = place < used
+            token = tl.load(owners_ptr + place, there, other=0).to(tl.int64)
+            inside = there[:, None] & (d < DEPTH)[None, :]
+            t = tl.load(x_ptr + token[:, None] * x_stride + d[None, :], inside, other=0.0).to(tl.float32)
+            t -= b_dec[None, :]
+        inside = there[:, None] & (d < DEPTH)[None, :]
+        latent = tl.load(indices_ptr + place, there, other=0).to(tl.int64)
+        w = tl.load(rows_ptr + latent[:, None] * DEPTH + d[None, :], inside, other=0.0)
+        tl.store(parts_ptr + part * places + place, tl.sum(w * t, 1), there)
 
 
 @triton.jit
-def _candidates(values_ptr, indices_ptr, threshold_ptr, row, i, count, SLOTS: tl.constexpr):
-    """Values where active, else 0; an active value is positive because thresholds are."""
+def _span(counts_ptr, pointers_ptr, row, places, SLOTS: tl.constexpr):
+    """First place of a token's candidates, their number (0 if it is over), and whether it is."""
+    count = tl.load(counts_ptr + row)
+    if pointers_ptr is not None:
+        first = tl.load(pointers_ptr + row)
+        end = tl.load(pointers_ptr + row + 1)
+        over = (count > end - first) | (end > places)
+    else:
+        first = row * SLOTS
+        over = count > SLOTS
+    return first, tl.where(over, 0, count), over
+
+
+@triton.jit
+def _candidates(parts_ptr, indices_ptr, bias_ptr, threshold_ptr, first, i, count, places, PARTS: tl.constexpr):
+    """Latents, and values where active, else 0; an active value is positive because thresholds are."""
     inside = i < count
-    value = tl.load(values_ptr + row * SLOTS + i, inside, other=0.0)
+    latent = tl.load(indices_ptr + first + i, inside, other=0)
+    value = tl.load(parts_ptr + first + i, inside, other=0.0)
+    for part in tl.static_range(1, PARTS):
+        value += tl.load(parts_ptr + part * tl.cast(places, tl.int64) + first + i, inside, other=0.0)
+    if bias_ptr is not None:
+        value += tl.load(bias_ptr + latent, inside, other=0.0)
     least = 0.0
     if threshold_ptr is not None:
-        latent = tl.load(indices_ptr + row * SLOTS + i, inside, other=0)
         least = tl.load(threshold_ptr + latent, inside, other=0.0)
-    return tl.where((value > least) & inside, value, 0.0)
+    return latent, tl.where((value > least) & inside, value, 0.0)
 
 
 @triton.jit
 def settle_kernel(
-    values_ptr,
+    parts_ptr,
     indices_ptr,
     counts_ptr,
+    pointers_ptr,
+    bias_ptr,
     threshold_ptr,
     floors_ptr,
     quotas_ptr,
     kept_ptr,
     status_ptr,
+    places,
     k,
+    marked,
     TOPK: tl.constexpr,
     SLOTS: tl.constexpr,
+    PARTS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
-    count = tl.load(counts_ptr + row)
-    overflow = count > SLOTS
-    tl.atomic_add(status_ptr, 1, mask=overflow)
-    count = tl.where(overflow, 0, count)
+    first, count, over = _span(counts_ptr, pointers_ptr, row, places, SLOTS)
+    tl.atomic_add(status_ptr, 1, mask=over)
+    tl.store(counts_ptr + row, tl.maximum(tl.load(counts_ptr + row), tl.where(over, marked, 0)))
+    i = tl.arange(0, BLOCK)
+    _, value = _candidates(parts_ptr, indices_ptr, bias_ptr, threshold_ptr, first, i, count, places, PARTS)
+    held = value.to(tl.int32, bitcast=True)
     key = 0
     if TOPK:
         for bit in range(31):
             trial = key | (1 << (30 - bit))
-            enough = 0
-            for start in range(0, count, BLOCK):
-                i = start + tl.arange(0, BLOCK)
-                value = _candidates(values_ptr, indices_ptr, threshold_ptr, row, i, count, SLOTS)
+            enough = tl.sum((held >= trial).to(tl.int32), 0)
+            for start in range(BLOCK, count, BLOCK):
+                _, value = _candidates(
+                    parts_ptr, indices_ptr, bias_ptr, threshold_ptr, first, start + i, count, places, PARTS
+                )
                 enough += tl.sum((value.to(tl.int32, bitcast=True) >= trial).to(tl.int32), 0)
             key = tl.where(enough >= k, trial, key)
-    above = 0
-    equal = 0
-    for start in range(0, count, BLOCK):
-        i = start + tl.arange(0, BLOCK)
-        bits = _candidates(values_ptr, indices_ptr, threshold_ptr, row, i, count, SLOTS).to(tl.int32, bitcast=True)
+    above = tl.sum((held > key).to(tl.int32), 0)
+    equal = tl.sum(((held == key) & (held > 0)).to(tl.int32), 0)
+    for start in range(BLOCK, count, BLOCK):
+        _, value = _candidates(parts_ptr, indices_ptr, bias_ptr, threshold_ptr, first, start + i, count, places, PARTS)
+        bits = value.to(tl.int32, bitcast=True)
         above += tl.sum((bits > key).to(tl.int32), 0)
         equal += tl.sum(((bits == key) & (bits > 0)).to(tl.int32), 0)
     quota = 0
@@ -210,22 +285,25 @@ def settle_kernel(
 
 @triton.jit
 def write_kernel(
-    values_ptr,
+    parts_ptr,
     indices_ptr,
     counts_ptr,
+    pointers_ptr,
+    bias_ptr,
     threshold_ptr,
     floors_ptr,
     quotas_ptr,
     indptr_ptr,
     out_values_ptr,
     out_indices_ptr,
+    places,
     capacity,
     SLOTS: tl.constexpr,
+    PARTS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
-    count = tl.load(counts_ptr + row)
-    count = tl.where(count <= SLOTS, count, 0)
+    first, count, _ = _span(counts_ptr, pointers_ptr, row, places, SLOTS)
     floor = tl.load(floors_ptr + row)
     quota = tl.load(quotas_ptr + row)
     base = tl.load(indptr_ptr + row)
@@ -233,13 +311,12 @@ def write_kernel(
     ties = 0
     for start in range(0, count, BLOCK):
         i = start + tl.arange(0, BLOCK)
-        value = _candidates(values_ptr, indices_ptr, threshold_ptr, row, i, count, SLOTS)
+        latent, value = _candidates(parts_ptr, indices_ptr, bias_ptr, threshold_ptr, first, i, count, places, PARTS)
         tied = (value == floor) & (value > 0)
         rank = ties + tl.cumsum(tied.to(tl.int32), 0)
         keep = (value > floor) | (tied & (rank <= quota))
         place = base + total + tl.cumsum(keep.to(tl.int32), 0) - 1
         fits = keep & (place < capacity)
-        latent = tl.load(indices_ptr + row * SLOTS + i, i < count, other=0)
         tl.store(out_values_ptr + place, value, fits)
         tl.store(out_indices_ptr + place, latent, fits)
         ties += tl.sum(tied.to(tl.int32), 0)

@@ -1,15 +1,28 @@
-"""The product of centred tokens with the dictionary's encoder rows, and the largest pre-activation of every bucket.
+"""The product of centred tokens with the dictionary's encoder rows, and what its tiles tell before they are gone.
 
-A *bucket* is 32 neighbouring latents. Both designs leave the same two things for one chunk of tokens: the products in
-low precision ``[rows, S]``, and for every bucket the largest pre-activation among those products ``[rows, buckets]``
-float32. Where products are the answer (bfloat16, float32) maxima are taken after rounding, so that what is found later
-agrees with them to the bit; where products only screen (float16) the bound covers the rounding. Everything after that
-looks at the maxima, 1/16 of the products' bytes, and touches only buckets that can hold something.
+A *bucket* is 32 neighbouring latents. Two things can be taken from the accumulators of a tile:
 
-- ``fused_product``: one Triton kernel; the maxima are taken from the accumulators before the tile is written.
-  A result does not depend on how many tokens there are: one tile configuration and one order of summation.
-- ``library_product``: the vendor's product, then one pass over the chunk. At 4.8 TB/s that pass costs 20 ns a token of
-  49,152 latents, beside 96 ns for the product.
+- **hits**: one 32-bit word a token and bucket, bit i of it for latent i of the bucket. ReLU and JumpReLU need no more:
+  where the product only screens (float16) a bit says that the latent *can* be active, and nothing else of the product
+  is kept; where the product is the answer (bfloat16, float32) it says that the latent *is* active, and the products are
+  written as well, to be read at the hits.
+- **maxima**: the largest pre-activation of every bucket, beside the products. Top-k needs them: how large a latent has
+  to be is known only when the token's whole row is.
+
+Everything after that looks at hits or maxima, 1/16 of the products' bytes, and touches only buckets that hold
+something.
+
+Here the tile is Triton's, and a result does not depend on how many tokens there are: one configuration and one order of
+summation. `patchsae_kernels.triton.library` does the same with the vendor's product and a pass over what it wrote.
+
+Hits by screening. Let p be the true pre-activation of a latent, b its bias and t >= 0 its threshold; a s the scaled
+product from the accumulator (never rounded to float16), and q what the tile holds of a s + (b - t (1 - 2^-20)). With
+the bound of `patchsae_kernels.triton.pack`, the largest u, v and |b| of the bucket, and e = 2^-22 for the roundings
+that lead to q, p <= a s + b + R u + Q v and |q - (a s + b - t + 2^-20 t)| <= e (|q| + |b| + t). So where p > t
+
+    q + R u + Q v + e |b| + e |q| > (2^-20 - e) t >= 0,
+
+and q > -(R u + Q v + e |b|) (1 + 2^-20), whether q is negative or not; 2^-20 covers the roundings of that as well.
 """
 
 from __future__ import annotations
@@ -23,66 +36,85 @@ from patchsae_kernels.triton import tuning
 from patchsae_kernels.triton.launch import descriptor, launch
 
 BUCKET = 32
+SURELY = 1 - 2.0**-20
+"""Of a threshold: what a pre-activation at it is above, after all roundings."""
 
 
-def fused_product(low: Tensor, W_low: Tensor, scales: Tensor, bias: Tensor, chunk: Tensor, maxima: Tensor) -> None:
-    """Write ``low @ W_low.T`` to ``chunk`` and the bucket maxima of ``scale * product + bias`` to ``maxima``.
+def fused_hits(
+    low: Tensor,
+    W_low: Tensor,
+    terms: Tensor,
+    bias: Tensor,
+    bounds: Tensor,
+    hits: Tensor,
+    chunk: Tensor | None,
+) -> None:
+    """Write the hits of ``low @ W_low.T``, and the products where there is a chunk for them.
 
     Args:
-        low: ``[rows, Dp]`` float16, bfloat16 or float32, contiguous; Dp a multiple of 64.
+        low: ``[rows, Dp]`` float16 (screening), bfloat16 or float32, contiguous; Dp a multiple of 64.
         W_low: ``[Sp, Dp]``, same dtype; Sp a multiple of 32 (padding latents have a bias of -inf).
-        scales: ``[rows]`` float32 (the first column of the token terms: any stride).
-        bias: ``[Sp]`` float32.
-        chunk: ``[rows, Sp]`` in low's dtype. maxima: ``[rows, Sp / 32]`` float32.
+        terms: ``[rows, 3]`` float32, of `centre.centre`.
+        bias: ``[Sp]`` float32, less `SURELY` times the threshold, if there is one; only read where products screen.
+        bounds: what a product is compared with, float32: without a chunk the bucket terms ``[3, Sp / 32]`` of
+            `pack.Packed`, with one the cutoffs ``[Sp]`` of `cutoffs.cutoffs`.
+        hits: int32 ``[rows, Sp / 32]``, written. chunk: ``[rows, Sp]`` in low's dtype, written, or None.
     """
+    _fused(low, W_low, terms, bias, bounds, chunk, hits, screens=chunk is None)
+
+
+def fused_maxima(low: Tensor, W_low: Tensor, terms: Tensor, bias: Tensor, chunk: Tensor, maxima: Tensor) -> None:
+    """Write ``low @ W_low.T`` to ``chunk`` and the bucket maxima of ``scale * product + bias`` to ``maxima``.
+
+    Maxima are those of the accumulators, before the products are rounded to chunk's dtype.
+
+    Args:
+        chunk: ``[rows, Sp]`` in low's dtype. maxima: ``[rows, Sp / 32]`` float32. The others as for `fused_hits`.
+    """
+    _fused(low, W_low, terms, bias, None, chunk, maxima, screens=False)
+
+
+def _fused(
+    low: Tensor,
+    W_low: Tensor,
+    terms: Tensor,
+    bias: Tensor,
+    bounds: Tensor | None,
+    chunk: Tensor | None,
+    found: Tensor,
+    screens: bool,
+) -> None:
     rows, depth = low.shape
     latents = W_low.shape[0]
     part = tuning.architecture(low.device)
-    tile = tuning.product_tile(low.device, low.dtype)
+    tile = tuning.product_tile(low.device, low.dtype, stored=chunk is not None)
     tiles = triton.cdiv(rows, tile.m) * triton.cdiv(latents, tile.n)
+    programs = min(tiles, part.multiprocessors * tile.resident)
     boxed = part.descriptors
     launch(
         product_kernel,
-        (min(tiles, part.programs),),
+        (programs,),
         descriptor(low, [tile.m, tile.k]) if boxed else low,
         descriptor(W_low, [tile.n, tile.k]) if boxed else W_low,
-        descriptor(chunk, [tile.m, tile.n]) if boxed else chunk,
-        scales,
+        descriptor(chunk, [tile.m, tile.n]) if boxed and chunk is not None else chunk,
+        terms,
         bias,
-        maxima,
+        bounds,
+        found,
         rows,
         latents,
-        scales.stride(0),
+        programs,
         DEPTH=depth,
         TILE_M=tile.m,
         TILE_N=tile.n,
         TILE_K=tile.k,
         GROUP=tile.group,
-        PROGRAMS=part.programs,
         DESCRIPTORS=boxed,
+        HITS=found.dtype == torch.int32,
+        SCREENS=screens,
         BUCKET=BUCKET,
         num_warps=tile.warps,
         num_stages=tile.stages,
-    )
-
-
-def library_product(low: Tensor, W_low: Tensor, scales: Tensor, bias: Tensor, chunk: Tensor, maxima: Tensor) -> None:
-    """The same by `torch.mm` and one pass over the chunk; a float32 product follows PyTorch's TF32 switch."""
-    torch.mm(low, W_low.t(), out=chunk)
-    rows, buckets = maxima.shape
-    block = min(128, triton.next_power_of_2(buckets))
-    launch(
-        bucket_max_kernel,
-        (rows, triton.cdiv(buckets, block)),
-        chunk,
-        scales,
-        bias,
-        maxima,
-        buckets,
-        scales.stride(0),
-        BUCKET=BUCKET,
-        BLOCK=block,
-        num_warps=4,
     )
 
 
@@ -90,27 +122,29 @@ def library_product(low: Tensor, W_low: Tensor, scales: Tensor, bias: Tensor, ch
 def product_kernel(
     low,  # [rows, DEPTH]: a tensor descriptor, or a pointer where the part has no copy engine for them
     W,  # [latents, DEPTH], likewise
-    chunk,  # [rows, latents], likewise
-    scales_ptr,
+    chunk,  # [rows, latents], likewise, or None
+    terms_ptr,  # [rows, 3]
     bias_ptr,  # [latents]
-    maxima_ptr,  # [rows, latents / BUCKET]
+    bounds_ptr,  # of hits: cutoffs [latents], or bucket terms [3, latents / BUCKET]
+    found_ptr,  # [rows, latents / BUCKET]: hits or maxima
     rows,
     latents,
-    scale_stride,
+    programs,
     DEPTH: tl.constexpr,
     TILE_M: tl.constexpr,
     TILE_N: tl.constexpr,
     TILE_K: tl.constexpr,
     GROUP: tl.constexpr,
-    PROGRAMS: tl.constexpr,
     DESCRIPTORS: tl.constexpr,
+    HITS: tl.constexpr,
+    SCREENS: tl.constexpr,
     BUCKET: tl.constexpr,
 ):
     # Persistent: flatten lets the loads of the next tile start while this one is written.
     across = tl.cdiv(latents, TILE_N)
     down = tl.cdiv(rows, TILE_M)
     buckets = latents // BUCKET
-    for tile in tl.range(tl.program_id(0), across * down, PROGRAMS, flatten=DESCRIPTORS):
+    for tile in tl.range(tl.program_id(0), across * down, programs, flatten=DESCRIPTORS):
         # GROUP tiles of tokens walk down before the next tile of latents: they share its rows in the L2.
         band = tile // (GROUP * across)
         height = min(down - band * GROUP, GROUP)
@@ -122,8 +156,8 @@ def product_kernel(
         if DESCRIPTORS:
             for k in range(0, DEPTH, TILE_K):
                 acc = tl.dot(low.load([row, k]), W.load([column, k]).T, acc, input_precision="ieee")
-            product = acc.to(chunk.dtype)
-            chunk.store([row, column], product)
+            if chunk is not None:
+                chunk.store([row, column], acc.to(chunk.dtype))
         else:
             depth = tl.arange(0, TILE_K)
             # Rows past the end repeat the last one, so that the loop carries no mask; they are not stored.
@@ -133,37 +167,40 @@ def product_kernel(
                 acc = tl.dot(tl.load(a), tl.load(b), acc, input_precision="ieee")
                 a += TILE_K
                 b += TILE_K
-            product = acc.to(chunk.dtype.element_ty)
-            place = m[:, None].to(tl.int64) * latents + n[None, :]
-            tl.store(chunk + place, product, (m < rows)[:, None] & (n < latents)[None, :])
-        scale = tl.load(scales_ptr + m * scale_stride, m < rows, other=0.0)
-        bias = tl.load(bias_ptr + n, n < latents, other=float("-inf"))
-        # Rounding to float16 and back before the maxima makes ptxas wait for every wgmma (its warning C7514).
-        exact = acc if product.dtype == tl.float16 else product.to(tl.float32)
-        pre = exact * scale[:, None] + bias[None, :]
-        best = tl.max(tl.reshape(pre, (TILE_M, TILE_N // BUCKET, BUCKET)), 2)
+            if chunk is not None:
+                place = m[:, None].to(tl.int64) * latents + n[None, :]
+                tl.store(chunk + place, acc.to(chunk.dtype.element_ty), (m < rows)[:, None] & (n < latents)[None, :])
         bucket = column // BUCKET + tl.arange(0, TILE_N // BUCKET)
+        if HITS and not SCREENS:
+            above = acc - tl.load(bounds_ptr + n, n < latents, other=float("inf"))[None, :]
+            found = words(tl.reshape(above, (TILE_M, TILE_N // BUCKET, BUCKET)) > 0, BUCKET)
+        else:
+            scale = tl.load(terms_ptr + m * 3, m < rows, other=0.0)
+            bias = tl.load(bias_ptr + n, n < latents, other=float("-inf"))
+            pre = acc * scale[:, None] + bias[None, :]
+            grouped = tl.reshape(pre, (TILE_M, TILE_N // BUCKET, BUCKET))
+            if HITS:
+                slack = _slack(terms_ptr, bounds_ptr, m, bucket, rows, buckets)
+                found = words(grouped > -slack[:, :, None], BUCKET)
+            else:
+                found = tl.max(grouped, 2)
         place = m[:, None].to(tl.int64) * buckets + bucket[None, :]
-        tl.store(maxima_ptr + place, best, (m < rows)[:, None] & (bucket < buckets)[None, :])
+        tl.store(found_ptr + place, found, (m < rows)[:, None] & (bucket < buckets)[None, :])
 
 
 @triton.jit
-def bucket_max_kernel(
-    chunk_ptr,  # [rows, buckets * BUCKET]
-    scales_ptr,
-    bias_ptr,
-    maxima_ptr,  # [rows, buckets]
-    buckets,
-    scale_stride,
-    BUCKET: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    row = tl.program_id(0).to(tl.int64)
-    bucket = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    latent = bucket[:, None] * BUCKET + tl.arange(0, BUCKET)[None, :]
-    inside = bucket < buckets
-    product = tl.load(chunk_ptr + row * buckets * BUCKET + latent, inside[:, None], other=0.0)
-    bias = tl.load(bias_ptr + latent, inside[:, None], other=0.0)
-    scale = tl.load(scales_ptr + row * scale_stride)
-    best = tl.max(product.to(tl.float32) * scale + bias, 1)
-    tl.store(maxima_ptr + row * buckets + bucket, best, inside)
+def _slack(terms_ptr, bucket_terms_ptr, m, bucket, rows, buckets):
+    """How far below its threshold a latent of each token and bucket can be screened and yet be active."""
+    R = tl.load(terms_ptr + m * 3 + 1, m < rows, other=0.0)[:, None]
+    Q = tl.load(terms_ptr + m * 3 + 2, m < rows, other=0.0)[:, None]
+    u = tl.load(bucket_terms_ptr + bucket, bucket < buckets, other=0.0)[None, :]
+    v = tl.load(bucket_terms_ptr + buckets + bucket, bucket < buckets, other=0.0)[None, :]
+    b = tl.load(bucket_terms_ptr + 2 * buckets + bucket, bucket < buckets, other=0.0)[None, :]
+    slack = (R * u + Q * v + 2.0**-22 * b) * (1 + 2.0**-20)
+    return tl.where(slack == slack, slack, float("inf"))  # infinity times zero: nothing is known
+
+
+@triton.jit
+def words(hit, BUCKET: tl.constexpr):
+    """Bits ``[M, buckets, BUCKET]`` as words ``[M, buckets]``: what is added is disjoint, so the order is free."""
+    return tl.sum(tl.where(hit, 1 << tl.arange(0, BUCKET)[None, None, :], 0), 2)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from patchsae_kernels.triton import encode as encoding
 from patchsae_kernels.triton.decode import decode_with_losses
+from patchsae_kernels.triton.workspace import chunks, workspace
 
 Losses = tuple[Tensor, Tensor, Tensor, Tensor]
 
@@ -31,7 +32,7 @@ def reconstruct(
         csr = encoding.encode(x, W_enc, b_enc, b_dec, packed, threshold, activation, k, precision, budget)
         return _losses(csr, W_dec, bias, x)
     call = encoding.request(W_enc, b_enc, b_dec, packed, threshold, k, precision, budget)
-    space = encoding.Workspace(x, call)
+    space = workspace(x, call)
     capacity = space.rows * min(k or encoding.EXPECTED, W_enc.shape[1])
     values = x.new_empty(capacity, dtype=torch.float32)
     indices = x.new_empty(capacity, dtype=torch.int32)
@@ -40,7 +41,7 @@ def reconstruct(
     y = x.new_empty(x.shape, dtype=torch.float32)
     squared_error, l1 = x.new_empty(2, x.shape[0], dtype=torch.float32)
     l0 = x.new_empty(x.shape[0], dtype=torch.int64)
-    for rows in space.chunks(x.shape[0]):
+    for rows in chunks(x.shape[0], space.rows):
         indptr = x.new_zeros(rows.stop - rows.start + 1, dtype=torch.int64)
         space.encode(x[rows], rows.start, flags, values, indices, indptr)
         torch.maximum(most, indptr[-1:], out=most)

@@ -233,7 +233,9 @@ def decode_sweep_kernel(
     for segment in range(K + 1):
         end = tl.load(indptr + segment + 1)
         count = (end - begin).to(tl.int32)
-        part, _l1 = add_rows(values + begin, indices + begin, count, None, W_dec, columns, D, W_STRIDE, ROWS, BLOCK_D)
+        part, _l1 = add_rows(
+            values + begin, indices + begin, count, None, W_dec, columns, D, W_STRIDE, ROWS, 1, BLOCK_D
+        )
         begin = end
         front += part
         if segment < K:

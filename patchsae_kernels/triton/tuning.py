@@ -12,6 +12,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, replace
 
 import torch
+from triton import knobs
 
 PRODUCTS = ("fused", "library")
 
@@ -24,6 +25,7 @@ class Tile:
         m, n, k: tokens, latents and depth of a tile.
         group: tiles of tokens that run side by side, so that they share the latents' rows in the L2.
         warps, stages: warps of a program and depth of its load pipeline.
+        resident: programs that a multiprocessor holds at a time: where it is 2, one writes while the other multiplies.
     """
 
     m: int
@@ -32,6 +34,7 @@ class Tile:
     group: int = 8
     warps: int = 8
     stages: int = 3
+    resident: int = 1
 
 
 @dataclass(frozen=True)
@@ -39,34 +42,47 @@ class Architecture:
     """What the kernels need to know of a part.
 
     Attributes:
-        half: tile of the products in float16 and bfloat16.
+        half: tile of the products in float16 and bfloat16 that are stored.
+        screen: tile of those that are not, which leave room for a deeper pipeline.
         single: tile of the float32 product.
-        programs: how many programs a persistent kernel starts: one on each multiprocessor.
+        multiprocessors: of the part; a persistent kernel starts as many programs, times `Tile.resident`.
         descriptors: the part loads tiles by tensor descriptors (a copy engine); otherwise by pointers.
     """
 
     half: Tile
+    screen: Tile
     single: Tile
-    programs: int
+    multiprocessors: int
     descriptors: bool
 
 
 # 128 x 256 feeds the tensor cores of a Hopper or Blackwell part from shared memory: 2 * 128 * 256 / (128 + 256) = 171
-# FLOP an element loaded; three stages of 48 KB and the tile on its way out fill 212 of 227 KB. Ampere's and CDNA3's
-# accumulators and shared memory (163 and 64 KB) allow 128 x 128. The float32 tiles are the largest that do not spill.
+# FLOP an element loaded; three stages of 48 KB and the tile on its way out fill 212 of 227 KB, four stages 197 where
+# the tile stays. Ampere's and CDNA3's accumulators and shared memory (163 and 64 KB) allow 128 x 128. The float32 tiles
+# are the largest that do not spill.
 ARCHITECTURES = {
-    "sm_80": Architecture(Tile(128, 128, 64, stages=4), Tile(128, 64, 16), 108, descriptors=False),
-    "sm_90": Architecture(Tile(128, 256, 64), Tile(128, 64, 16), 132, descriptors=True),
-    "sm_100": Architecture(Tile(128, 256, 64), Tile(128, 64, 16), 148, descriptors=True),
-    "gfx942": Architecture(Tile(128, 128, 64, stages=2), Tile(64, 64, 16, stages=1), 304, descriptors=False),
-    "interpreter": Architecture(Tile(32, 128, 64, group=2), Tile(32, 64, 64, group=2), 3, descriptors=False),
+    "sm_80": Architecture(
+        Tile(128, 128, 64, stages=4), Tile(128, 128, 64, stages=4), Tile(128, 64, 16), 108, descriptors=False
+    ),
+    "sm_90": Architecture(Tile(128, 256, 64), Tile(128, 256, 64, stages=4), Tile(128, 64, 16), 132, descriptors=True),
+    "sm_100": Architecture(Tile(128, 256, 64), Tile(128, 256, 64, stages=4), Tile(128, 64, 16), 148, descriptors=True),
+    "gfx942": Architecture(
+        Tile(128, 128, 64, stages=2),
+        Tile(128, 128, 64, stages=2),
+        Tile(64, 64, 16, stages=1),
+        304,
+        descriptors=False,
+    ),
+    "interpreter": Architecture(
+        Tile(32, 128, 64, group=2), Tile(32, 128, 64, group=2), Tile(32, 64, 64, group=2), 3, descriptors=False
+    ),
 }
 
 PRODUCT_CANDIDATES = {
     "sm_90": (
         Tile(128, 256, 64),
         Tile(128, 256, 64, group=16),
-        Tile(128, 128, 64, warps=4),
+        Tile(128, 128, 64, warps=4, stages=2, resident=2),
         Tile(128, 128, 64, stages=4),
         Tile(256, 128, 64),
     ),
@@ -98,25 +114,31 @@ def architecture(device: torch.device) -> Architecture:
         return ARCHITECTURES[assumed or "interpreter"]
     # Parts of one architecture differ in size, and a slice of one (MIG) is smaller still.
     multiprocessors = torch.cuda.get_device_properties(device).multi_processor_count
-    return replace(ARCHITECTURES[_name(device)], programs=multiprocessors)
+    return replace(ARCHITECTURES[_name(device)], multiprocessors=multiprocessors)
 
 
-def product_tile(device: torch.device, dtype: torch.dtype) -> Tile:
-    """The tile of `fused_product` for operands of a dtype."""
+def product_tile(device: torch.device, dtype: torch.dtype, stored: bool) -> Tile:
+    """The tile of `patchsae_kernels.triton.product` for operands of a dtype whose products are stored, or not."""
     part = architecture(device)
-    return part.single if dtype == torch.float32 else _tile.get() or part.half
+    if dtype == torch.float32:
+        return part.single
+    return _tile.get() or (part.half if stored else part.screen)
 
 
 def product_design(precision: str) -> str:
-    """``"fused"`` or ``"library"``, see `patchsae_kernels.triton.product`.
+    """``"fused"`` or ``"library"``: `patchsae_kernels.triton.product` or `patchsae_kernels.triton.library`.
 
     exact: fused, whose bits do not depend on the number of tokens, and whose accumulation is known, as the bound needs.
-    bf16, fp32: library; by arithmetic the pass over the chunk costs less than a Triton product loses to the vendor's.
+    bf16: fused; by arithmetic the pass over what the vendor's product wrote, 0.6 ms a paper batch, is more than a
+    product with its maxima or hits in Triton loses to the vendor's. Triton's interpreter multiplies bfloat16 wrongly.
+    fp32: library; without tensor cores the product itself takes 40 ms, and the pass is nothing beside it.
     """
     forced = _product.get()
     if forced is not None and not (forced == "library" and precision == "exact"):
         return forced
-    return "fused" if precision == "exact" else "library"
+    if precision == "bf16" and knobs.runtime.interpret:
+        return "library"
+    return "library" if precision == "fp32" else "fused"
 
 
 def dense_from(precision: str) -> float:

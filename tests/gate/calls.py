@@ -15,7 +15,7 @@ import torch
 import triton
 from torch import Tensor
 
-from patchsae_kernels.triton import adam, backward, batch_topk, decode, encode, ghost, pack, product, stats, step, sweep
+from patchsae_kernels.triton import adam, backward, batch_topk, decode, encode, ghost, library, pack, product, stats, step, sweep
 
 F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
 BUDGET = 256 * 2**20
@@ -276,18 +276,25 @@ def encoder(size: Size) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def calls_of_product() -> list[Call]:
-    """The design that encode does not use by default, and dtypes that it uses with one design only."""
-    return [
-        Call(f"{design.__name__} {name_of(dtype)}", design, product_arguments(2048, PAPER.latents, PAPER.width, dtype))
-        for design in (product.fused_product, product.library_product)
-        for dtype in (F16, BF16, F32)
-    ]
-
-
-def product_arguments(rows: int, latents: int, depth: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
-    """Arguments of both products: low, W_low, scales, bias, chunk, maxima."""
-    low, weight = meta(rows, depth, dtype=dtype), meta(latents, depth, dtype=dtype)
-    return low, weight, meta(rows, 3)[:, 0], meta(latents), meta(rows, latents, dtype=dtype), meta(rows, latents // 32)
+    """Both designs, for every dtype that one of them multiplies."""
+    rows, size = 2048, PAPER
+    buckets = size.latents // 32
+    calls = []
+    for dtype in (F16, BF16, F32):
+        low, weight = meta(rows, size.width, dtype=dtype), meta(size.latents, size.width, dtype=dtype)
+        terms, bias, chunk = meta(rows, 3), meta(size.latents), meta(rows, size.latents, dtype=dtype)
+        maxima = (low, weight, terms, bias, chunk, meta(rows, buckets))
+        bounds, kept = (meta(3, buckets), None) if dtype == F16 else (meta(size.latents), chunk)
+        hits = (low, weight, terms, bias, bounds, None, i32(rows, buckets), kept)
+        calls += [
+            Call(f"fused_hits {name_of(dtype)}", product.fused_hits, hits),
+            Call(f"fused_maxima {name_of(dtype)}", product.fused_maxima, maxima),
+            Call(f"library_maxima {name_of(dtype)}", library.library_maxima, maxima),
+        ]
+        if kept is not None:
+            hits = (low, weight, bounds, i32(rows, buckets), kept)
+            calls.append(Call(f"library_hits {name_of(dtype)}", library.library_hits, hits))
+    return calls
 
 
 CALLS = (

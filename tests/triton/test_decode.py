@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import patchsae_kernels as pk
 from patchsae_kernels import reference
 from patchsae_kernels.triton import decode as kernels
 from patchsae_kernels.triton.launch import record
@@ -30,7 +31,7 @@ def assert_near(actual, expected):
 
 def in_slices(block_d):
     """Several slices a row at the widths of these tests."""
-    return lambda width, dtype: kernels.DecodeLaunch(block_d)
+    return lambda width, dtype, warps=1: kernels.DecodeLaunch(block_d, warps)
 
 
 few_latents = st.builds(
@@ -50,6 +51,34 @@ def test_decode_is_the_dense_product(z, d, dtype):
     y = kernels.decode(*csr(z), W.to(dtype), b)
     assert y.dtype == torch.float32
     assert_near(y, exact(z, W.to(dtype), b))
+
+
+@pytest.mark.parametrize("entries", [383, 384, 385, 768, 2500])
+def test_a_token_with_more_entries_than_a_segment(entries):
+    """Its further segments are added to its first, whatever its neighbours have; with the loss terms too."""
+    g = torch.Generator().manual_seed(entries)
+    counts = torch.tensor([3, entries, 0, 400, entries])
+    indptr = torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)])
+    indices = torch.cat([torch.randperm(3000, generator=g)[:n].sort().values for n in counts.tolist()]).int()
+    z = pk.SparseLatents(torch.rand(len(indices), generator=g), indices, indptr, (5, 3000))
+    W, b = dictionary(3000, 24)
+    x = torch.randn(5, 24, generator=g)
+    y, squared_error, l1, l0 = kernels.decode_with_losses(*csr(z), W, b, x)
+    torch.testing.assert_close(y.double(), exact(z, W, b), rtol=1e-4, atol=1e-4)
+    assert torch.equal(y, kernels.decode(*csr(z), W, b))
+    torch.testing.assert_close(squared_error, (y - x).square().sum(1))
+    torch.testing.assert_close(l1, torch.stack([part.sum() for part in z.values.split(counts.tolist())]))
+    assert torch.equal(l0.long(), counts)
+    alone = kernels.decode(*csr(z.select_rows(torch.tensor([1]))), W, b)
+    assert torch.equal(alone[0], y[1]), "the sum depends on nothing but the token"
+
+
+def test_a_long_token_of_an_unknown_class_is_nan():
+    z = pk.SparseLatents(torch.ones(900), torch.arange(900).int(), torch.tensor([0, 450, 900]), (2, 900))
+    W, b = dictionary(900, 16)
+    y = kernels.decode_masked(*csr(z), torch.ones(1, 900, dtype=torch.bool), W, b, torch.tensor([0, 7]))
+    assert_near(y[:1], exact(z, W, b)[:1])
+    assert y[1].isnan().all()
 
 
 @pytest.mark.parametrize("d", [16, 40, 48])

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 import patchsae_kernels as pk
 from patchsae_kernels import composite
 from patchsae_kernels.triton import encode as fast
-from patchsae_kernels.triton import product, screen, tuning
+from patchsae_kernels.triton import hits, product, topk, tuning
 from tests.kernels.cases import Case, assert_same, cases, make_case
 
 few = settings(max_examples=6, deadline=None)
@@ -84,7 +84,8 @@ def test_input_dtypes_and_strides(dtype, strided):
 @pytest.mark.parametrize("activation", ["relu", "topk"])
 def test_more_buckets_than_one_step_of_the_search(monkeypatch, activation):
     case, k = make_case(4, 3, 8, 300), 7 if activation == "topk" else 0
-    monkeypatch.setattr(screen, "SEARCHED", 8)
+    monkeypatch.setattr(topk, "SEARCHED", 8)
+    monkeypatch.setattr(hits, "LISTED", 8)
     assert_agrees(case.encode(activation=activation, k=k or None), oracle(case, activation, k), case.double().pre())
 
 
@@ -116,7 +117,7 @@ def test_bucket_maxima_are_those_of_the_products_written(dtype):
     low, W = torch.randn(21, 64, generator=g).to(dtype), torch.randn(96, 64, generator=g).to(dtype)
     scales, bias = torch.rand(21, generator=g) + 0.5, torch.randn(96, generator=g)
     chunk, maxima = torch.empty(21, 96, dtype=dtype), torch.empty(21, 3)
-    product.fused_product(low, W, scales, bias, chunk, maxima)
+    product.fused_maxima(low, W, scales[:, None].repeat(1, 3), bias, chunk, maxima)
     torch.testing.assert_close(chunk, (low.float() @ W.float().t()).to(dtype), rtol=2e-3, atol=2e-3)
     written = (chunk.float() * scales[:, None] + bias).view(21, 3, 32).amax(2)
     if dtype == torch.float32:
@@ -134,6 +135,7 @@ def test_tokens_over_their_slots_are_answered_and_the_others_keep_their_bits(mon
     case = case._replace(x=dense)
     before = case.encode()
     monkeypatch.setattr(fast, "SLOTS", 8)
+    monkeypatch.setattr(fast, "TOPK_SLOTS", 8)
     candidates = fast.screening_report(case.x, case.W_enc, case.b_enc, case.b_dec)
     over = candidates > 8
     assert over.any()
@@ -148,7 +150,7 @@ def test_tokens_over_their_slots_are_answered_and_the_others_keep_their_bits(mon
 
 def test_all_latents_tied(monkeypatch):
     """Every latent has the same pre-activation on a token: top-k takes the lowest ones, whatever the capacities."""
-    monkeypatch.setattr(fast, "SLOTS", 16)
+    monkeypatch.setattr(fast, "TOPK_SLOTS", 16)
     case = make_case(8, 2, 16, 100)
     case = case._replace(x=case.b_dec.expand(2, 16).clone(), b_enc=torch.full((100,), 0.25))
     z = case.encode(activation="topk", k=3)
@@ -269,17 +271,14 @@ def test_a_token_over_its_slots_leaves_its_neighbours_alone():
     latents, slots = 64, 8
     chunk, floors = torch.ones(2, latents), torch.zeros(2)
     bias, terms = torch.zeros(latents), torch.tensor([[1.0, 0, 0]] * 2)
-    hits, found = torch.tensor([[0, 1], [0, 0]], dtype=torch.int32), torch.tensor([2, 0], dtype=torch.int32)
-    values, indices = torch.full((2 * slots,), -7.0), torch.full((2 * slots,), -7, dtype=torch.int32)
+    buckets, found = torch.tensor([[0, 1], [0, 0]], dtype=torch.int32), torch.tensor([2, 0], dtype=torch.int32)
+    values, indices = torch.full((2, slots), -7.0), torch.full((2, slots), -7, dtype=torch.int32)
     counts = torch.empty(2, dtype=torch.int32)
-    none = torch.zeros(2, latents)
-    screen.gather(
-        chunk, bias, terms, none, None, hits, found, floors, False, counts, None, values, indices, slots=slots
-    )
+    topk.gather(chunk, bias, terms, torch.zeros(2, latents), buckets, found, floors, values, indices, counts)
     assert counts.tolist() == [latents, 0]
-    assert indices[:slots].tolist() == list(range(slots))
-    assert (values[slots:] == -7).all()
-    assert (indices[slots:] == -7).all()
+    assert indices[0].tolist() == list(range(slots))
+    assert (values[1] == -7).all()
+    assert (indices[1] == -7).all()
 
 
 def test_a_bias_with_strides():
