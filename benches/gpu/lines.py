@@ -208,7 +208,7 @@ def dense_autoencoder(x: Tensor, W_enc: Tensor, b_enc: Tensor, W_dec: Tensor, b_
 
 
 @functools.cache
-def _compiled(backend: str) -> Callable[..., tuple[Tensor, ...]]:
+def compiled(backend: str) -> Callable[..., tuple[Tensor, ...]]:
     return torch.compile(dense_autoencoder, fullgraph=True, backend=backend)
 
 
@@ -300,7 +300,7 @@ def _eager(p: Problem, turn: int) -> tuple[Tensor, ...]:
 
 
 def _compiled_side(backend: str) -> Callable[[Problem, int], tuple[Tensor, ...]]:
-    return lambda p, turn: _compiled(backend)(_turn(p.xs, turn), p.W_enc_rows, p.b_enc, p.W_dec, p.b_dec)
+    return lambda p, turn: compiled(backend)(_turn(p.xs, turn), p.W_enc_rows, p.b_enc, p.W_dec, p.b_dec)
 
 
 def _same_sampled_latents(p: Problem, z: pk.SparseLatents, dense: Tensor) -> Findings:

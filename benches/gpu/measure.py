@@ -7,7 +7,7 @@ from typing import Any
 
 from benches.gpu.bench import Bench
 from benches.gpu.inputs import Problem
-from benches.gpu.lines import Line, Opponent, Side
+from benches.gpu.lines import Bar, Line, Opponent, Side
 from benches.gpu.records import Result
 from benches.gpu.timing import Pace, Spread, interleaved, ratios, spread
 from patchsae.bench.measure import peak_mb
@@ -54,7 +54,10 @@ def _call(side: Side, problem: Any) -> Callable[[int], Any]:
 
 
 def compared(opponent: Opponent, key: str, data: Mapping[str, Any]) -> dict[str, Any]:
-    """Their times beside ours; the ratio is the way round in which the bar is stated, its median within rounds."""
+    """Their times beside ours; the ratio is the way round in which the bar is stated, its median within rounds.
+
+    ``lost_us``: microseconds by which ours would have to be shorter for the bar, by that ratio; negative: to spare.
+    """
     ours, theirs = data["samples"][OURS], data["samples"][key]
     bar = opponent.bar
     at_most = bar.at_most if bar else True
@@ -68,4 +71,12 @@ def compared(opponent: Opponent, key: str, data: Mapping[str, Any]) -> dict[str,
         "ratio": ratio._asdict(),
         "bar": bar.text if bar else "",
         "met": met,
+        "lost_us": None if bar is None else 1e3 * _lost(bar, ratio.median, ours, theirs),
     }
+
+
+def _lost(bar: Bar, ratio: float, ours: list[float], theirs: list[float]) -> float:
+    """Milliseconds."""
+    if bar.at_most:
+        return (ratio - bar.limit) * spread(theirs).median
+    return (1 - ratio / bar.limit) * spread(ours).median

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -61,7 +61,13 @@ class Item:
 
 @dataclass(frozen=True)
 class Record:
-    """One item, done."""
+    """One item, done.
+
+    Attributes:
+        sources: modules of the kernels that it started, and of the host code that started them.
+        digest: of everything it was measured with, see `benches.gpu.sources`.
+        taken_from: when the run began that measured it, if that was an earlier one.
+    """
 
     stage: str
     name: str
@@ -70,6 +76,13 @@ class Record:
     message: str = ""
     findings: tuple[dict[str, Any], ...] = ()
     data: dict[str, Any] = field(default_factory=dict)
+    sources: tuple[str, ...] = ()
+    digest: str = ""
+    taken_from: str = ""
+
+
+def stage_file(out: Path, stage: str) -> Path:
+    return out / "stages" / f"{stage}.json"
 
 
 class StageFile:
@@ -88,7 +101,12 @@ class StageFile:
         self.records.append(record)
         self.write(running="")
 
+    def sort(self, names: Sequence[str]) -> None:
+        """Bring the records into the order of ``names``; what an earlier run measured came first."""
+        self.records.sort(key=lambda record: names.index(record.name) if record.name in names else len(names))
+
     def write(self, running: str, finished: bool = False) -> None:
+        """``running``: what is about to run; the supervisor counts its time from now."""
         write_json(
             self.path,
             {
@@ -96,6 +114,7 @@ class StageFile:
                 "seconds": round(time.monotonic() - self._started, 3),
                 "finished": finished,
                 "running": running,
+                "since": time.time(),
                 "records": [asdict(record) for record in self.records],
             },
         )
@@ -105,6 +124,17 @@ def done(stage: str, name: str, seconds: float, result: Result) -> Record:
     """The record of a result."""
     findings = tuple({**asdict(f), "ok": f.ok} for f in result.findings)
     return Record(stage, name, result.status, round(seconds, 3), result.message, findings, result.data)
+
+
+def strict(value: Any) -> Any:
+    """The same with NaN and infinities as strings, so that any reader of JSON takes it."""
+    if isinstance(value, dict):
+        return {str(key): strict(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [strict(entry) for entry in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value
 
 
 def worst(findings: Iterable[Finding]) -> tuple[Finding, ...]:
@@ -118,16 +148,6 @@ def worst(findings: Iterable[Finding]) -> tuple[Finding, ...]:
 
 
 def write_json(path: Path, document: dict[str, Any]) -> None:
-    """Strict JSON, atomically: NaN and infinities become strings, so that any reader takes the file."""
+    """`strict` JSON, atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    atomic.write_text(path, json.dumps(_strict(document), indent=1, allow_nan=False) + "\n")
-
-
-def _strict(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {str(key): _strict(entry) for key, entry in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_strict(entry) for entry in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    return value
+    atomic.write_text(path, json.dumps(strict(document), indent=1, allow_nan=False) + "\n")

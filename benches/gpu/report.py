@@ -9,15 +9,18 @@ Record = Mapping[str, Any]
 
 
 def table(document: Mapping[str, Any]) -> str:
-    """Machine, stages, what went wrong, lines with their bars, designs."""
+    """Machine, stages, what went wrong, lines with their bars, designs, and the missed bars last."""
     records = document["records"]
+    lines = [r for r in records if "against" in r["data"]]
     parts = [
         _machine(document),
         _stages(document),
         _wrong(records),
-        _lines([r for r in records if "against" in r["data"]]),
+        _lines(lines),
         _designs([r for r in records if "milliseconds" in r["data"] and r["stage"] == "designs"]),
+        _profiles(records),
         _notes(records),
+        _missed(lines),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -29,6 +32,9 @@ def milliseconds(spread: Mapping[str, float]) -> str:
 
 def _machine(document: Mapping[str, Any]) -> str:
     rows = [f"patchsae kernels, size {document['size']}, {document['started']}, {document['seconds']} s"]
+    if "earlier" in document:
+        earlier = document["earlier"]
+        rows.append(f"taken over from {earlier['started']}: {earlier['taken']} records; not: {earlier['left']}")
     for record in _of(document["records"], "environment"):
         data = record["data"]
         if "versions" in data:
@@ -43,12 +49,14 @@ def _machine(document: Mapping[str, Any]) -> str:
 
 
 def _stages(document: Mapping[str, Any]) -> str:
-    rows = [("stage", "seconds", "passed", "failed", "error", "skipped", "")]
+    rows = [("stage", "planned s", "took s", "passed", "failed", "error", "skipped", "")]
     for stage in document["stages"]:
         states = [r["status"] for r in _of(document["records"], stage["stage"])]
         counts = [str(states.count(state)) for state in ("passed", "failed", "error", "skipped")]
-        rows.append((stage["stage"], f"{stage['seconds']:.1f}", *counts, "" if stage["finished"] else "not finished"))
-    return _aligned(rows)
+        times = f"{stage['planned']:.0f}", f"{stage['seconds']:.1f}"
+        rows.append((stage["stage"], *times, *counts, "" if stage["finished"] else "not finished"))
+    planned, took = (sum(stage[key] for stage in document["stages"]) for key in ("planned", "seconds"))
+    return _aligned([*rows, ("all", f"{planned:.0f}", f"{took:.1f}", *[""] * 5)])
 
 
 def _wrong(records: Sequence[Record]) -> str:
@@ -85,6 +93,22 @@ def _against(against: Mapping[str, Any]) -> tuple[str, ...]:
     return name, milliseconds(against["milliseconds"]), f"{against['ratio']['median']:.3g}", against["bar"], met
 
 
+def _missed(records: Sequence[Record]) -> str:
+    """The bars that were missed, the one that costs most time first."""
+    judged = [(r, a) for r in records for a in r["data"]["against"] if a["met"] is not None]
+    missed = sorted((pair for pair in judged if not pair[1]["met"]), key=lambda pair: -float(pair[1]["lost_us"]))
+    if not missed:
+        return f"missed bars: none of {len(judged)} measured"
+    rows = [("us lost", "us allowed", "line (ours)", "against", "ratio", "bar")]
+    for record, against in missed:
+        ours = 1e3 * record["data"]["milliseconds"]["ours"]["median"]
+        name, _, ratio, bar, _ = _against(against)
+        line = f"{record['name']} ({record['data']['ours']['precision']})"
+        lost = float(against["lost_us"])
+        rows.append((f"{lost:.0f}", f"{ours - lost:.0f}", line, name, ratio, bar))
+    return f"missed bars: {len(missed)} of {len(judged)} measured\n" + _aligned(rows)
+
+
 def _designs(records: Sequence[Record]) -> str:
     if not records:
         return ""
@@ -97,15 +121,30 @@ def _designs(records: Sequence[Record]) -> str:
     return _aligned(rows)
 
 
+def _profiles(records: Sequence[Record]) -> str:
+    """The kernels inside one call, the longest first."""
+    rows = [("what", "us a call", "launches", "kernel")]
+    for record in records:
+        name = record["name"]
+        for kernel, spent in list(record["data"].get("microseconds", {}).items())[:12]:
+            rows.append((name, f"{spent['time']:.1f}", f"{spent['launches']:.4g}", kernel[:100]))
+            name = ""
+    return _aligned(rows) if len(rows) > 1 else ""
+
+
 def _notes(records: Sequence[Record]) -> str:
     """Numbers that belong to no line."""
-    named = ("inputs", "candidates of the exact encode")
+    named = ("inputs", "candidates of the exact encode", "kernels compiled ahead")
     wanted = [r for r in records if r["name"] in named or (r["stage"] == "training" and "against" not in r["data"])]
     return "\n".join(
-        f"{r['name']}: " + ", ".join(f"{key} {_number(value)}" for key, value in r["data"].items())
+        f"{r['name']}: " + ", ".join(f"{key} {_number(value)}" for key, value in _numbers(r["data"]))
         for r in wanted
         if r["status"] == "passed" and r["data"]
     )
+
+
+def _numbers(data: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    return [(key, value) for key, value in data.items() if not isinstance(value, (list, tuple))]
 
 
 def _number(value: float | str | Mapping[str, float]) -> str:

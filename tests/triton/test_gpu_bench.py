@@ -1,4 +1,7 @@
-"""`python -m benches.gpu` proven without a GPU: tiny sizes through the interpreter, and broken ops and workers."""
+"""`python -m benches.gpu` proven without a GPU: tiny sizes through the interpreter, and broken ops.
+
+Its supervisor has `test_gpu_bench_supervisor`, what it compiles ahead and needs installed `test_gpu_bench_ahead`.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,6 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,22 +17,37 @@ import pytest
 import torch
 
 import patchsae_kernels as pk
-from benches.gpu import lines, report, stages, steps, supervisor, timing, worker
+from benches.gpu import lines, measure, report, sources, stages, steps, timing, worker
 from benches.gpu.bench import Bench
-from benches.gpu.records import BAD, ERROR, FAILED, PASSED, SKIPPED, Finding, Item, Result
+from benches.gpu.collected import FILES, Collection
+from benches.gpu.records import BAD, ERROR, FAILED, PASSED, SKIPPED, Finding, Result
 from benches.gpu.sizes import PAPER, TINY
 from benches.gpu.stages import sanitizer, table, training
 
 ROOT = Path(__file__).parents[2]
-KERNEL_STAGES = [stage.name for stage in stages.STAGES if stage.name != "masking"]  # half a minute when interpreted
+KERNEL_STAGES = tuple(name for name in stages.NAMES if name != "masking")  # half a minute when interpreted
 
 
 @pytest.fixture(scope="module")
-def interpreted(tmp_path_factory: pytest.TempPathFactory) -> dict:
-    """The document of a run of every stage but the masking sweep, through the interpreted kernels."""
-    bench = tiny(tmp_path_factory.mktemp("bench"))
-    worker.run(bench, KERNEL_STAGES, time.time())
-    return supervisor.collect(bench.out, "tiny", time.time())
+def collected(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a run of every stage but the masking sweep collects, through the interpreted kernels."""
+    folder = tmp_path_factory.mktemp("bench")
+    done = command(folder, "--stages", *KERNEL_STAGES)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    return folder / "results"
+
+
+@pytest.fixture(scope="module")
+def interpreted(collected: Path) -> dict:
+    return json.loads((collected / "results.json").read_text())
+
+
+def command(folder: Path, *options: str, interpreter: str = "1") -> subprocess.CompletedProcess[str]:
+    """The whole command at tiny sizes, to ``folder``/results."""
+    line = [sys.executable, "-m", "benches.gpu", "--out", str(folder / "run"), "--collect", str(folder / "results")]
+    line += ["--size", "tiny", "--device", "cpu", *options]
+    environment = {**os.environ, "TRITON_INTERPRET": interpreter}
+    return subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False)
 
 
 def tiny(out: Path) -> Bench:
@@ -43,11 +60,67 @@ def of(document: dict, stage: str) -> dict[str, dict]:
 
 @pytest.mark.slow
 def test_every_stage_leaves_records_and_nothing_fails(interpreted: dict) -> None:
-    assert [stage["stage"] for stage in interpreted["stages"]] == KERNEL_STAGES
+    assert [stage["stage"] for stage in interpreted["stages"]] == list(KERNEL_STAGES)
     assert all(stage["finished"] for stage in interpreted["stages"])
     assert [r for r in interpreted["records"] if r["status"] in BAD] == []
-    for stage in KERNEL_STAGES:
+    for stage in set(KERNEL_STAGES) - {"warm"}:  # which has nothing to do without a GPU
         assert any(record["status"] == PASSED for record in of(interpreted, stage).values()), stage
+    assert of(interpreted, "sanitizer")["small shapes, plain"]["status"] == PASSED  # every op, in its own program
+
+
+@pytest.mark.slow
+def test_what_is_collected_is_four_files_that_agree(collected: Path, interpreted: dict) -> None:
+    assert {path.name for path in collected.iterdir()} == set(FILES)
+    assert list(collected.parent.glob(".*")) == []
+    assert (collected / "table.txt").read_text() == report.table(interpreted)
+    assert json.loads((collected / "environment.json").read_text()).keys() == of(interpreted, "environment").keys()
+    log = (collected / "log.txt").read_text()
+    for record in interpreted["records"]:
+        assert f"{record['status']:8} {record['name']} " in log
+
+
+@pytest.mark.slow
+def test_a_record_names_the_modules_that_started_its_kernels(interpreted: dict) -> None:
+    found = {name: record["sources"] for name, record in of(interpreted, "correctness").items()}
+    assert found["inputs"] == []
+    assert found["decode, fp32"] == [f"{sources.KERNELS}.{name}" for name in ("decode", "launch")]
+    assert f"{sources.KERNELS}.encode" in found["encode relu, exact"]  # host code, whose kernels are in other modules
+    assert f"{sources.KERNELS}.decode" not in found["encode relu, exact"]
+
+
+@pytest.mark.slow
+def test_a_second_run_takes_over_what_passed(collected: Path, interpreted: dict, tmp_path: Path) -> None:
+    done = command(tmp_path, "--merge", str(collected / "results.json"), "--stages", *KERNEL_STAGES)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    merged = json.loads((tmp_path / "results" / "results.json").read_text())
+    anew = {(r["stage"], r["name"]) for r in merged["records"] if not r["taken_from"]}
+    expected = {
+        (r["stage"], r["name"])
+        for r in interpreted["records"]
+        if r["stage"] in ("environment", "warm") or r["status"] == SKIPPED
+    }
+    assert anew == expected
+    key = ("stage", "name", "status", "data")
+    for before, after in zip(interpreted["records"], merged["records"], strict=True):
+        assert [before[k] for k in key if k != "data" or after["taken_from"]] == [
+            after[k] for k in key if k != "data" or after["taken_from"]
+        ]
+    assert f"taken over from {interpreted['started']}" in (tmp_path / "results" / "table.txt").read_text()
+
+
+@pytest.mark.slow
+def test_the_table_ends_with_the_missed_bars_by_time_lost(interpreted: dict) -> None:
+    judged = [a for r in interpreted["records"] for a in r["data"].get("against", ()) if a["met"] is not None]
+    missed = [against for against in judged if not against["met"]]
+    *_, last = report.table(interpreted).strip().split("\n\n")
+    head, _, *rows = last.splitlines()
+    assert head == f"missed bars: {len(missed)} of {len(judged)} measured"
+    lost = [float(row.split()[0]) for row in rows]
+    assert lost == sorted((round(float(a["lost_us"])) for a in missed), reverse=True)
+    for record in interpreted["records"]:
+        for against in record["data"].get("against", ()):
+            against["met"] = None if against["met"] is None else True
+    assert report.table(interpreted).endswith(f"\n\nmissed bars: none of {len(judged)} measured\n")
 
 
 @pytest.mark.slow
@@ -157,98 +230,18 @@ def test_a_broken_op_fails_its_check_and_is_not_timed(fault: str, tmp_path: Path
     decodes = SimpleNamespace(
         name="table", items=lambda bench: (i for i in table.items(bench) if i.name.startswith("decode, L0"))
     )
-    worker.run_stage(decodes, bench, time.time())
-    document = supervisor.collect(tmp_path, "tiny", time.time())
+    worker.run_stage(decodes, bench, time.time(), sources.Watch())
+    document = Collection(tmp_path, tmp_path, tmp_path / "log", {"size": "tiny", "started": ""}, ()).document()
     assert len(document["records"]) == 2
     for record in document["records"]:
         assert record["status"] == (ERROR if fault == "raises" else FAILED)
         assert "milliseconds" not in record["data"]
         assert record["name"] in report.table(document)
-    assert supervisor.failed(document)
 
 
 def test_nan_is_beyond_every_limit() -> None:
     assert not Finding("x", float("nan"), float("inf")).ok
     assert Result((Finding("x", float("nan"), 1.0),)).status == FAILED
-
-
-def test_out_of_time_is_recorded_by_name(tmp_path: Path) -> None:
-    bench = tiny(tmp_path)
-
-    def spend() -> Result:
-        bench.end = 0.0
-        return Result()
-
-    two = SimpleNamespace(name="table", items=lambda _bench: iter((Item("a", spend), Item("b", Result))))
-    worker.run_stage(two, bench, time.time())
-    records = of(supervisor.collect(tmp_path, "tiny", time.time()), "table")
-    assert (records["a"]["status"], records["b"]["status"]) == (PASSED, SKIPPED)
-    assert records["b"]["message"] == "out of time"
-
-
-def test_a_stage_that_cannot_list_its_items_is_an_error_of_its_own(tmp_path: Path) -> None:
-    def unlisted(_bench: Bench) -> Iterator[Item]:
-        yield Item("a", Result)
-        raise RuntimeError("no weights")
-
-    worker.run_stage(SimpleNamespace(name="table", items=unlisted), tiny(tmp_path), time.time())
-    records = of(supervisor.collect(tmp_path, "tiny", time.time()), "table")
-    assert (records["a"]["status"], records["preparing"]["status"]) == (PASSED, ERROR)
-    assert "no weights" in records["preparing"]["message"]
-
-
-def test_the_schedule_keeps_eight_minutes() -> None:
-    last = stages.ends(0.0)[stages.STAGES[-1].name]
-    assert last + supervisor.GRACE < 8 * 60 - 10
-
-
-WORKER = """
-import os, sys, time
-from pathlib import Path
-from benches.gpu.records import Record, StageFile
-from benches.gpu.worker import stage_file
-
-for name in sys.argv[2:]:
-    file = StageFile(stage_file(Path(sys.argv[1]), name), name)
-    for item in ("first", "second", "third"):
-        if item in [record.name for record in file.records]:
-            continue
-        file.write(running=item)
-        if (name, item) == ("correctness", "second"):
-            os._exit(9)  # crashes
-        if (name, item) == ("capture", "second"):
-            time.sleep(600)  # hangs
-        file.add(Record(name, item, "error" if (name, item) == ("table", "second") else "passed", 0.0))
-        if (name, item) == ("table", "second"):
-            os._exit(3)  # has lost the device
-    file.write(running="", finished=True)
-    if name == "environment":
-        os._exit(3)  # lost it with the last item: the next stage has not begun
-    if name == "designs":
-        os._exit(1)
-"""
-
-
-def test_a_worker_that_dies_costs_an_item_and_one_that_hangs_its_stage(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(supervisor, "GRACE", 0.0)
-    started, late = time.time(), time.time() + 300
-    ends = {stage.name: late for stage in stages.STAGES} | {"capture": started + 12}
-
-    def start(names) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-c", WORKER, str(tmp_path), *names]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-        return subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True)
-
-    supervisor.supervise(tmp_path, start, started, ends, "tiny")
-    document = json.loads((tmp_path / "results.json").read_text())
-    assert [stage["stage"] for stage in document["stages"] if not stage["finished"]] == ["capture"]
-    assert len(document["stages"]) == len(stages.STAGES)
-    assert of(document, "correctness")["second"]["message"] == "the worker ended with status 9"
-    assert of(document, "capture")["second"]["message"] == "still running after its time"
-    for name in ("correctness", "table", "environment", "determinism", "designs", "masking"):
-        assert of(document, name).keys() == {"first", "second", "third"}, name
-        assert of(document, name)["third"]["status"] == PASSED
-    assert supervisor.failed(document)
 
 
 def test_times_are_taken_in_turn() -> None:
@@ -257,11 +250,6 @@ def test_times_are_taken_in_turn() -> None:
     times = timing.interleaved(sides, torch.device("cpu"), timing.Pace(0.0, 3, 9, 1))
     assert order == [(0, "a"), (0, "b"), *((turn, name) for turn in range(3) for name in "ab")]
     assert [len(values) for values in times.values()] == [3, 3]
-
-
-@pytest.mark.slow
-def test_the_sanitizers_program_runs_every_op() -> None:
-    subprocess.run([sys.executable, "-m", "benches.gpu.small", "cpu"], cwd=ROOT, check=True, timeout=120)
 
 
 def test_the_sanitizer_is_looked_for_in_the_usual_places(tmp_path: Path, monkeypatch) -> None:
@@ -275,12 +263,19 @@ def test_the_sanitizer_is_looked_for_in_the_usual_places(tmp_path: Path, monkeyp
 
 @pytest.mark.slow
 def test_the_command_runs_all_of_it_without_the_interpreter_too(tmp_path: Path) -> None:
-    """On the reference, so that the masking sweep and the supervisor are in it."""
-    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "benches.gpu", "--out", str(tmp_path), "--size", "tiny", "--device", "cpu"]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    """On the reference, so that the masking sweep is in it."""
+    done = command(tmp_path, interpreter="0")
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
-    document = json.loads((tmp_path / "results.json").read_text())
-    assert [stage["stage"] for stage in document["stages"]] == [stage.name for stage in stages.STAGES]
+    document = json.loads((tmp_path / "results" / "results.json").read_text())
+    assert [stage["stage"] for stage in document["stages"]] == list(stages.NAMES)
     assert any(name.startswith("masking sweep") for name in of(document, "masking"))
-    assert (tmp_path / "table.txt").read_text() == report.table(document)
+    assert done.stdout.endswith((tmp_path / "results" / "table.txt").read_text() + "\n")
+
+
+def test_time_lost_is_what_ours_would_have_to_save() -> None:
+    side = lines.Side("theirs", "fp32", lambda _p, _turn: None)
+    times = {"samples": {"ours": [3.0], "x": [2.0]}, "milliseconds": {"x": None}}
+    for bar, lost in ((lines.Bar(True, 1.25), 500.0), (lines.Bar(False, 4.0), 2500.0), (lines.Bar(True, 2.0), -1000.0)):
+        found = measure.compared(lines.Opponent(side, bar), "x", times)
+        assert found["lost_us"] == pytest.approx(lost)
+        assert found["met"] == (lost <= 0)

@@ -3,41 +3,63 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
-from benches.gpu.bench import Bench
 from benches.gpu.records import Item
+
+if TYPE_CHECKING:
+    from benches.gpu.bench import Bench
+
+GRACE = 12.0
+"""Seconds that an item may run on after its stage is over, before the worker is ended."""
 
 
 class Stage(NamedTuple):
-    """A module of this package with ``items(bench)``, and its budget in seconds."""
+    """A module of this package with ``items(bench)``, its budget in seconds, and what one of its items may take."""
 
     name: str
     seconds: float
+    patience: float = 60.0
 
     def items(self, bench: Bench) -> Iterator[Item]:
         yield from importlib.import_module(f"benches.gpu.stages.{self.name}").items(bench)
 
 
+# 300 s for what is looked at first, 240 s for the rest, `GRACE` included; on 16 cores.
 STAGES = (
-    Stage("environment", 15),
-    Stage("correctness", 90),
-    Stage("determinism", 20),
-    Stage("capture", 25),
-    Stage("sanitizer", 60),
-    Stage("table", 90),
-    Stage("training", 86),
-    Stage("designs", 36),
-    Stage("masking", 34),
+    Stage("environment", 24),
+    Stage("warm", 56, patience=90),
+    Stage("correctness", 64),
+    Stage("table", 74),
+    Stage("training", 60),
+    Stage("masking", 22),
+    Stage("designs", 84),
+    Stage("determinism", 26),
+    Stage("capture", 36),
+    Stage("sanitizer", 94, patience=240),
 )
-TOTAL = sum(stage.seconds for stage in STAGES)
+NAMES = tuple(stage.name for stage in STAGES)
 
 
-def ends(started: float) -> dict[str, float]:
-    """When each stage must be over, on the clock of ``started``."""
-    passed, result = started, {}
-    for stage in STAGES:
+def chosen(names: Sequence[str]) -> tuple[Stage, ...]:
+    """The stages of these names, in the order of the schedule."""
+    return tuple(stage for stage in STAGES if stage.name in names)
+
+
+def total(names: Sequence[str]) -> float:
+    """Seconds that the schedule has for some stages."""
+    return sum(stage.seconds for stage in chosen(names))
+
+
+def ends(started: float, names: Sequence[str], seconds: float) -> dict[str, float]:
+    """When each of the stages must be over, on the clock of ``started``.
+
+    ``seconds`` cut the schedule at its end, `GRACE` before they have passed; the last stage has all that is left.
+    """
+    stages, last = chosen(names), started + seconds - GRACE
+    result, passed = {}, started
+    for stage in stages:
         passed += stage.seconds
-        result[stage.name] = passed
-    return result
+        result[stage.name] = min(passed, last)
+    return result | {stages[-1].name: last}

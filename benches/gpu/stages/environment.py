@@ -5,9 +5,11 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib.metadata
+import json
 import platform
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -54,6 +56,11 @@ def machine(device: torch.device) -> dict[str, Any]:
         "commit": environment.git_commit(),
         "source": source_hash(),
     }
+
+
+def identity(device: torch.device) -> dict[str, str]:
+    """What results of two runs must share to be joined."""
+    return {"device": _device(device)["name"], "torch": torch.__version__, "triton": _version("triton")}
 
 
 def _served(bench: Bench) -> tuple[Finding, ...]:
@@ -137,3 +144,7 @@ def _version(distribution: str) -> str:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
         return "not installed"
+
+
+if __name__ == "__main__":
+    print(json.dumps(identity(torch.device(sys.argv[1]))))
