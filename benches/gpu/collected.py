@@ -115,12 +115,11 @@ def _environment(document: Mapping[str, Any]) -> str:
 
 def _put(folder: Path, name: str, text: str) -> None:
     """Replace a file whole. The temporary one lies beside the folder, for a killed writer leaves it."""
-    temporary = folder.parent / f".{folder.name}.partial"
-    temporary.write_text(text)
-    try:
-        os.replace(temporary, folder / name)
-    except OSError:  # the folder is a file system of its own
-        temporary.unlink()
-        inside = folder / ".partial"
-        inside.write_text(text)
-        os.replace(inside, folder / name)
+    for temporary in (folder.parent / f".{folder.name}.partial", folder / ".partial"):
+        try:
+            temporary.write_text(text)
+            os.replace(temporary, folder / name)
+        except OSError:  # the folder is a file system of its own, or all that may be written
+            continue
+        return
+    raise OSError(f"{folder / name} cannot be written")

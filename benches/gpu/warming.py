@@ -7,13 +7,15 @@ Each distinct one is compiled as Triton itself would at its first launch, to the
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,6 +27,7 @@ from benches.gpu.sources import ROOT
 GATE = ROOT / "tests" / "gate"
 SLOWEST = 12
 """Kernels named with their seconds."""
+LATE = "not compiled in time"
 
 
 @dataclass(frozen=True)
@@ -41,17 +44,18 @@ def compiled(part: str, cores: int, until: float, words: Sequence[str] = ()) -> 
     """Compile every case of the gate's calls (of those whose names hold one of ``words``) on up to ``cores`` processes.
 
     Returns:
-        Numbers of ``cases``, of those ``compiled``, and of those ``left`` at ``until`` (as ``time.time()`` says), the
-        processes' ``seconds`` added up, the ``slowest`` and the ``failed`` as outcomes.
+        How many cases were ``compiled``, how many were ended and how many calls were ``left`` at ``until`` (as
+        ``time.time()`` says), the processes' ``seconds`` added up, the ``slowest`` and the ``failed`` as outcomes.
     """
-    work, failed = _cases(part, words)
-    outcomes = list(_forked(work, cores, until))
-    failed += [outcome for outcome in outcomes if outcome.message]
+    calls = deque(_calls(part, words))
+    failed: list[Outcome] = []
+    outcomes = list(_forked(_cases(part, calls, failed), cores, until))
+    failed += [outcome for outcome in outcomes if outcome.message not in ("", LATE)]
     slowest = sorted(outcomes, key=lambda outcome: -outcome.seconds)[:SLOWEST]
     return {
-        "cases": len(work),
         "compiled": sum(not outcome.message for outcome in outcomes),
-        "left": len(work) - len(outcomes),
+        "ended": sum(outcome.message == LATE for outcome in outcomes),
+        "left": len(calls),
         "seconds": sum(outcome.seconds for outcome in outcomes),
         "slowest": [asdict(outcome) for outcome in slowest],
         "failed": [asdict(outcome) for outcome in failed],
@@ -68,47 +72,61 @@ def parts() -> tuple[Any, ...]:
     return PARTS
 
 
-def _cases(name: str, words: Sequence[str]) -> tuple[list[Any], list[Outcome]]:
-    """Distinct cases, the paper's shapes first, and the calls that could not be followed."""
-    part = next(part for part in parts() if part.name == name)
+def _calls(part: str, words: Sequence[str]) -> list[Any]:
+    """Those for ``part`` alone, which are the bench's, come first, then the paper's shapes."""
+    parts()
     from tests.gate.calls import CALLS
+
+    chosen = [call for call in CALLS if not words or any(word in call.name for word in words)]
+    return sorted(chosen, key=lambda call: (call.part != part, call.slow))
+
+
+def _cases(name: str, calls: deque[Any], failed: list[Outcome]) -> Iterator[Any]:
+    """Distinct cases, while ``calls`` are followed and taken away; one that cannot be is added to ``failed``."""
+    part = next(part for part in parts() if part.name == name)
     from tests.gate.cases import cases
 
-    found: dict[Any, None] = {}
-    failed = []
-    for call in sorted(CALLS, key=lambda call: call.slow):
-        if words and not any(word in call.name for word in words):
-            continue
+    seen: set[Any] = set()
+    while calls:
+        call = calls.popleft()
         try:
-            found.update(dict.fromkeys(cases(part, [call])))
+            found = [case for case in cases(part, [call]) if case not in seen]
         except Exception as error:  # the other calls are worth compiling
             failed.append(Outcome("host code", call.name, 0.0, _words(error)))
-    return list(found), failed
+            continue
+        seen.update(found)
+        yield from found
 
 
-def _forked(work: Sequence[Any], cores: int, until: float) -> Iterator[Outcome]:
+def _forked(work: Iterator[Any], cores: int, until: float) -> Iterator[Outcome]:
     """Each case in a process of its own, which a compiler that crashes ends; outcomes as they come."""
-    for case in work:
-        _prime(case)  # here once, not in every process
-    waiting = list(reversed(work))
     running: dict[int, tuple[Any, Path, float]] = {}
     with tempfile.TemporaryDirectory() as folder:
-        while running or (waiting and time.time() < until):
-            while waiting and len(running) < cores and time.time() < until:
-                case = waiting.pop()
-                path = Path(folder) / str(len(waiting))
-                running[_start(case, path)] = case, path, time.time()
-            pid, status = os.waitpid(-1, os.WNOHANG)
-            if pid:
-                case, path, started = running.pop(pid)
-                yield _outcome(case, path, time.time() - started, status)
-            elif time.time() >= until:
-                for child in running:
-                    os.kill(child, signal.SIGKILL)
-                    os.waitpid(child, 0)
+        for number in itertools.count():
+            case = next(work, None) if time.time() < until else None
+            if case is None and not running:
                 return
-            else:
-                time.sleep(0.005)
+            if case is not None:
+                _prime(case)  # here once, not in every process
+                path = Path(folder) / str(number)
+                running[_start(case, path)] = case, path, time.time()
+            while running and (case is None or len(running) >= cores):
+                pid, status = os.waitpid(-1, os.WNOHANG)
+                if pid:
+                    case_of, path, started = running.pop(pid)
+                    yield _outcome(case_of, path, time.time() - started, status)
+                elif time.time() >= until:
+                    _end(running)
+                    yield from (Outcome(c.name, c.configuration, time.time() - t, LATE) for c, _, t in running.values())
+                    return
+                else:
+                    time.sleep(0.005)
+
+
+def _end(children: Iterable[int]) -> None:
+    for child in children:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
 
 
 def _start(case: Any, path: Path) -> int:
