@@ -5,19 +5,51 @@ BIN := $(VENV)/bin
 RUN ?= runs/demo
 READY := $(VENV)/.installed-$(shell cat requirements.lock pyproject.toml CMakeLists.txt patchsae_kernels/native/* | cksum | cut -d' ' -f1)
 
-.PHONY: demo test lint sanitize bench lock clean
+# What the kernels run with on a machine with a GPU, beside the lock: versions in an environment of their own.
+VERSIONS ?= lock
+ifeq ($(filter lock gpu,$(VERSIONS)),)
+$(error VERSIONS is $(VERSIONS); expected lock or gpu)
+endif
+VENV_GPU := .venv-gpu
+GPU_LOCK := tests/gate/requirements-gpu.lock
+GPU_READY = $(VENV_GPU)/.installed-$(shell cksum < $(GPU_LOCK) | cut -d' ' -f1)
+PYTHON312 ?= $(firstword $(shell python3.12 -c 'import sys; print(sys.executable)' 2>/dev/null) \
+  $(addsuffix /bin/python3.12,$(shell pyenv prefix 3.12 2>/dev/null)))
+GATE_PYTHON = $(if $(filter gpu,$(VERSIONS)),$(VENV_GPU),$(VENV))/bin/python
+GATE_READY = $(if $(filter gpu,$(VERSIONS)),$(GPU_READY),$(READY))
+INTERPRETED = TRITON_INTERPRET=1 OMP_NUM_THREADS=1
+
+.PHONY: demo test lint gate interpret python312 shuffled sanitize bench lock clean
 
 demo: $(READY)
 	RUN=$(RUN) PATH="$(CURDIR)/$(BIN):$$PATH" sh examples/demo.sh
 
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal  # two processes of two threads would starve each other
-	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal tests/triton
+	$(INTERPRETED) $(BIN)/python -m pytest -n 2 --dist worksteal tests/triton
 
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Every kernel compiled for four GPUs without one; the last line says how many are refused. VERSIONS: lock or gpu.
+gate: $(GATE_READY)
+	OMP_NUM_THREADS=1 $(GATE_PYTHON) -m tests.gate
+
+# The kernels in Triton's interpreter, which `make test` runs as well. VERSIONS: lock or gpu.
+interpret: $(GATE_READY)
+	$(INTERPRETED) $(GATE_PYTHON) -m pytest -n 2 --dist worksteal tests/triton
+
+python312:
+	@echo $(PYTHON312)
+
+# The same in three random orders of every kernel's programs.
+shuffled: $(READY)
+	for seed in 1 2 3; do \
+	  PROGRAM_ORDER=$$seed $(INTERPRETED) $(BIN)/python -m pytest -n 2 --dist worksteal tests/triton \
+	    --ignore-glob='*/test_gpu_bench*' || exit 1; \
+	done
 
 sanitize: $(READY)
 	PYTHON=$(CURDIR)/$(BIN)/python .ci/sanitize
@@ -30,6 +62,8 @@ lock:
 	uv pip compile --universal --python-version 3.10 --no-emit-index-url --no-header --extra dev --extra hub \
 	  --extra tensorboard --extra wandb --no-annotate \
 	  -o requirements.lock pyproject.toml --upgrade
+	uv pip compile --python-version 3.12 --python-platform linux --no-emit-index-url --no-header --no-annotate \
+	  -o $(GPU_LOCK) tests/gate/requirements-gpu.in --upgrade
 
 $(READY):
 	$(PYTHON) -m venv $(VENV)
@@ -38,5 +72,11 @@ $(READY):
 	$(BIN)/uv pip install --python $(BIN)/python --quiet --no-build-isolation --no-deps -e .
 	rm -f $(VENV)/.installed-* && touch $@
 
+$(GPU_READY): $(READY)
+	@test -n "$(PYTHON312)" || { echo "VERSIONS=gpu needs Python 3.12: name one by PYTHON312=..." >&2; exit 1; }
+	$(BIN)/uv venv --quiet --clear --python $(PYTHON312) $(VENV_GPU)
+	$(BIN)/uv pip install --python $(VENV_GPU)/bin/python --quiet --compile-bytecode -r $(GPU_LOCK)
+	touch $@
+
 clean:
-	rm -rf $(VENV) build
+	rm -rf $(VENV) $(VENV_GPU) build

@@ -1,10 +1,15 @@
-"""`python -m tests.gate [WORD ...]`: the table of all kernels, or of the calls whose names hold one of the words."""
+"""`python -m tests.gate [WORD ...]`: the table of all kernels, or of the calls whose names hold one of the words.
+
+`python -m tests.gate --record`: write what the kernels use at the paper's shape, see `tests.gate.recorded`.
+"""
 
 from __future__ import annotations
 
 import sys
 from itertools import chain
 
+from tests.gate import recorded
+from tests.gate.arguments import Call
 from tests.gate.calls import CALLS
 from tests.gate.cases import Case, cases
 from tests.gate.compiling import Resources, compile_all, complaints, temporary_cache
@@ -14,16 +19,36 @@ ROW = "{:32} {:7} {:>5} {:>6} {:>6} {:>7} {:16} {}"
 
 
 def main(words: list[str]) -> int:
+    if words == ["--record"]:
+        return record()
     calls = [call for call in CALLS if not words or any(word in call.name for word in words)]
+    papers = set(at_the_papers_shape(calls))
     print(ROW.format("kernel", "target", "regs", "stack", "spills", "shared", "product", "configuration"))
-    all_cases = sorted(chain.from_iterable(cases(part, calls) for part in PARTS), key=lambda case: case.name)
+    found = sorted(every_case(calls), key=lambda case: case.name)
     refused: list[str] = []
     with temporary_cache():
-        for case, used in compile_all(all_cases):
+        for case, used in compile_all(found):
             print(row(case, used), flush=True)
             refused += complaints(case, used)
-    print(f"{len(all_cases)} cases, {len(refused)} refused", *refused, sep="\n")
+            refused += recorded.complaints(case, used) if case in papers else []
+    print(*refused, f"{len(found)} cases, {len(refused)} refused", sep="\n")
     return 1 if refused else 0
+
+
+def record() -> int:
+    found = at_the_papers_shape(CALLS)
+    with temporary_cache():
+        recorded.write(compile_all(found))
+    print(f"{len(found)} cases recorded in {recorded.FILE.name}")
+    return 0
+
+
+def at_the_papers_shape(calls: list[Call] | tuple[Call, ...]) -> list[Case]:
+    return every_case([call for call in calls if not call.slow])
+
+
+def every_case(calls: list[Call]) -> list[Case]:
+    return list(chain.from_iterable(cases(part, calls) for part in PARTS))
 
 
 def row(case: Case, used: Resources) -> str:

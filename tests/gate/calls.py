@@ -1,90 +1,54 @@
 """Which host functions are followed, with which arguments. A kernel that no call starts fails the gate.
 
 Shapes are those of the paper (25,216 tokens = 128 images of 197, 768 channels, 49,152 latents, 149 active a token), of
-its larger models, and small ones that leave tails in every block. Tensors are on the meta device: only shapes, strides,
-types and alignment are looked at.
+its larger models, small ones that leave tails in every block, and those of `benches.gpu`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import replace
 
 import torch
 import triton
 from torch import Tensor
 
-from patchsae_kernels.triton import adam, backward, batch_topk, decode, encode, ghost, library, pack, product, stats, step, sweep
-
-F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
-BUDGET = 256 * 2**20
-CLASSES = 100
-KS = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000]
-
-
-@dataclass(frozen=True)
-class Size:
-    """Tokens N, latents S, channels D."""
-
-    name: str
-    tokens: int
-    latents: int
-    width: int
-
-
-PAPER = Size("paper", 25_216, 49_152, 768)
-LARGE = Size("large", 8_224, 131_072, 1_024)
-TAILS = Size("tails", 37, 1_001, 99)
-ONE = Size("one token", 1, 49_152, 768)
-WIDE = Size("wide", 8_224, 32_768, 4_096)
-
-
-@dataclass(frozen=True)
-class Call:
-    """One call of a host function.
-
-    Attributes:
-        name: what is called and what is special about it; picks calls in ``python -m tests.gate NAME``.
-        slow: left out by ``pytest -m "not slow"``: not the paper's shape.
-    """
-
-    name: str
-    function: Callable[..., Any]
-    arguments: tuple[Any, ...]
-    options: dict[str, Any] = field(default_factory=dict)
-    slow: bool = False
-
-
-def meta(*shape: int, dtype: torch.dtype = F32) -> Tensor:
-    return torch.empty(shape, dtype=dtype, device="meta")
-
-
-def i32(*shape: int) -> Tensor:
-    return meta(*shape, dtype=torch.int32)
-
-
-def i64(*shape: int) -> Tensor:
-    return meta(*shape, dtype=torch.int64)
-
-
-def misaligned(tensor: Tensor) -> Tensor:
-    """The same shape and type, starting one element after a boundary of 16 bytes, as a slice of a tensor may."""
-    return torch.empty(tensor.numel() + 1, dtype=tensor.dtype, device="meta")[1:].view(tensor.shape)
-
-
-def csr(size: Size, active: int = 149, dtype: torch.dtype = F32) -> tuple[Tensor, Tensor, Tensor]:
-    """Values, indices, pointers."""
-    entries = size.tokens * active
-    return meta(entries, dtype=dtype), i32(entries), i64(size.tokens + 1)
-
-
-def slice_of_csr(size: Size) -> tuple[Tensor, ...]:
-    return tuple(map(misaligned, csr(size)))
-
-
-def name_of(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
+from benches.gpu import sizes, small
+from patchsae_kernels.triton import (
+    adam,
+    backward,
+    batch_topk,
+    decode,
+    encode,
+    ghost,
+    library,
+    pack,
+    product,
+    stats,
+    step,
+    sweep,
+)
+from tests.gate.arguments import (
+    BF16,
+    BUDGET,
+    CLASSES,
+    F16,
+    F32,
+    KS,
+    LARGE,
+    ONE,
+    PAPER,
+    TAILS,
+    WIDE,
+    Call,
+    Size,
+    csr,
+    i32,
+    i64,
+    meta,
+    name_of,
+    slice_of_csr,
+)
+from tests.gate.bench_calls import bench_calls
 
 
 def calls_of_decode() -> list[Call]:
@@ -96,6 +60,8 @@ def calls_of_decode() -> list[Call]:
         (LARGE, F32, BF16),
         (TAILS, F32, F32),
         (ONE, F32, F32),
+        (WIDE, F32, F32),
+        (WIDE, F32, BF16),
     ):
         rows = slice_of_csr(size) if size is TAILS else csr(size, dtype=values)
         words = f"{size.name} {name_of(values)} {name_of(weights)}"
@@ -265,8 +231,8 @@ def repair_call(k: int) -> Call:
 
 def repair(x: Tensor, W_enc: Tensor, b_enc: Tensor, b_dec: Tensor, k: int) -> None:
     """What encode does for tokens with more candidates than slots: float32, every latent a possible candidate."""
-    slots = triton.next_power_of_2(W_enc.shape[1]) if k else 0
-    call = encode.Request(pack.pack(W_enc, b_enc, "fp32"), b_dec, None, k, "fp32", True, slots, BUDGET)
+    slots = triton.next_power_of_2(W_enc.shape[1])
+    call = replace(encode.request(W_enc, b_enc, b_dec, [], None, k, "fp32", BUDGET), fused=True, slots=slots)
     encode.encode_into(x, call, x.shape[0] * 512)
 
 
@@ -285,7 +251,7 @@ def calls_of_product() -> list[Call]:
         terms, bias, chunk = meta(rows, 3), meta(size.latents), meta(rows, size.latents, dtype=dtype)
         maxima = (low, weight, terms, bias, chunk, meta(rows, buckets))
         bounds, kept = (meta(3, buckets), None) if dtype == F16 else (meta(size.latents), chunk)
-        hits = (low, weight, terms, bias, bounds, None, i32(rows, buckets), kept)
+        hits = (low, weight, terms, bias, bounds, i32(rows, buckets), kept)
         calls += [
             Call(f"fused_hits {name_of(dtype)}", product.fused_hits, hits),
             Call(f"fused_maxima {name_of(dtype)}", product.fused_maxima, maxima),
@@ -297,8 +263,17 @@ def calls_of_product() -> list[Call]:
     return calls
 
 
+def calls_of_wide_encode() -> list[Call]:
+    return [
+        encode_call(WIDE, F32, activation, k, precision)
+        for activation, k in (("relu", 0), ("topk", 64))
+        for precision in ("exact", "bf16", "fp32")
+    ]
+
+
 CALLS = (
     *calls_of_encode(),
+    *calls_of_wide_encode(),
     *calls_of_product(),
     *calls_of_decode(),
     *calls_of_backward(),
@@ -306,4 +281,5 @@ CALLS = (
     *calls_of_step(),
     *calls_of_stats(),
     *calls_of_batch_topk(),
+    *bench_calls(sizes.PAPER, small.SMALL),
 )

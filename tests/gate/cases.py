@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 from triton.compiler import make_backend
@@ -12,7 +13,7 @@ from triton.runtime.jit import JITFunction, create_function_from_signature
 
 from patchsae_kernels.triton import tuning
 from patchsae_kernels.triton.launch import Launch, record
-from tests.gate.calls import Call
+from tests.gate.arguments import Call
 from tests.gate.parts import Part
 
 GRID_LIMITS = (2**31 - 1, 65_535, 65_535)
@@ -36,11 +37,22 @@ class Case:
     def name(self) -> str:
         return self.kernel.fn.__name__
 
+    @property
+    def width(self) -> int | None:
+        """D, where it is compiled in."""
+        named = {self.kernel.arg_names[place[0]]: value for place, value in self.constants.items()}
+        return named.get("D", named.get("DEPTH"))
+
+
+_known: dict[tuple[Any, ...], Case] = {}
+
 
 def cases(part: Part, calls: Iterable[Call]) -> list[Case]:
     """The distinct cases of ``calls`` on ``part``, in the order of their first launch."""
     found: dict[Case, None] = {}
     for call in calls:
+        if call.part not in ("", part.name):
+            continue
         for launch in launches(part, call):
             found.setdefault(specialise(part, launch))
     return list(found)
@@ -56,15 +68,23 @@ def launches(part: Part, call: Call) -> list[Launch]:
 def specialise(part: Part, launch: Launch) -> Case:
     """Triton's own specialisation of a launch: types, divisibility by 16, arguments equal to 1, constants."""
     check_grid(launch, part)
-    kernel = launch.kernel
+    backend, bind = binder(part, launch.kernel)
+    bound, specialisation, _ = bind(*launch.args, **launch.options)
+    key = part, launch.kernel, repr(specialisation), repr(launch.options)
+    if key not in _known:
+        options, signature, constants, attributes = launch.kernel._pack_args(
+            backend, dict(launch.options), bound, specialisation, launch.options
+        )
+        words = configuration(signature, constants, attributes, options)
+        _known[key] = Case(part, launch.kernel, words, signature, constants, attributes, options.__dict__)
+    return _known[key]
+
+
+@cache
+def binder(part: Part, kernel: JITFunction) -> tuple[Any, Callable[..., Any]]:
+    """Triton's compiler for a part, and what binds the arguments of a launch to a kernel's parameters."""
     backend = make_backend(part.target)
-    binder = create_function_from_signature(kernel.signature, kernel.params, backend)
-    bound, specialisation, _ = binder(*launch.args, **launch.options)
-    options, signature, constants, attributes = kernel._pack_args(
-        backend, dict(launch.options), bound, specialisation, launch.options
-    )
-    words = configuration(signature, constants, attributes, options)
-    return Case(part, kernel, words, signature, constants, attributes, options.__dict__)
+    return backend, create_function_from_signature(kernel.signature, kernel.params, backend)
 
 
 def configuration(

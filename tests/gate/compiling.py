@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from triton import knobs
 from triton.compiler import ASTSource
 from triton.compiler import compile as triton_compile
 
+from tests.gate import budgets, races
 from tests.gate.cases import Case
+from tests.gate.machine_code import instructions, registers_and_stack, waits_for_every_product
 
 PARSING = Lock()
 PRODUCT_INSTRUCTIONS = ("wgmma.mma_async", "tcgen05.mma", "mma.sync", "v_mfma")
@@ -45,7 +45,8 @@ class Resources:
         scratch: bytes of global memory per program that a caller would have to allocate.
         product: the instruction that products became, empty without one.
         half_product: whether the source multiplies float16 or bfloat16 tiles.
-        serialised: the machine code waits for every asynchronous product (wgmma) before the next one starts.
+        read_back: barriers between a store and a later load of the same memory; None: there is no such load.
+        code: instructions of the machine code, where `budgets` concern it.
     """
 
     registers: int
@@ -55,7 +56,8 @@ class Resources:
     scratch: int
     product: str
     half_product: bool
-    serialised: bool
+    read_back: int | None
+    code: Counter[str]
 
 
 @cache
@@ -65,11 +67,11 @@ def resources(case: Case) -> Resources:
     Raises:
         Exception: whatever Triton raises for a kernel that does not compile for this part.
     """
-    source = LockedSource(case.kernel, case.signature, case.constants, case.attributes)
-    compiled = triton_compile(source, target=case.part.target, options=case.options)
+    compiled = compile_case(case)
     on_nvidia = case.part.target.backend == "cuda"
-    registers, stack, spills = nvidia_usage(compiled) if on_nvidia else amd_usage(compiled)
+    registers, stack, spills = (*registers_and_stack(compiled), 0) if on_nvidia else amd_usage(compiled)
     assembly = compiled.asm["ptx"] if on_nvidia else compiled.asm["amdgcn"]
+    half_product = re.search(r"tt\.dot .*tensor<[\dx]+x(f16|bf16)> \*", compiled.asm["ttir"]) is not None
     return Resources(
         registers=registers,
         stack=stack,
@@ -77,9 +79,16 @@ def resources(case: Case) -> Resources:
         shared=compiled.metadata.shared,
         scratch=getattr(compiled.metadata, "global_scratch_size", 0),  # Triton 3.6 has none on AMD
         product=next((name for name in PRODUCT_INSTRUCTIONS if name in assembly), ""),
-        serialised="wgmma.mma_async" in assembly and waits_for_every_product(cuobjdump(compiled, "-sass")),
-        half_product=re.search(r"tt\.dot .*tensor<[\dx]+x(f16|bf16)> \*", compiled.asm["ttir"]) is not None,
+        half_product=half_product,
+        read_back=races.barriers_of_read_back(compiled.asm["ttgir"], case.part.target),
+        code=instructions(compiled) if budgets.concern(case, half_product) else Counter(),
     )
+
+
+def compile_case(case: Case) -> Any:
+    """Triton's compiled kernel."""
+    source = LockedSource(case.kernel, case.signature, case.constants, case.attributes)
+    return triton_compile(source, target=case.part.target, options=case.options)
 
 
 def compile_all(cases: list[Case]) -> Iterator[tuple[Case, Resources]]:
@@ -99,8 +108,10 @@ def complaints(case: Case, used: Resources) -> list[str]:
         found.append(f"{used.scratch} bytes of global scratch, which nobody allocates")
     if part.products and used.half_product and used.product != part.products:
         found.append(f"its product became {used.product or 'plain arithmetic'}; expected {part.products}")
-    if used.serialised:
+    if waits_for_every_product(used.code):
         found.append("it waits for every wgmma before the next one (ptxas warning C75xx); expected one wait a step")
+    found += races.complaints(case.name, used.read_back)
+    found += budgets.complaints(case, used.code, used.half_product)
     return [f"{case.name} on {part.name}: {reason} ({case.configuration})" for reason in found]
 
 
@@ -116,28 +127,6 @@ def temporary_cache() -> Iterator[None]:
             del os.environ["TRITON_CACHE_DIR"]
             if before is not None:
                 os.environ["TRITON_CACHE_DIR"] = before
-
-
-def nvidia_usage(compiled: Any) -> tuple[int, int, int]:
-    """Registers, bytes of stack and local memory, 0: from the machine code, where spills are stack."""
-    text = cuobjdump(compiled, "-res-usage")
-    used = {name: int(value) for name, value in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", text)}
-    return used["REG"], used["STACK"] + used["LOCAL"], 0
-
-
-def cuobjdump(compiled: Any, option: str) -> str:
-    """What the disassembler in the triton package prints about a kernel."""
-    with tempfile.TemporaryDirectory() as folder:
-        cubin = Path(folder) / "kernel.cubin"
-        cubin.write_bytes(compiled.asm["cubin"])
-        command = [knobs.nvidia.cuobjdump.path, option, str(cubin)]
-        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
-
-
-def waits_for_every_product(sass: str) -> bool:
-    """Each group of products begins with an ARRIVE; ptxas gives each one its own where it cannot overlap them."""
-    products, groups = len(re.findall(r"\bHGMMA\b", sass)), len(re.findall(r"\bWARPGROUP\.ARRIVE\b", sass))
-    return products > 1 and groups >= products
 
 
 def amd_usage(compiled: Any) -> tuple[int, int, int]:

@@ -6,10 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from torch import Tensor
 from triton.compiler.errors import CompilationError
 
-from tests.gate import broken_kernels
-from tests.gate.calls import BF16, F16, F32, Call, meta, misaligned
+from patchsae_kernels.triton import decode
+from tests.gate import broken_kernels, races
+from tests.gate.arguments import BF16, F16, F32, PAPER, Call, csr, meta, misaligned
 from tests.gate.cases import Case, cases
 from tests.gate.compiling import complaints, resources
 from tests.gate.parts import PARTS, Part
@@ -65,6 +67,50 @@ def test_a_product_that_waits_for_every_wgmma_is_refused() -> None:
     case = only_case(SM_90, broken_kernels.rounded_maxima, a, b, maxima, num_warps=8, num_stages=3)
     (reason,) = complaints(case, resources(case))
     assert "waits for every wgmma" in reason
+
+
+def test_a_product_that_converts_one_number_at_a_time_is_refused() -> None:
+    a, b, maxima = meta(128, 768, dtype=BF16), meta(256, 768, dtype=BF16), meta(128)
+    case = only_case(SM_90, broken_kernels.rounded_maxima, a, b, maxima, num_warps=8, num_stages=3)
+    (reason,) = complaints(case, resources(case))
+    assert "128 conversions of one number" in reason
+
+
+def test_narrow_loads_are_refused() -> None:
+    W = meta(PAPER.latents, PAPER.width)
+    assert complaints_of_decode(W) == []
+    (reason,) = complaints_of_decode(misaligned(W))
+    assert "loads of 128 bits; expected" in reason
+
+
+def complaints_of_decode(W: Tensor) -> list[str]:
+    found = cases(SM_90, [Call("decode", decode.decode, (*csr(PAPER), W, meta(PAPER.width)))])
+    (case,) = (case for case in found if case.name == "decode_kernel")
+    return complaints(case, resources(case))
+
+
+@each_part
+@pytest.mark.parametrize("function", [broken_kernels.handed_over, broken_kernels.handed_on])
+@pytest.mark.parametrize("barrier", [False, True])
+def test_reading_back_is_refused(part: Part, function: Callable[..., None], barrier: bool) -> None:
+    steps = (3,) if function is broken_kernels.handed_on else ()
+    case = only_case(part, function, meta(1024), *steps, barrier)
+    used = resources(case)
+    assert used.read_back == barrier
+    (reason,) = complaints(case, used)
+    assert "READ_BACK" in reason
+
+
+def test_reading_back_without_a_barrier_is_refused_where_it_is_expected() -> None:
+    assert races.complaints("decode_sweep_kernel", 1) == []
+    assert "no barrier" in races.complaints("decode_sweep_kernel", 0)[0]
+
+
+@each_part
+def test_changing_memory_in_place_passes(part: Part) -> None:
+    case = only_case(part, broken_kernels.in_place, meta(1024))
+    assert resources(case).read_back is None
+    assert complaints(case, resources(case)) == []
 
 
 def test_a_product_of_float32_may_be_plain_arithmetic() -> None:

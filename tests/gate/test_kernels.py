@@ -9,25 +9,50 @@ import pytest
 from triton.runtime.jit import JITFunction
 
 import patchsae_kernels.triton as package
-from tests.gate.calls import CALLS, Call
+from tests.gate import recorded
+from tests.gate.arguments import Call
+from tests.gate.calls import CALLS
 from tests.gate.cases import cases, launches
-from tests.gate.compiling import compile_all, complaints
+from tests.gate.compiling import compile_all, complaints, resources
 from tests.gate.parts import PARTS, Part
+from tests.gate.races import READ_BACK
+
+PAIRS = [
+    pytest.param(call, part, id=f"{call.name}-{part.name}", marks=[pytest.mark.slow] * call.slow)
+    for call in CALLS
+    for part in PARTS
+    if call.part in ("", part.name)
+]
 
 
-@pytest.mark.parametrize("part", PARTS, ids=lambda part: part.name)
-@pytest.mark.parametrize(
-    "call", [pytest.param(call, id=call.name, marks=[pytest.mark.slow] * call.slow) for call in CALLS]
-)
+@pytest.mark.parametrize(("call", "part"), PAIRS)
 def test_every_kernel_fits_every_part(call: Call, part: Part) -> None:
-    refused = [line for case, used in compile_all(cases(part, [call])) for line in complaints(case, used)]
+    refused = []
+    for case, used in compile_all(cases(part, [call])):
+        refused += complaints(case, used) + ([] if call.slow else recorded.complaints(case, used))
     assert not refused, "\n".join(refused)
 
 
 def test_no_kernel_escapes() -> None:
-    shipped = {f"{kernel.module}.{kernel.fn.__name__}" for kernel in kernels_of_the_package()}
-    recorded = {launch.kernel for part in PARTS for call in CALLS for launch in launches(part, call)}
-    assert shipped == {f"{kernel.module}.{kernel.fn.__name__}" for kernel in recorded}
+    started = {launch.kernel for part in PARTS for call in CALLS for launch in launches(part, call)}
+    assert {f"{kernel.module}.{kernel.fn.__name__}" for kernel in started} == shipped()
+
+
+@pytest.mark.parametrize("part", PARTS, ids=lambda part: part.name)
+def test_kernels_that_read_back_have_all_their_barriers(part: Part) -> None:
+    calls = [call for call in CALLS if not call.slow and call.name.startswith(("decode_sweep", "latent_stats"))]
+    found = {case: resources(case).read_back for case in cases(part, calls) if case.name in READ_BACK}
+    assert {case.name for case in found} == READ_BACK.keys()
+    assert {(case.name, barriers) for case, barriers in found.items()} == set(READ_BACK.items())
+
+
+def test_records_are_of_kernels_that_there_are() -> None:
+    names = {name.split(".")[-1] for name in shipped()}
+    assert {place.split()[0] for place in recorded.recorded() or {}} <= names
+
+
+def shipped() -> set[str]:
+    return {f"{kernel.module}.{kernel.fn.__name__}" for kernel in kernels_of_the_package()}
 
 
 def kernels_of_the_package() -> list[JITFunction]:
