@@ -27,7 +27,7 @@ from patchsae_kernels.triton.workspace import Request, chunks, workspace
 CSR = tuple[Tensor, Tensor, Tensor]
 SLOTS = 4096  # candidates of a token of ReLU and JumpReLU: 27 times a trained L0
 TOPK_SLOTS = 512  # of top-k, which has about k of them; 4 k where that is more
-PLACES = 1024  # candidates a token that a chunk of ReLU or JumpReLU has room for
+PLACES = 512  # candidates a token that a chunk of ReLU or JumpReLU has room for
 EXPECTED = 512  # entries a token that ReLU's output is first allocated for
 MAX_DEPTH = 16384  # float16 products of rows scaled to below 2 and 1 cannot overflow up to here
 

@@ -15,7 +15,7 @@ from patchsae_kernels.triton.launch import launch
 from patchsae_kernels.triton.product import BUCKET
 
 LISTED = 2048  # words of a step of the listing: 65,536 latents
-GATHERED = 128  # buckets of a step of the gather
+GATHERED = 32  # buckets of a step of the gather
 MOST_STEPS = 12  # of one program, whatever the token: the longest one must not hold up the others
 
 
@@ -71,7 +71,7 @@ def gather_hits(
         indices.shape[0],
         BUCKET=BUCKET,
         BLOCK=min(GATHERED, triton.next_power_of_2(width)),
-        num_warps=8,
+        num_warps=4,
         num_stages=1,
     )
 

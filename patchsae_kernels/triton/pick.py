@@ -18,10 +18,10 @@ from torch import Tensor
 from patchsae_kernels.triton.launch import launch
 
 SLICE = 128  # floats of a row that are scored together: 25 MB of a table of 49,152 rows, which stays in the L2
-SCORED = 128  # candidates of a step: 64 KB in flight
-STEPS = 4  # of one program, where every place holds a candidate
+SCORED = 64  # candidates of a step: 32 KB in flight
+MOST_STEPS = 12  # of one program, where every place holds a candidate
 BLOCK = 512
-SEARCHED = 2048  # candidates that the search for the k-th largest holds at once
+SEARCHED = 1024  # candidates that the search for the k-th largest holds at once
 
 
 @dataclass(frozen=True)
@@ -52,9 +52,10 @@ class Candidates:
 def rescore(x: Tensor, b_dec: Tensor, rows: Tensor, candidates: Candidates) -> None:
     """Write every candidate's ``(x - b_dec) . W_enc[:, s]`` in float32, slice by slice of D, as its parts.
 
-    The order of summation depends on D alone, so a result does not depend on the other candidates or tokens. Programs
-    share the places evenly, whoever's they are: a token with many candidates holds nobody up. Bounded by reading the
-    candidates' rows: 160 of 3 KB a token, and with the slices one after the other from the L2.
+    The order of summation depends on D alone, so a result does not depend on the other candidates or tokens. Where the
+    candidates are one run, programs share it evenly, whoever's they are: a token with many holds nobody up. Slots keep
+    one token from having too many. Bounded by reading the candidates' rows: 160 of 3 KB a token, and with the slices
+    one after the other from the L2.
 
     Args:
         x: ``[N, D]``, contiguous rows. rows: ``[S, D]`` float32.
@@ -62,11 +63,11 @@ def rescore(x: Tensor, b_dec: Tensor, rows: Tensor, candidates: Candidates) -> N
     depth, places = x.shape[1], candidates.indices.shape[0]
     slices = candidates.parts.shape[0]
     block = SCORED if depth % 4 == 0 else SCORED // 2  # unaligned rows load element by element
-    if candidates.slots:
-        block = min(block, candidates.slots)
+    block *= 2 if candidates.slots > block * MOST_STEPS else 1
+    programs = x.shape[0] if candidates.slots else triton.cdiv(places, block * MOST_STEPS)
     launch(
         rescore_kernel,
-        (triton.cdiv(places, block * STEPS), slices),
+        (programs, slices),
         x,
         b_dec,
         rows,
@@ -82,7 +83,7 @@ def rescore(x: Tensor, b_dec: Tensor, rows: Tensor, candidates: Candidates) -> N
         DEPTH=depth,
         SLICE=triton.next_power_of_2(triton.cdiv(depth, slices)),
         BLOCK=block,
-        num_warps=8,
+        num_warps=4 if block <= SCORED else 8,
         num_stages=1,
     )
 
@@ -106,8 +107,7 @@ def settle(
         over: what the count of a token becomes, at least, whose candidates found no place.
     """
     rows = candidates.counts.shape[0]
-    size = candidates.slots or BLOCK
-    block = min(size, SEARCHED if k else BLOCK)
+    block = min(candidates.slots or BLOCK, SEARCHED if k else BLOCK)
     launch(
         settle_kernel,
         (rows,),
@@ -177,27 +177,29 @@ def rescore_kernel(
     part = tl.program_id(1).to(tl.int64)
     d = part * SLICE + tl.arange(0, SLICE)
     b_dec = tl.load(b_dec_ptr + d, d < DEPTH, other=0.0)
-    used = places
-    if pointers_ptr is not None:
-        used = tl.minimum(tl.load(pointers_ptr + tokens), places).to(tl.int32)
-    for start in range(tl.program_id(0) * BLOCK, used, tl.num_programs(0) * BLOCK):
+    if SLOTS > 0:
+        token = tl.program_id(0).to(tl.int64)
+        count = tl.load(counts_ptr + token)
+        first = tl.program_id(0) * SLOTS
+        end = first + tl.where(count <= SLOTS, count, 0)
+        stride = BLOCK
+    else:
+        first = tl.program_id(0) * BLOCK
+        end = tl.minimum(tl.load(pointers_ptr + tokens), places).to(tl.int32)
+        stride = tl.num_programs(0) * BLOCK
+    for start in range(first, end, stride):
         place = start + tl.arange(0, BLOCK)
-        if SLOTS > 0:  # a block is of one token
-            token = start // SLOTS
-            count = tl.load(counts_ptr + token)
-            there = place - token * SLOTS < tl.where(count <= SLOTS, count, 0)
-            t = tl.load(x_ptr + token.to(tl.int64) * x_stride + d, d < DEPTH, other=0.0).to(tl.float32)
-            t = (t - b_dec)[None, :]
-        else:
-            there = place < used
-            token = tl.load(owners_ptr + place, there, other=0).to(tl.int64)
-            inside = there[:, None] & (d < DEPTH)[None, :]
-            t = tl.load(x_ptr + token[:, None] * x_stride + d[None, :], inside, other=0.0).to(tl.float32)
-            t -= b_dec[None, :]
+        there = place < end
         inside = there[:, None] & (d < DEPTH)[None, :]
+        if SLOTS > 0:
+            t = tl.load(x_ptr + token * x_stride + d, d < DEPTH, other=0.0).to(tl.float32)[None, :]
+        else:
+            owner = tl.load(owners_ptr + place, there, other=0).to(tl.int64)
+            t = tl.load(x_ptr + owner[:, None] * x_stride + d[None, :], inside, other=0.0).to(tl.float32)
         latent = tl.load(indices_ptr + place, there, other=0).to(tl.int64)
         w = tl.load(rows_ptr + latent[:, None] * DEPTH + d[None, :], inside, other=0.0)
-        tl.store(parts_ptr + part * places + place, tl.sum(w * t, 1), there)
+        scored = tl.sum(w * (t - b_dec[None, :]), 1)
+        tl.store(parts_ptr + part * tl.cast(places, tl.int64) + place, scored, there)
 
 
 @triton.jit

@@ -10,7 +10,8 @@ from torch import Tensor
 from patchsae_kernels.triton.launch import launch
 from patchsae_kernels.triton.product import BUCKET
 
-GATHERED = 64  # buckets of a step of the gather
+GATHERED = 64  # buckets of a step of the gather; twice as many for more slots than `MOST_STEPS` steps reach
+MOST_STEPS = 12
 SEARCHED = 2048  # buckets that the search for those that matter holds at once: 65,536 latents
 ROUNDING = {torch.float16: 0.0, torch.bfloat16: 2.0**-8, torch.float32: 0.0}
 """How far the maxima of accumulators may be from those of the products as kept, relative to product and bias: twice the
@@ -98,7 +99,7 @@ def gather(
         EXACT=chunk.dtype == torch.float16,
         SLOTS=slots,
         BUCKET=BUCKET,
-        BLOCK=GATHERED,
+        BLOCK=GATHERED if slots <= GATHERED * MOST_STEPS else 2 * GATHERED,
         num_warps=8,
         num_stages=1,
     )

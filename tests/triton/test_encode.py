@@ -250,6 +250,26 @@ def test_the_floor_of_top_k_is_a_lower_bound():
     assert z.indices.tolist() == [40]
 
 
+def test_rounding_after_the_maxima_loses_no_bucket():
+    """In bfloat16 latent 40 rounds up to above what latent 0, the largest accumulator, rounds down to."""
+    accumulators = torch.zeros(1, 64)
+    accumulators[0, 0], accumulators[0, 40] = 1 + 0.49 * 2.0**-7, 1 - 2.0**-8 + 0.51 * 2.0**-8
+    accumulators[0, 1] = 0.5
+    chunk = accumulators.bfloat16()
+    bias = torch.zeros(64)
+    bias[0] = -(2.0**-20)
+    assert float(chunk[0, 40]) + 0 > float(chunk[0, 0]) + float(bias[0])
+    maxima = (accumulators + bias).view(1, 2, 32).amax(2)
+    terms, bucket_terms = torch.tensor([[1.0, 0, 0]]), torch.zeros(3, 2)
+    bucket_terms[2, 0] = 2.0**-20
+    buckets, found, floors = torch.empty(1, 2, dtype=torch.int32), torch.empty(1, dtype=torch.int32), torch.empty(1)
+    topk.find_buckets(maxima, terms, bucket_terms, 1, torch.bfloat16, buckets, found, floors)
+    values, indices = torch.empty(1, 16), torch.empty(1, 16, dtype=torch.int32)
+    counts = torch.empty(1, dtype=torch.int32)
+    topk.gather(chunk, bias, terms, torch.zeros(2, 64), buckets, found, floors, values, indices, counts)
+    assert indices[0, : counts[0]].tolist() == [0, 40]
+
+
 @pytest.mark.parametrize("size", [1e25, 1e30])
 @pytest.mark.parametrize("what", ["tokens", "weights", "one weight"])
 @pytest.mark.parametrize("activation", ["relu", "topk"])
