@@ -60,13 +60,24 @@ def _stages(document: Mapping[str, Any]) -> str:
 
 
 def _wrong(records: Sequence[Record]) -> str:
-    rows = [("status", "stage", "what", "why")]
-    rows += [
-        (r["status"], r["stage"], r["name"], r["message"].replace("\n", " ")[:160])
-        for r in records
-        if r["status"] != "passed"
-    ]
-    return _aligned(rows) if len(rows) > 1 else "every check passed"
+    """What did not pass; items of one stage that were skipped for one reason share a row."""
+    rows: dict[tuple[str, ...], list[str]] = {}
+    for r in records:
+        if r["status"] != "passed":
+            alone = r["name"] if r["status"] != "skipped" else ""
+            rows.setdefault((r["status"], r["stage"], alone, _line(r["message"])), []).append(r["name"])
+    if not rows:
+        return "every check passed"
+    named = [(*row[:2], names[0] + _others(len(names) - 1), row[3]) for row, names in rows.items()]
+    return _aligned([("status", "stage", "what", "why"), *named])
+
+
+def _line(text: str) -> str:
+    return text.replace("\n", " ")[:160]
+
+
+def _others(count: int) -> str:
+    return f" and {count} others" if count > 1 else " and another" if count else ""
 
 
 def _lines(records: Sequence[Record]) -> str:

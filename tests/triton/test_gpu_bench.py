@@ -272,6 +272,16 @@ def test_the_command_runs_all_of_it_without_the_interpreter_too(tmp_path: Path) 
     assert done.stdout.endswith((tmp_path / "results" / "table.txt").read_text() + "\n")
 
 
+def test_what_was_skipped_for_one_reason_shares_a_row() -> None:
+    record = {"status": SKIPPED, "stage": "designs", "message": "out of time", "data": {}}
+    names = ("a", "b", "c")
+    records = [*({**record, "name": n} for n in names), *({**record, "name": n, "status": ERROR} for n in names)]
+    document = {"size": "tiny", "started": "", "seconds": 0.0, "stages": [], "records": records}
+    rows = [row.split() for row in report.table(document).splitlines()]
+    assert ["skipped", "designs", "a", "and", "2", "others", "out", "of", "time"] in rows
+    assert all(["error", "designs", name, "out", "of", "time"] in rows for name in names)
+
+
 def test_time_lost_is_what_ours_would_have_to_save() -> None:
     side = lines.Side("theirs", "fp32", lambda _p, _turn: None)
     times = {"samples": {"ours": [3.0], "x": [2.0]}, "milliseconds": {"x": None}}

@@ -17,8 +17,8 @@ from benches.gpu.bench import Bench
 from benches.gpu.records import Item, Result
 from benches.gpu.sources import ROOT
 
-START = 30.0
-"""Seconds beyond the stage's end after which the compiling processes count as hung."""
+GRACE = 10.0
+"""Seconds beyond the stage's end after which the process that compiles kernels counts as hung."""
 
 
 def items(bench: Bench) -> Iterator[Item]:
@@ -42,7 +42,7 @@ def _compile_all(bench: Bench, failed: list[dict[str, Any]]) -> Result:
     with _opponent(bench) as opponent:
         data = compile_in_processes(bench, part)
         failed += data.pop("failed")
-        status = _status_of(opponent, bench.left + START)
+        status = _status_of(opponent, bench.left)
     return Result(data={**data, "status of the opponent's compiler": status, "waited": time.monotonic() - started})
 
 
@@ -53,7 +53,7 @@ def compile_in_processes(bench: Bench, part: str) -> dict[str, Any]:
     command = [sys.executable, "-m", "benches.gpu.warming", "--part", part, "--cores", str(cores)]
     command += ["--until", repr(bench.end), "--out", str(path.resolve())]
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    subprocess.run(command, cwd=ROOT, env=environment, check=True, timeout=bench.left + START)
+    subprocess.run(command, cwd=ROOT, env=environment, check=True, timeout=bench.left + GRACE)
     found: dict[str, Any] = json.loads(path.read_text())
     return {"processes": cores, **found}
 
