@@ -80,9 +80,10 @@ def encoded(
 
 
 def bounded(size: Size, activation: str, k: int, precision: str, capacity: int) -> None:
-    """`pk.encode_bounded`."""
-    x = meta(size.tokens, size.width)
-    encode.encode_bounded(x, *encoder(size), [], None, activation, k, precision, BUDGET, capacity)
+    """`pk.encode_bounded`, and `pk.decode` of what it returns."""
+    x, weights = meta(size.tokens, size.width), encoder(size)
+    *z, _ = encode.encode_bounded(x, *weights, [], None, activation, k, precision, BUDGET, capacity)
+    decode.decode(*z, meta(size.latents, size.width), weights[2])
 
 
 def reconstructed(size: Size, activation: str, k: int, precision: str, dictionary: torch.dtype) -> None:
