@@ -29,9 +29,9 @@ def main(words: list[str]) -> int:
 
 def kind(case: Case) -> str:
     """What tells the cases of a kernel apart: types of its pointers, and constants."""
-    types = re.findall(r":\*(\w+)", case.configuration)
+    types = re.findall(r":\*(\w+)|:tensordesc<(\w+\[[\d, ]+\])", case.configuration)
     constants = re.findall(r"\b[A-Z]\w*=\w+", case.configuration)
-    return " ".join([",".join(types), *constants])
+    return " ".join([",".join(map("".join, types)), *constants])
 
 
 if __name__ == "__main__":
