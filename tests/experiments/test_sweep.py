@@ -173,6 +173,18 @@ def test_the_masks_are_held_once_while_they_are_embedded(clip, sae, monkeypatch)
         assert now - held[0] < 1.5 * masks
 
 
+def test_the_offset_is_in_every_reconstruction(clip, sae, monkeypatch) -> None:
+    """Layer norms take a constant out again, so no embedding shows it: the law is on what is embedded."""
+    inner, taken = clip.embed, []
+    monkeypatch.setattr(clip, "embed", lambda residual: taken.append(residual) or inner(residual))
+    for offset in (0.0, 0.5):
+        sweep_embeddings(clip, sae, pixels(3), torch.zeros(3).long(), make_rankings(), KS, bias_offset=offset)
+    plain, shifted = taken[:4], taken[4:]
+    assert shifted[0].equal(plain[0])  # the unmodified residual stream
+    for before, after in zip(plain[1:], shifted[1:], strict=True):
+        torch.testing.assert_close(after, before + 0.5, rtol=0, atol=1e-5)
+
+
 @given(st.integers(1, 300), st.integers(1, 300))
 def test_runs_are_few_and_equal_to_within_one(count, most) -> None:
     runs = even_runs(count, most)
