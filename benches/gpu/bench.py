@@ -14,6 +14,12 @@ from benches.gpu.sizes import Size
 from benches.gpu.timing import Pace
 
 
+def multiply_in_float32() -> None:
+    """Products of float32 in float32: the baselines, and what a compiler makes of them."""
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+
+
 @dataclass(eq=False)
 class Bench:
     """One run of the worker.

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from benches.gpu import sources, stages
-from benches.gpu.bench import Bench
+from benches.gpu.bench import Bench, multiply_in_float32
 from benches.gpu.records import ERROR, PREPARING, SKIPPED, Item, Record, Result, StageFile, done, stage_file
 from benches.gpu.sizes import SIZES
 
@@ -32,8 +32,7 @@ class DeviceLost(Exception):
 
 def run(bench: Bench, ends: Mapping[str, float], started: float) -> None:
     """Run the stages of ``ends`` in order, each until its end. DeviceLost ends the process, not the run."""
-    torch.backends.cuda.matmul.allow_tf32 = False
-    torch.backends.cudnn.allow_tf32 = False
+    multiply_in_float32()
     watch = sources.Watch()
     for stage in stages.chosen(tuple(ends)):
         bench.end = ends[stage.name]
