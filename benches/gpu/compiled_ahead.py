@@ -14,7 +14,7 @@ from benches.gpu.lines import compiled
 
 
 def compile_opponent(n: int, d: int, s: int, device: str) -> None:
-    """Run it once on tensors of the shapes and strides, and under the switches, that the table has: all make its key."""
+    """Run it once on tensors of the shapes and strides and under the switches that the table has: they are its key."""
     multiply_in_float32()
     shapes = (n, d), (d, s), (s,), (s, d), (d,)
     compiled("inductor")(*(torch.zeros(shape, device=device) for shape in shapes))

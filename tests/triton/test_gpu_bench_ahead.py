@@ -66,8 +66,12 @@ assert set(cache.rglob("*")) > before
 
 @pytest.mark.slow
 def test_a_launch_finds_what_was_compiled_ahead_in_the_cache(tmp_path: Path) -> None:
-    """Triton's own launch path, told that the part is there, compiles nothing any more."""
-    run(LAUNCHES, "fused_maxima float16", "latent_stats paper float32", "encode repair", TRITON_CACHE_DIR=str(tmp_path))
+    """Triton's own launch path, told that the part is there, compiles nothing any more; whatever else is installed."""
+    other = tmp_path / "site" / "tests" / "__init__.py"
+    other.parent.mkdir(parents=True)
+    other.touch()
+    environment = {"TRITON_CACHE_DIR": str(tmp_path / "cache"), "PYTHONPATH": str(tmp_path / "site")}
+    run(LAUNCHES, "fused_maxima float16", "latent_stats paper float32", "encode repair", **environment)
 
 
 REFUSED = """

@@ -209,12 +209,15 @@ def earlier(out: Path, **machine: str) -> Path:
     versions = {"torch": "2", "triton": "3"}
     place = {"device": {"name": "A"}, "versions": versions}
     kernels = {name: [f"{sources.KERNELS}.{name}"] for name in ("decode", "encode")}
-    records = [{"stage": "environment", "name": "machine", "status": PASSED, "data": place}] + [
+    machine = {"stage": "environment", "name": "machine", "status": PASSED, "data": place, "sources": []}
+    records = [{**machine, "digest": sources.digest("environment", [])}] + [
         {"stage": "correctness", "name": name, "status": PASSED, "data": {}, "sources": modules}
         | {"digest": sources.digest("correctness", modules), "seconds": 1.0}
         for name, modules in kernels.items()
     ]
-    records += [{**records[-1], "name": "bad", "status": status} for status in ("failed", "error", "skipped")]
+    unfit = [{"status": status} for status in ("failed", "error", "skipped")]
+    unfit += [{"digest": "of other sources"}, {"digest": ""}, {"data": {"cut": "9 bytes are left out"}}]
+    records += [{**records[-1], "name": "unfit", **changes} for changes in unfit]
     whole = [{"stage": "correctness", "seconds": 9.0, "finished": True}]
     path = out / "results.json"
     path.write_text(json.dumps({**HEAD, "stages": whole, "records": records}))
@@ -250,7 +253,7 @@ def test_what_is_no_result_is_refused_before_anything_is_written(tmp_path: Path,
 
 def test_what_passed_is_taken_over_and_what_did_not_runs_again(tmp_path: Path) -> None:
     found = merging.read(earlier(tmp_path))
-    assert merging.take(found, tmp_path, ("correctness",)) == {"started": HEAD["started"], "taken": 2, "left": 4}
+    assert merging.take(found, tmp_path, ("correctness",)) == {"started": HEAD["started"], "taken": 2, "left": 7}
     content = json.loads(stage_file(tmp_path, "correctness").read_text())
     assert [r["name"] for r in content["records"]] == ["decode", "encode"]
     assert {r["taken_from"] for r in content["records"]} == {HEAD["started"]}
@@ -306,3 +309,20 @@ def test_a_file_beyond_its_limit_gives_way_and_says_so() -> None:
     assert len(cut.encode()) <= 4000
     assert cut.endswith("end")
     assert "bytes are left out" in cut
+
+
+def test_a_table_that_cannot_be_drawn_ends_no_run() -> None:
+    assert "KeyError" in collected.drawn({"records": []})
+
+
+def test_a_folder_that_nothing_can_be_moved_into_is_written_from_inside(tmp_path: Path, monkeypatch) -> None:
+    replace = os.replace
+
+    def within(source: Path, target: Path) -> None:
+        if source.parent != target.parent:
+            raise OSError("Invalid cross-device link")
+        replace(source, target)
+
+    monkeypatch.setattr(collected.os, "replace", within)
+    Collection(tmp_path, tmp_path / "x", tmp_path / "log", HEAD, ()).write()
+    assert {path.name for path in (tmp_path / "x").iterdir()} == set(FILES)
