@@ -123,7 +123,7 @@ class SweepOptions:
     """Leave a prompted model's prompt tokens as they are; otherwise they are replaced like the image's, as in the
     paper."""
     budget_mb: int = 512
-    """Bound on the reconstructions held at a time, in MB."""
+    """Bound on the reconstructions held at a time, and once more on what embedding them takes beside them, in MB."""
     bias_offset: float = 0.0
     """Added to every element of every reconstruction. The released code adds 0.105131256516992, left over from one
     checkpoint."""
