@@ -98,6 +98,8 @@ from pathlib import Path
 from benches.gpu.records import Record, StageFile, stage_file
 
 for name in sys.argv[2:]:
+    if name == "training":
+        time.sleep(0.8)  # has begun nothing yet, long after it was started
     file = StageFile(stage_file(Path(sys.argv[1]), name), name)
     for item in ("first", "second", "third"):
         if item in [record.name for record in file.records]:
@@ -124,10 +126,11 @@ def test_a_worker_that_dies_or_hangs_costs_an_item_and_one_that_runs_on_its_stag
     monkeypatch.setattr(
         stages, "STAGES", tuple(s._replace(patience=patience.get(s.name, s.patience)) for s in stages.STAGES)
     )
-    late = time.time() + 300
+    late, starts = time.time() + 90, []
     until = {stage.name: late for stage in stages.STAGES} | {"capture": time.time() + 12}
 
     def start(names) -> subprocess.Popen[bytes]:
+        starts.append(names[0])
         command = [sys.executable, "-c", WORKER, str(tmp_path), *names]
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         return subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True)
@@ -136,6 +139,7 @@ def test_a_worker_that_dies_or_hangs_costs_an_item_and_one_that_runs_on_its_stag
     supervisor.supervise(collection, start, until)
     found = collection.write()
     assert found == json.loads((tmp_path / "results.json").read_text())
+    assert starts == ["environment", "warm", "correctness", "table", "determinism", "determinism", "sanitizer"]
     assert [stage["stage"] for stage in found["stages"] if not stage["finished"]] == ["capture"]
     assert len(found["stages"]) == len(stages.STAGES)
     assert of(found, "correctness")["second"]["message"] == "the worker ended with status 9"
