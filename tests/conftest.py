@@ -1,7 +1,10 @@
 """One hypothesis profile for the whole suite: no deadline (shared machines), the same examples every time."""
 
-from hypothesis import settings
+from hypothesis import Phase, settings
 
 settings.register_profile("suite", deadline=None, derandomize=True, max_examples=40)
 settings.register_profile("short", deadline=None, derandomize=True, max_examples=10)  # where every example is slow
+settings.register_profile(
+    "first", settings.get_profile("suite"), phases=[Phase.explicit, Phase.generate]
+)  # a failure will do
 settings.load_profile("suite")

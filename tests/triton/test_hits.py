@@ -64,6 +64,47 @@ def test_screening_misses_no_latent_and_takes_few_too_many(seed, level, outlier)
     assert not hit[:, :100][above < -2.1 * float(slack)].any()
 
 
+def screened(low: torch.Tensor, W: torch.Tensor, terms: list[float], bias: torch.Tensor) -> torch.Tensor:
+    """The hits of one token, whose terms are given and whose latents' are 0, but for the sizes of their biases."""
+    bounds = torch.zeros(3, len(bias) // 32)
+    bounds[2] = bias.abs().view(-1, 32).amax(1)
+    found = torch.empty(1, len(bias) // 32, dtype=torch.int32)
+    product.fused_hits(low[None].half(), W.half(), torch.tensor([terms]), bias, bounds, found, None)
+    return bits_of(found)[0]
+
+
+def test_where_nothing_is_known_of_a_token_every_latent_is_a_hit():
+    """Infinity times zero: a token beyond all scales, and a bucket of latents without weights."""
+    assert screened(torch.zeros(64), torch.zeros(32, 64), [1.0, float("inf"), 0.0], torch.full((32,), 0.5)).all()
+
+
+def test_a_latent_just_above_its_threshold_is_a_hit():
+    W = torch.zeros(32, 64)
+    W[:, 0] = torch.linspace(0.5, 1, 32).half().float()
+    threshold = (W[:, 0].double() * (1 - 2.0**-23)).float()
+    assert (threshold < W[:, 0]).all()
+    low = torch.nn.functional.one_hot(torch.tensor(0), 64).float()
+    assert screened(low, W, [1.0, 0.0, 0.0], -product.SURELY * threshold).all()
+
+
+def test_the_bound_covers_what_a_bias_loses_to_its_threshold():
+    """Biases are some 20 and thresholds some 10^-5, so that their difference keeps nothing of a threshold's margin."""
+    low = torch.zeros(64)
+    low[:2] = torch.tensor([1.0, 2.0**-11])
+    g = torch.Generator().manual_seed(0)
+    W = torch.zeros(4096, 64)
+    W[:, 0] = 16 + 4 * torch.rand(4096, generator=g).half().float()
+    W[:, 1] = torch.rand(4096, generator=g).half().float()
+    W = W.half().float()
+    threshold = 1e-5 * torch.rand(4096, generator=g)
+    value = W.double() @ low.double()
+    bias = (threshold.double() - value).float()
+    above = value + bias.double() > threshold.double()
+    lost = (value.float() + (bias - product.SURELY * threshold) <= 0) & above
+    assert lost.any(), "without the bound some would be missed"
+    assert screened(low, W, [1.0, 0.0, 0.0], bias - product.SURELY * threshold)[above].all()
+
+
 @few
 @given(st.integers(0, 2**31), st.floats(0, 0.5))
 def test_both_designs_report_what_is_active_where_products_are_the_answer(seed, level):
