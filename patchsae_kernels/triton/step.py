@@ -1,11 +1,11 @@
 """The training step on a GPU: one encode and work in proportion to the non-zeros, or dense products in chunks.
 
 The equations are those of `patchsae_kernels.reference_training`; how the non-zeros are summed up is said in
-`patchsae_kernels.triton.backward`. By arithmetic, at 25,216 tokens, D 768, S 49,152 and L0 149 on an H200: packing the
-weights 0.1 ms, encode 3.3, decode 2.1, sort 0.15, backward 4.3, passes over the tokens 0.15: 10 ms. With bfloat16
-products every gathered row has half the bytes: encode 3, decode 1.1, backward 2.2, 7 ms in all. The dense step has five
-products of 1.9 TFLOP, 190 ms in float32 (27 in TF32, 12 in bfloat16), its passes over the latents 5 ms, and re-reading
-the weights and gradients for every chunk 5 ms.
+`patchsae_kernels.triton.backward`. By arithmetic (benches/results/gpu-model.md), at 25,216 tokens, D 768, S 49,152 and
+L0 149 on an H200: packing the weights 0.1 ms, encode 5.7, decode 2.4, sort 0.15, backward 5.3, passes over the tokens
+0.35: 14 ms. With bfloat16 products 8.4 ms: the encode takes 3.1, and every gathered row has half the bytes. The dense
+step has five products of 1.9 TFLOP, 190 ms in float32 (27 in TF32, 12 in bfloat16), its passes over the latents 5 ms,
+and re-reading the weights and gradients for every chunk 5 ms.
 
 Host reads: one before the choice between the two (share of active latents, whether x is finite), one in each encode
 (its sizes), none else in the dense step. With a `patchsae_kernels.StepChoice` the running share is read instead of a
