@@ -27,7 +27,7 @@ from torch import Tensor
 from patchsae_kernels.triton.launch import launch
 from patchsae_kernels.triton.product import BUCKET
 
-PACKED_ELEMENTS = 8192  # of one program, which has 4 warps: twice as many spill
+PACKED_ELEMENTS = 4096  # of one program, which has 4 warps: twice as many spill
 DEPTH_MULTIPLE = 64  # depth is padded with zeros, so that no product has a tail
 _LOW = {"exact": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 

@@ -13,7 +13,7 @@ WIDE_LOADS = {
     "decode_kernel": 16,
     "decode_sweep_kernel": 16,
     "rescore_kernel": 16,
-    "latent_gradients_kernel": 8,
+    "latent_gradients_kernel": 6,
 }
 """128-bit loads that a kernel has at the paper's width: what gathers rows is bound by the bytes a load brings."""
 
