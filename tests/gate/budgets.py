@@ -20,7 +20,11 @@ WIDE_LOADS = {
 
 def concern(case: Case, half_product: bool) -> bool:
     """Whether the machine code of a case is looked at."""
-    return case.part.name == PART and (half_product or case.name in WIDE_LOADS)
+    return case.part.name == PART and (half_product or least_wide_loads(case) > 0)
+
+
+def least_wide_loads(case: Case) -> int:
+    return WIDE_LOADS.get(case.name, 0) if case.width == PAPER.width else 0
 
 
 def complaints(case: Case, found: Counter[str], half_product: bool) -> list[str]:
@@ -30,7 +34,7 @@ def complaints(case: Case, found: Counter[str], half_product: bool) -> list[str]
     counts, reasons = by_class(found), []
     if half_product and counts["F2F"]:
         reasons.append(f"{counts['F2F']} conversions of one number (F2F) beside its product; expected pairs (F2FP)")
-    least = WIDE_LOADS.get(case.name, 0) if case.width == PAPER.width else 0
+    least = least_wide_loads(case)
     if counts["LDG.128"] < least:
         reasons.append(f"{counts['LDG.128']} loads of 128 bits; expected {least} or more")
     return reasons
