@@ -286,6 +286,17 @@ def test_magnitudes_beyond_float16_scaling_lose_nothing(what, size, activation):
     torch.testing.assert_close(exact.values, plain.values, rtol=1e-4, atol=0)
 
 
+@pytest.mark.parametrize("activation", ["relu", "topk"])
+def test_the_largest_numbers_there_are(activation):
+    case = make_case(17, 4, 24, 100)
+    x = case.x / case.x.abs().max() * 3.3e38
+    case = case._replace(x=x, W_enc=case.W_enc * 1e-30, b_dec=torch.zeros(24), b_enc=torch.zeros(100))
+    k = 5 if activation == "topk" else None
+    exact, plain = (case.encode(activation=activation, k=k, precision=p) for p in ("exact", "fp32"))
+    assert torch.equal(exact.indices, plain.indices)
+    torch.testing.assert_close(exact.values, plain.values, rtol=1e-4, atol=0)
+
+
 def test_a_token_over_its_slots_leaves_its_neighbours_alone():
     """A program writes to its own slots: here it has more candidates than slots, and the next token has none."""
     latents, slots = 64, 8

@@ -139,3 +139,28 @@ def test_tokens_that_their_neighbours_left_no_room_keep_their_bits(places, monke
     )
     assert int(flags[4][1]) > 0, "some found no room"
     assert_same(whole, pk.encode(case.x, w))
+
+
+def test_tokens_without_room_and_tokens_with_too_many_are_told_apart(monkeypatch):
+    case = make_case(21, 9, 24, 100, bias=0.2)
+    w = pk.prepare(case.W_enc, case.b_enc, case.b_dec)
+    whole = pk.encode(case.x, w)
+    needed = fast.screening_report(case.x, case.W_enc, case.b_enc, case.b_dec)
+    most = int(whole.counts().float().quantile(0.8))  # a few tokens have more, and two times as many places run out
+    monkeypatch.setattr(fast, "SLOTS", most)
+    monkeypatch.setattr(fast, "PLACES", 1)
+    candidates = fast.screening_report(case.x, case.W_enc, case.b_enc, case.b_dec)
+    few = (candidates == most + 1) & (needed <= most)
+    assert (needed > most).any(), "too many for any place"
+    assert few.any(), "marked: none left"
+    after = pk.encode(case.x, w)
+    assert torch.equal(after.indices, whole.indices)
+    for row in few.nonzero().flatten().tolist():
+        assert torch.equal(after.row(row)[1], whole.row(row)[1]), "scored the same way again"
+    torch.testing.assert_close(after.values, whole.values)
+
+
+def test_rows_padded_to_less_than_a_block_leave_their_neighbours_alone():
+    case = make_case(22, 5, 130, 40)
+    w = pk.prepare(case.W_enc, case.b_enc, case.b_dec)
+    assert_same(pk.encode(case.x, w), pk.SparseLatents.cat([pk.encode(x[None], w) for x in case.x]))
