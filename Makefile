@@ -48,7 +48,7 @@ python312:
 shuffled: $(READY)
 	for seed in 1 2 3; do \
 	  PROGRAM_ORDER=$$seed $(INTERPRETED) $(BIN)/python -m pytest -n 2 --dist worksteal tests/triton \
-	    --ignore-glob='*/test_gpu_bench*' || exit 1; \
+	    --ignore-glob='*/test_gpu_bench*' --ignore-glob='*/test_gate_of*' || exit 1; \
 	done
 
 sanitize: $(READY)
