@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 import patchsae_kernels as pk
 from patchsae_kernels import composite
 from patchsae_kernels.triton import encode as fast
-from patchsae_kernels.triton import hits, product, topk, tuning
+from patchsae_kernels.triton import hits, pick, product, topk, tuning
 from tests.kernels.cases import Case, assert_same, cases, make_case
 
 few = settings(max_examples=6, deadline=None)
@@ -163,6 +163,29 @@ def test_more_entries_than_expected(monkeypatch, precision):
     monkeypatch.setattr(fast, "EXPECTED", 3)
     case = make_case(9, 7, 24, 60, bias=0.0)
     assert_agrees(case.encode(precision=precision), oracle(case), case.double().pre())
+
+
+@pytest.mark.parametrize("precision", ["exact", "fp32"])
+def test_a_latent_at_its_threshold_is_not_active(precision):
+    W = torch.zeros(2, 40)
+    W[0] = torch.linspace(0.5, 1, 40).half().float()
+    threshold = W[0].clone()
+    threshold[::2] = torch.nextafter(threshold[::2], torch.zeros(20))
+    x, b_enc, b_dec = torch.tensor([[1.0, 0.0]]), torch.zeros(40), torch.zeros(2)
+    z = pk.encode(x, W, b_enc, b_dec, activation="jumprelu", threshold=threshold, precision=precision)
+    assert z.indices.tolist() == list(range(0, 40, 2))
+
+
+def test_ties_beyond_the_quota_are_not_written_anywhere():
+    """Not even where the next token's entries will be: programs come in any order."""
+    values, counts = torch.tensor([[3.0, 1, 1, 1, 1, 2, 1, 1]]), torch.tensor([8], dtype=torch.int32)
+    indices = torch.arange(8, dtype=torch.int32)
+    candidates = pick.Candidates(indices, values, counts, None, None, 8, None, None)
+    floors, quotas, kept = torch.tensor([1.0]), torch.tensor([2], dtype=torch.int32), torch.full((10,), -7.0)
+    latents = torch.full((10,), -7, dtype=torch.int32)
+    pick.write(candidates, floors, quotas, torch.tensor([0, 4]), kept, latents)
+    assert kept.tolist() == [3, 1, 1, 2] + [-7] * 6
+    assert latents.tolist() == [0, 1, 2, 5] + [-7] * 6
 
 
 def test_errors_name_what_is_wrong():
