@@ -21,7 +21,7 @@ SLICE = 128  # floats of a row that are scored together: 25 MB of a table of 49,
 SCORED = 64  # candidates of a step: 32 KB in flight
 MOST_STEPS = 12  # of one program, where every place holds a candidate
 BLOCK = 512
-SEARCHED = 1024  # candidates that the search for the k-th largest holds at once
+SEARCHED = 1024  # candidates that the search for the k-th largest can hold at once
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,8 @@ def settle(
         over: what the count of a token becomes, at least, whose candidates found no place.
     """
     rows = candidates.counts.shape[0]
-    block = min(candidates.slots or BLOCK, SEARCHED if k else BLOCK)
+    once = k > 0 and candidates.slots <= SEARCHED
+    block = candidates.slots if once else min(candidates.slots or BLOCK, BLOCK)
     launch(
         settle_kernel,
         (rows,),
@@ -123,7 +124,7 @@ def settle(
         SLOTS=candidates.slots,
         PARTS=candidates.parts.shape[0],
         BLOCK=block,
-        num_warps=4,
+        num_warps=4 if block <= BLOCK else 8,
         num_stages=1,
     )
 
@@ -222,7 +223,7 @@ def _candidates(parts_ptr, indices_ptr, bias_ptr, threshold_ptr, first, i, count
     inside = i < count
     latent = tl.load(indices_ptr + first + i, inside, other=0)
     value = tl.load(parts_ptr + first + i, inside, other=0.0)
-    for part in tl.static_range(1, PARTS):
+    for part in range(1, PARTS):
         value += tl.load(parts_ptr + part * tl.cast(places, tl.int64) + first + i, inside, other=0.0)
     if bias_ptr is not None:
         value += tl.load(bias_ptr + latent, inside, other=0.0)

@@ -10,9 +10,10 @@ from torch import Tensor
 from patchsae_kernels.triton.launch import launch
 from patchsae_kernels.triton.product import BUCKET
 
-GATHERED = 64  # buckets of a step of the gather; twice as many for more slots than `MOST_STEPS` steps reach
-MOST_STEPS = 12
-SEARCHED = 2048  # buckets that the search for those that matter holds at once: 65,536 latents
+GATHERED = 64  # buckets of a step of the gather
+MOST_STEPS = 12  # of it; more where more than twice the k largest can lie beyond
+SEARCHED = 2048  # buckets that the search for the floor holds at once: 65,536 latents
+LISTED = 512  # buckets of a step of the listing: eight a thread
 ROUNDING = {torch.float16: 0.0, torch.bfloat16: 2.0**-8, torch.float32: 0.0}
 """How far the maxima of accumulators may be from those of the products as kept, relative to product and bias: twice the
 unit roundoff, where the products are the answer. For float16, which only screens, the bound has it."""
@@ -56,6 +57,7 @@ def find_buckets(
         ROUNDING=ROUNDING[dtype],
         ONCE=once,
         BLOCK=block,
+        LISTED=min(LISTED, block),
         num_warps=2,  # 31 rounds, each with a sum over the program: the fewer warps meet, the better
         num_stages=1,
     )
@@ -76,7 +78,8 @@ def gather(
     """Write the candidates of the buckets found to the token's slots, latents ascending.
 
     A candidate is positive and not below the token's floor (float16: can be, by the bound). Those beyond the slots are
-    counted and not written; a token with more buckets than slots has that number as its count, and none is written.
+    counted and not written. Of a token with far more buckets than the k largest can need none is written, and its count
+    is more than its slots.
 
     Args:
         chunk: ``[rows, Sp]``. values: float32, indices: int32 ``[rows, slots]``. counts: int32 ``[rows]``, written.
@@ -99,7 +102,8 @@ def gather(
         EXACT=chunk.dtype == torch.float16,
         SLOTS=slots,
         BUCKET=BUCKET,
-        BLOCK=GATHERED if slots <= GATHERED * MOST_STEPS else 2 * GATHERED,
+        MOST=max(GATHERED * MOST_STEPS, slots // 2),
+        BLOCK=GATHERED,
         num_warps=8,
         num_stages=1,
     )
@@ -151,6 +155,7 @@ def find_buckets_kernel(
     ROUNDING: tl.constexpr,
     ONCE: tl.constexpr,  # one block holds all buckets
     BLOCK: tl.constexpr,
+    LISTED: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
     unit = tl.load(terms_ptr + row * 3)
@@ -172,9 +177,9 @@ def find_buckets_kernel(
     floor = tl.cast(key, tl.float32, bitcast=True)
     tl.store(floors_ptr + row, floor)
     total = 0
-    for start in range(0, width, BLOCK):
-        bucket = start + tl.arange(0, BLOCK)
-        _, high = _limits(maxima_ptr, bucket_terms_ptr, row, bucket, width, unit, R, Q, EXACT, ROUNDING)
+    for start in range(0, width, LISTED):
+        bucket = start + tl.arange(0, LISTED)
+        _low, high = _limits(maxima_ptr, bucket_terms_ptr, row, bucket, width, unit, R, Q, EXACT, ROUNDING)
         hit = (high > 0) & (high >= floor)
         place = total + tl.cumsum(hit.to(tl.int32), 0) - 1
         tl.store(buckets_ptr + row * width + place, bucket, hit)
@@ -198,6 +203,7 @@ def gather_kernel(
     EXACT: tl.constexpr,
     SLOTS: tl.constexpr,
     BUCKET: tl.constexpr,
+    MOST: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
@@ -206,8 +212,8 @@ def gather_kernel(
     Q = tl.load(terms_ptr + row * 3 + 2)
     floor = tl.load(floors_ptr + row)
     found = tl.load(found_ptr + row)
-    crowded = found > SLOTS
-    total = tl.where(crowded, found, 0)
+    crowded = found > MOST
+    total = tl.where(crowded, SLOTS + 1, 0)
     for start in range(0, tl.where(crowded, 0, found), BLOCK):
         i = start + tl.arange(0, BLOCK)
         bucket = tl.load(buckets_ptr + row * (latents // BUCKET) + i, i < found, other=0)

@@ -149,7 +149,7 @@ def parameters(case):
 
 
 @pytest.mark.parametrize("precision", ["exact", "bf16"])
-@pytest.mark.parametrize(("width", "latents"), [(20, 37), (64, 64)])
+@pytest.mark.parametrize(("width", "latents"), [(20, 37), (64, 64), (130, 32)])
 def test_the_encoder_is_packed_in_the_same_pass(precision, width, latents):
     case = make_case(0, 9, width, latents)
     p, apart = parameters(case), parameters(case)

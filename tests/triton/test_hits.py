@@ -124,6 +124,19 @@ def test_both_designs_report_what_is_active_where_products_are_the_answer(seed, 
         assert torch.equal(bits_of(found), chunk + packed.bias > threshold)
 
 
+def test_a_product_that_its_bias_cancels_is_no_hit_in_either_design():
+    low, W = torch.zeros(1, 64), torch.zeros(32, 64)
+    low[0, 0], W[:, 0] = 1.0, torch.linspace(0.5, 1, 32)
+    bias = -W[:, 0]
+    bounds, chunk = cutoffs(bias, None, torch.float32), torch.empty(1, 32)
+    for above in (0, 1):
+        found = torch.full((2, 1, 1), -7, dtype=torch.int32)
+        library.library_hits(low, W, bounds, found[0], chunk)
+        product.fused_hits(low, W, torch.ones(1, 3), bias, bounds, found[1], chunk)
+        assert found.flatten().tolist() == [-above] * 2, "none, and with the next larger weights all"
+        W[:, 0] = torch.nextafter(W[:, 0], torch.ones(32) * 2)
+
+
 @settings(max_examples=20, deadline=None)
 @given(st.integers(1, 4), st.sampled_from([1, 3, 40, 130]), st.data())
 def test_what_is_listed_and_gathered_is_what_the_words_say(rows, width, data):

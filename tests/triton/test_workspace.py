@@ -60,7 +60,7 @@ def steps(launch: Launch, entries: int) -> int | None:
     if name in ("settle_kernel", "write_kernel", "rescore_kernel"):
         return triton.cdiv(min(entries, o["SLOTS"] or entries), block)
     if name == "gather_kernel":
-        return triton.cdiv(min(entries, o["SLOTS"]), block)
+        return triton.cdiv(min(entries, o["MOST"]), block)
     if name in ("list_hits_kernel", "find_buckets_kernel"):
         return triton.cdiv(LATENTS // 32, block)
     if name == "decode_kernel":
