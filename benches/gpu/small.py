@@ -80,12 +80,15 @@ def fewer_places() -> Iterator[None]:
     """So few slots and so little room that tokens and outputs overflow."""
     from patchsae_kernels.triton import encode
 
-    before = encode.SLOTS, encode.EXPECTED
-    encode.SLOTS, encode.EXPECTED = 8, 3
+    fewer = {"SLOTS": 8, "TOPK_SLOTS": 8, "PLACES": 1, "EXPECTED": 3}
+    before = {name: getattr(encode, name) for name in fewer}
+    for name, number in fewer.items():
+        setattr(encode, name, number)
     try:
         yield
     finally:
-        encode.SLOTS, encode.EXPECTED = before
+        for name, number in before.items():
+            setattr(encode, name, number)
 
 
 def main(device: str) -> None:

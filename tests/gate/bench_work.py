@@ -14,6 +14,7 @@ import torch
 import triton
 from torch import Tensor
 
+from benches.gpu import small
 from patchsae_kernels.triton import (
     adam,
     backward,
@@ -180,8 +181,8 @@ def repaired(size: Size, activation: str, k: int, precision: str) -> None:
 
 
 def crowded(size: Size, activation: str, k: int, precision: str, active: int) -> None:
-    """An encode with as few places as `benches.gpu.small.fewer_places` leaves."""
-    with mock.patch.object(encode, "SLOTS", 8), mock.patch.object(encode, "EXPECTED", 3):
+    """An encode with few places."""
+    with small.fewer_places():
         encoded(size, activation, k, precision, active)
         repaired(size, activation, k, precision)
 
