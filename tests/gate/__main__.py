@@ -12,7 +12,7 @@ from tests.gate import recorded
 from tests.gate.arguments import Call
 from tests.gate.calls import CALLS
 from tests.gate.cases import Case, cases
-from tests.gate.compiling import Resources, compile_all, complaints, temporary_cache
+from tests.gate.compiling import Resources, compile_all, temporary_cache
 from tests.gate.parts import PARTS
 
 ROW = "{:32} {:7} {:>5} {:>6} {:>6} {:>7} {:16} {}"
@@ -29,8 +29,7 @@ def main(words: list[str]) -> int:
     with temporary_cache():
         for case, used in compile_all(found):
             print(row(case, used), flush=True)
-            refused += complaints(case, used)
-            refused += recorded.complaints(case, used) if case in papers else []
+            refused += recorded.refusals(case, used, case in papers)
     print(*refused, f"{len(found)} cases, {len(refused)} refused", sep="\n")
     return 1 if refused else 0
 

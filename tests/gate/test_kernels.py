@@ -13,7 +13,7 @@ from tests.gate import recorded
 from tests.gate.arguments import Call
 from tests.gate.calls import CALLS
 from tests.gate.cases import cases, launches
-from tests.gate.compiling import compile_all, complaints, resources
+from tests.gate.compiling import compile_all, resources
 from tests.gate.parts import PARTS, Part
 from tests.gate.races import READ_BACK
 
@@ -29,7 +29,7 @@ PAIRS = [
 def test_every_kernel_fits_every_part(call: Call, part: Part) -> None:
     refused = []
     for case, used in compile_all(cases(part, [call])):
-        refused += complaints(case, used) + ([] if call.slow else recorded.complaints(case, used))
+        refused += recorded.refusals(case, used, not call.slow)
     assert not refused, "\n".join(refused)
 
 

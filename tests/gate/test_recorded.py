@@ -40,6 +40,15 @@ def test_a_rise_is_refused(known: tuple[Case, Resources]) -> None:
     assert "1101 bytes of shared memory, recorded were 1000" in reason
 
 
+def test_a_rise_that_another_compilation_does_not_show_is_chance(known: tuple[Case, Resources], monkeypatch) -> None:
+    case, used = known
+    risen = replace(used, registers=56)
+    assert recorded.refusals(case, risen, at_the_papers_shape=True) == []
+    monkeypatch.setattr(recorded, "_again", lambda _case: risen)
+    assert len(recorded.refusals(case, risen, at_the_papers_shape=True)) == 1
+    assert recorded.refusals(case, risen, at_the_papers_shape=False) == []
+
+
 def test_another_configuration_is_held_to_the_largest(known: tuple[Case, Resources]) -> None:
     case, used = known
     other = replace(case, configuration="another")
