@@ -6,6 +6,7 @@ anything is allocated by it.
 
 from __future__ import annotations
 
+import math
 import os
 import resource
 from pathlib import Path
@@ -92,10 +93,5 @@ def _shown(value: object) -> str:
 
 
 def _size(count: float) -> str:
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if count < 1000:
-            break
-        count /= 1000
-    else:
-        unit = "PB"
-    return f"{count:.3g} {unit}"
+    power = min(5, int(math.log10(max(count, 1)) // 3))
+    return f"{count / 1000**power:.3g} {('B', 'kB', 'MB', 'GB', 'TB', 'PB')[power]}"
