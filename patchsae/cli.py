@@ -86,7 +86,7 @@ def train(
         raise ValueError("--run is not given; expected the directory of the experiment")
     if resume and overwrite:
         raise ValueError("--resume goes on and --overwrite starts again: give one of them")
-    stage = _stage(run, opening.TRAIN)
+    stage = _stage(run, opening.TRAIN, "train")
     if resume and not (checkpoint.exists(stage.path / checkpoint.FOLDER) or stage.finished):
         raise FileNotFoundError(f"{stage.path} holds no checkpoint to resume; leave --resume out to start")
     with open_parallel(recipe.latent_shards, opening.device(model)) as parallel:
@@ -166,7 +166,7 @@ def sweep(
     members = train_grid(clip, dataset, cells, saes, memory=memory, origin=origin, workers=workers, overwrite=overwrite)
     report.build(saes)
     judging = StreamOptions(workers=workers, on_bad_image=grid.on_bad_image)
-    frontier.run(clip, members, test, _stage(run, name), judging, memory=memory, settings=tested, overwrite=overwrite)
+    frontier.run(clip, members, test, _stage(run, name, "sweep"), judging, memory=memory, settings=tested, overwrite=overwrite)
     _report(run)
 
 
@@ -194,7 +194,7 @@ def evaluate(
 
     with _together(run, model) as (model, parallel):
         clip, autoencoder, dataset, origin = _open(run, sae, images, model)
-        stage = _stage(run, name)
+        stage = _stage(run, name, "evaluate")
         experiment.run(
             clip, autoencoder, dataset, stage, options, settings=origin, overwrite=overwrite, parallel=parallel
         )
@@ -258,7 +258,7 @@ def extract(
 
     with _together(run, model) as (model, parallel):
         clip, autoencoder, dataset, origin = _open(run, sae, images, model)
-        stage = _stage(run, name)
+        stage = _stage(run, name, "extract")
         experiment.run(
             clip, autoencoder, dataset, stage, options, settings=origin, overwrite=overwrite, parallel=parallel
         )
@@ -281,7 +281,7 @@ def classes(
     from patchsae.runs import Run
 
     found = Extraction.load(opening.finished_stage(Run(run), extract, "extract", "--extract NAME"))
-    experiment.run(found, _stage(run, name), options, settings={"extract": extract}, overwrite=overwrite)
+    experiment.run(found, _stage(run, name, "classes"), options, settings={"extract": extract}, overwrite=overwrite)
     _report(run)
 
 
@@ -320,7 +320,7 @@ def mask(
             autoencoder,
             dataset,
             rankings,
-            _stage(run, name),
+            _stage(run, name, "mask"),
             options,
             settings=origin,
             overwrite=overwrite,
@@ -362,7 +362,7 @@ def compare(
         pair = (found.first, found.second, reader)
         compared = adaptation.run(
             *pair,
-            _stage(run, name),
+            _stage(run, name, "compare"),
             options,
             settings=found.settings | given,
             overwrite=overwrite,
@@ -373,7 +373,7 @@ def compare(
                 *pair,
                 compared,
                 found.tested,
-                _stage(run, f"{name}-test"),
+                _stage(run, f"{name}-test", "compare"),
                 cross_options(options, sweep),
                 settings=found.test_settings | given,
                 overwrite=overwrite,
@@ -424,7 +424,7 @@ def table(
         partial(open_cell, clip=clip, sae=autoencoder),
         autoencoder,
         Run(run / f"{name}-cells"),
-        _stage(run, name),
+        _stage(run, name, "table"),
         options,
         cross_options(options, sweep, swept=mask),
         share=share,
@@ -449,7 +449,7 @@ def correlate(run: Path, stages: tuple[str, ...], name: str = "correlate", overw
 
     finished = [opening.finished_stage(Run(run), stage, "extract", "other --stages") for stage in stages]
     found = [activity for stage in finished for activity in correlation.activities(stage)]
-    correlation.run(found, _stage(run, name), settings={"stages": list(stages)}, overwrite=overwrite)
+    correlation.run(found, _stage(run, name, "correlate"), settings={"stages": list(stages)}, overwrite=overwrite)
     _report(run)
 
 
@@ -480,7 +480,7 @@ def adapt(
     train, test, targets, found = opening.few_images(images, origin)
     task = make_task(options, train, test, targets)
     clip = opening.clip(model, origin)
-    stage = _stage(run, name or f"adapt-{options.adapter}-seed{options.seed}")
+    stage = _stage(run, name or f"adapt-{options.adapter}-seed{options.seed}", "adapt")
     train_and_test(clip, task, options, stage, settings=found | {"dtype": model.dtype}, overwrite=overwrite)
     _report(run)
 
@@ -523,7 +523,7 @@ def explain(
         samples = [dataset.sample(opening.position(dataset, i)) for i in index]
         pictures |= {sample.id: sample.image for sample in samples}
     references = _references(Run(run), extract)
-    stage = _stage(run, name)
+    stage = _stage(run, name, "explain")
     experiment.run(clip, autoencoder, pictures, stage, options, references=references, overwrite=True)
     _report(run)
 
@@ -715,10 +715,10 @@ def _overview() -> str:
     return "\n".join(lines)
 
 
-def _stage(run: Path, name: str) -> Stage:
+def _stage(run: Path, name: str, verb: str) -> Stage:
     from patchsae.runs import Run
 
-    return Run(run).stage(name)
+    return Run(run).stage(name, verb)
 
 
 def _report(run: Path) -> None:

@@ -25,7 +25,7 @@ class FolderLock:
     FILE = ".lock"
 
     def __init__(self, folder: Path, wait: bool = False) -> None:
-        self._descriptor = os.open(folder / self.FILE, os.O_RDWR | os.O_CREAT, 0o666)
+        self._descriptor = os.open(folder / self.FILE, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
         try:
             self._acquire(folder, wait)
         except BaseException:
@@ -59,8 +59,8 @@ class FolderLock:
                 time.sleep(0.1)
 
     def _holder(self) -> int | None:
-        text = os.pread(self._descriptor, 32, 0).decode()
-        return int(text) if text.isdecimal() else None
+        text = os.pread(self._descriptor, 32, 0)
+        return int(text) if text.isdigit() and len(text) < 10 else None
 
 
 def _alive(process: int) -> bool:

@@ -7,34 +7,37 @@
         metrics.jsonl          one JSON object a line
         *.safetensors *.csv *.parquet *.json *.png
         finished               there once the stage is done
-        .files .lock           the stage's own names; who is writing
+        .files .sums .lock     the stage's own names; their checksums; who is writing
 
 Every file is replaced whole (see `atomic`): a process killed anywhere leaves the last complete state, and `Stage.begin`
-carries on from it.
+carries on from it. What a run says about itself is untrusted: only plain names inside a stage are written or removed
+(see `paths`), and files are read back by their checksums (see `checksums`).
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
-import re
 import shutil
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from patchsae import atomic, environment, settings, tables
+from patchsae import atomic, checksums, environment, settings, tables
 from patchsae.locks import FolderLock
+from patchsae.paths import OutsidePath, is_plain, plain_name
 
 if TYPE_CHECKING:
     import torch
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\Z")
-_CONFIG, _METRICS, _FINISHED, _MANIFEST, _DISCARDED = "config.toml", "metrics.jsonl", "finished", ".files", ".discarded"
+_CONFIG, _METRICS, _FINISHED, _DISCARDED = checksums.CONFIG, "metrics.jsonl", "finished", ".discarded"
+_MANIFEST = ".files"
 _RESERVED = ("environment", "versions")
 _OWN_NAMES = (_CONFIG, _FINISHED, _MANIFEST, _DISCARDED)
 
@@ -49,15 +52,15 @@ class Run:
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root)
 
-    def stage(self, name: str) -> Stage:
-        """The stage `name` (a verb: "train", "extract", ...), whether or not it exists yet."""
-        return Stage(self.root / _checked_name(name))
+    def stage(self, name: str, verb: str | None = None) -> Stage:
+        """The stage `name`, whether or not it exists yet. verb: which writes it; left out: the one of that name."""
+        return Stage(self.root / plain_name(name), verb or name)
 
     def stages(self) -> list[Stage]:
         """The stages that exist on disk, by name."""
         if not self.root.is_dir():
             return []
-        folders = sorted(path for path in self.root.iterdir() if path.is_dir() and _NAME.match(path.name))
+        folders = sorted(path for path in self.root.iterdir() if path.is_dir() and is_plain(path.name))
         return [Stage(folder) for folder in folders if (folder / _MANIFEST).exists() and (folder / _CONFIG).exists()]
 
 
@@ -70,10 +73,13 @@ class Stage:
             stage.finish()
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, verb: str | None = None) -> None:
         self.path = path
+        self.verb = verb
+        """The verb of the command line that writes it, for a message about how to make it again."""
         self._lock: FolderLock | None = None
         self._names: set[str] = set()  # what _owned returns, while begun
+        self._metrics_digest: Any = None  # of metrics.jsonl, once a line was added here
 
     @property
     def name(self) -> str:
@@ -127,10 +133,13 @@ class Stage:
             print(f"{self.name}: already finished in {self.path}; nothing to do (--overwrite runs it again)")
         return proceed
 
-    def finish(self) -> None:
-        """Mark the stage as done and let go of it."""
+    def finish(self, *spent: str) -> None:
+        """Mark the stage as done, remove what is `spent` (files that only going on needs), and let go of it."""
         self._require_begun()
+        checksums.settle(self.path, gone=spent)
         atomic.write_text(self.path / _FINISHED, "")
+        for name in spent:
+            _remove(self.path / plain_name(name))
         self.close()
 
     def close(self) -> None:
@@ -163,7 +172,8 @@ class Stage:
         """The tensors of `name`.safetensors, on the CPU."""
         from safetensors.torch import load_file
 
-        return load_file(self.path / f"{name}.safetensors")
+        with self.reading(f"{name}.safetensors") as path:
+            return load_file(path)
 
     def write_table(self, name: str, columns: Mapping[str, tables.Column]) -> Path:
         """Write a table to `name` (`.csv` or `.parquet`); see `tables.write_table`."""
@@ -173,7 +183,8 @@ class Stage:
 
     def read_table(self, name: str) -> dict[str, np.ndarray | list[Any]]:
         """The columns of the table `name`; see `tables.read_table`."""
-        return tables.read_table(self.path / name)
+        with self.reading(name) as path:
+            return tables.read_table(path)
 
     def save_json(self, name: str, value: Any) -> Path:
         """Write `value` to `name`.json. ValueError for NaN or infinity, which JSON does not have."""
@@ -183,7 +194,8 @@ class Stage:
 
     def load_json(self, name: str) -> Any:
         """The content of `name`.json."""
-        return json.loads((self.path / f"{name}.json").read_bytes())
+        with self.reading(f"{name}.json") as path:
+            return json.loads(path.read_bytes())
 
     def write_bytes(self, name: str, content: bytes) -> Path:
         """Write a file of any other kind (a picture) under its full name."""
@@ -195,54 +207,91 @@ class Stage:
         """Add one line to metrics.jsonl. A value that is not finite is written as null."""
         path = self.own(_METRICS)
         finite = {key: _finite(value) for key, value in row.items()}
-        line = json.dumps(finite, default=_json_value, allow_nan=False, ensure_ascii=False) + "\n"
-        with path.open("ab", buffering=0) as file:
-            file.write(line.encode())
+        line = (json.dumps(finite, default=_json_value, allow_nan=False, ensure_ascii=False) + "\n").encode()
+        with atomic.room_for(path):
+            if self._metrics_digest is None:
+                self._metrics_digest = hashlib.sha256(path.read_bytes() if path.exists() else b"")
+                checksums.record(path, self._metrics_digest.hexdigest())
+            self._metrics_digest.update(line)
+            checksums.record(path, self._metrics_digest.hexdigest())
+            with checksums.open_own(path) as file:
+                file.write(line)
 
     def metrics(self) -> list[dict[str, Any]]:
         """The rows of metrics.jsonl; a last line torn by a kill is left out."""
-        path = self.path / _METRICS
-        return [json.loads(line) for line in _whole_lines(path)] if path.exists() else []
+        if not (self.path / _METRICS).exists():
+            return []
+        with self.reading(_METRICS) as path:
+            return [_row(line) for line in _whole_lines(path)]
 
     def keep_metrics(self, keep: Callable[[dict[str, Any]], bool]) -> None:
         """Drop rows for which `keep` is false: on resume, those after the checkpoint, which will be written again."""
         if not self.own(_METRICS).exists():
             return
-        lines = [line for line in _whole_lines(self.path / _METRICS) if keep(json.loads(line))]
-        atomic.write_bytes(self.path / _METRICS, b"".join(lines))
+        with self.reading(_METRICS) as path:
+            lines = [line for line in _whole_lines(path) if keep(_row(line))]
+        atomic.write_bytes(path, b"".join(lines))
+        self._metrics_digest = None
+
+    def reading(self, name: str) -> AbstractContextManager[Path]:
+        """The path of the file `name`, for a reader. Raises DamagedFile; see `checksums.reading`."""
+        return checksums.reading(self.path / plain_name(name))
+
+    @contextmanager
+    def understanding(self) -> Iterator[None]:
+        """DamagedFile for what is stumbled over where something is made of the stage's files."""
+        with checksums.understanding(self.path):
+            yield
+
+    def remove(self, name: str) -> None:
+        """Remove a file or folder of the stage's own; harmless where it is not there."""
+        path = self.own(name)
+        if path.exists() or path.is_symlink():
+            checksums.settle(self.path, gone=[name])
+            _remove(path)
 
     def own(self, name: str) -> Path:
         """The path of `name`, recorded as this stage's own, for code that writes it itself (`atomic.replacing`)."""
         self._require_begun()
-        path = self.path / _checked_name(name)
+        path = self.path / plain_name(name)
         if name in _OWN_NAMES:
             raise ValueError(f"{name!r} is written by the stage itself; use another name")
         if name not in self._names:
             if path.exists():
                 raise FileExistsError(f"{path} was not written by this stage; move it away")
             # The name goes first: a kill in between leaves a name without a file, never a file without a name.
-            with (self.path / _MANIFEST).open("ab", buffering=0) as file:
+            with atomic.room_for(path), checksums.open_own(self.path / _MANIFEST) as file:
                 file.write(f"{name}\n".encode())
                 os.fsync(file.fileno())
             self._names.add(name)
         return path
 
     def folder(self, name: str) -> Path:
-        """A sub-folder, made if missing, that is the stage's own with all it holds (a saved SAE)."""
+        """A sub-folder, made if missing, that is the stage's own with all it holds (checkpoints)."""
         path = self.own(name)
+        if path.is_symlink():
+            raise FileExistsError(f"{path} is a link and could lead anywhere; expected a folder of the stage's own")
         path.mkdir(exist_ok=True)
         return path
 
+    def damage(self) -> dict[str, str]:
+        """The stage's files that are not what was written, and why; empty where all are, or nothing is recorded."""
+        names = checksums.recorded(self.path)
+        found = {name: checksums.damage(self.path / name) for name in names}
+        return {name: reason for name, reason in found.items() if reason}
+
     def _config_table(self) -> dict[str, Any] | None:
-        path = self.path / _CONFIG
-        return settings.read(path) if path.exists() else None
+        if not (self.path / _CONFIG).exists():
+            return None
+        with self.reading(_CONFIG) as path:
+            return settings.read(path)
 
     def _resolved(self, config: Mapping[str, Any], device: str) -> dict[str, Any]:
         table = settings.plain(config)
         for key in _RESERVED:
             if key in table:
                 raise ValueError(f"config has the key {key!r}, which the run writes itself; rename it")
-        made = {"stage": self.name, "device": str(device), "git_commit": environment.git_commit()}
+        made = {"stage": self.name, "verb": self.verb, "device": str(device), "git_commit": environment.git_commit()}
         return table | {"environment": settings.plain(made), "versions": environment.versions()}
 
     def _take(self) -> None:
@@ -266,42 +315,50 @@ class Stage:
                 return False
             wanted |= {key: before[key] for key in _RESERVED if key in before}
             self._repair()
+        checksums.keep(self.path)
         atomic.write_text(self.path / _CONFIG, settings.dumps(wanted))
         self._names = set(self._owned())
         return True
 
     def _repair(self) -> None:
-        """Cut the torn last line that a kill can leave in the two files that grow by appending."""
-        for path in (self.path / _METRICS, self.path / _MANIFEST):
+        """Cut the torn last line that a kill can leave in the files that grow by appending."""
+        for path in (self.path / _METRICS, self.path / _MANIFEST, self.path / checksums.FILE):
             if path.exists():
-                with path.open("r+b") as file:
+                with checksums.open_own(path) as file:
                     file.truncate(sum(map(len, _whole_lines(path))))
 
     def _discard(self) -> None:
         """Remove what this stage wrote. Killed half-way, the marker makes the next `begin` go on with it."""
+        names = self._owned()
         (self.path / _DISCARDED).touch()
-        for name in [_FINISHED, _CONFIG, *self._owned()]:
-            path = self.path / name
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
-        (self.path / _MANIFEST).unlink(missing_ok=True)
-        (self.path / _DISCARDED).unlink()
+        for name in [_FINISHED, _CONFIG, *names, checksums.FILE, _MANIFEST, _DISCARDED]:
+            _remove(self.path / name)
 
     def _owned(self) -> list[str]:
+        """The names in the manifest. Raises OutsidePath where it speaks of anything but plain names in the stage."""
         path = self.path / _MANIFEST
-        return [line.decode().rstrip("\n") for line in _whole_lines(path)][1:] if path.exists() else []
+        if not path.exists():
+            return []
+        names = [line.decode(errors="replace").rstrip("\n") for line in _whole_lines(path)][1:]
+        for name in names:
+            if not is_plain(name):
+                raise OutsidePath(
+                    f"{path} names {name!r}; expected plain names of files in {self.path}. Nothing was removed; remove "
+                    "the folder yourself if you do not need it"
+                )
+        return names
 
     def _require_begun(self) -> None:
         if self._lock is None:
             raise RuntimeError(f"stage {self.name} is not open for writing; call begin() first")
 
 
-def _checked_name(name: str) -> str:
-    if not _NAME.match(name):
-        raise ValueError(f"name is {name!r}; expected one path component of letters, digits, '.', '_', '-'")
-    return name
+def _remove(path: Path) -> None:
+    """A file, a link or a folder, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _refuse_foreign(folder: Path) -> None:
@@ -334,6 +391,13 @@ def _shown(value: Any) -> str:
 def _whole_lines(path: Path) -> list[bytes]:
     """The lines of a file that grows by appending, line ends kept, without a last one that has none."""
     return [line for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+
+
+def _row(line: bytes) -> dict[str, Any]:
+    row = json.loads(line)
+    if not isinstance(row, dict):
+        raise ValueError(f"a line is {line[:40]!r}; expected an object")
+    return row
 
 
 def _finite(value: Any) -> Any:

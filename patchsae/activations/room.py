@@ -8,11 +8,7 @@ import sys
 from pathlib import Path
 
 from patchsae.activations.index import CacheIndex
-from patchsae.errors import PatchsaeError
-
-
-class DiskFull(PatchsaeError):
-    """There is no room for (the rest of) a cache."""
+from patchsae.atomic import DiskFull
 
 
 def announce(index: CacheIndex, out: Path, overwrite: bool = False) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -13,7 +12,7 @@ from patchsae import atomic, progress
 from patchsae.activations.config import CacheOptions
 from patchsae.activations.content import Content, contents
 from patchsae.activations.index import FILE, CacheIndex, ShardRecord
-from patchsae.activations.room import DiskFull, announce
+from patchsae.activations.room import announce
 from patchsae.activations.shard import write_shard
 from patchsae.data import ImageDataset
 from patchsae.data.left_out import left_out
@@ -23,7 +22,6 @@ from patchsae.runs import Stage
 if TYPE_CHECKING:
     from patchsae.clip import SplitCLIP
 
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 MAY_DIFFER = ("workers",)
 
 
@@ -58,7 +56,7 @@ def write_cache(
     """
     made_from = {**clip.metadata, "clip_fingerprint": clip.fingerprint, "dataset": dataset.fingerprint}
     settings = {**(origin or {}), **made_from, **asdict(options), "workers": workers}
-    stage = Stage(out)
+    stage = Stage(out, "cache")
     if overwrite or not stage.finished:
         begun = (out / FILE).exists() and not overwrite
         known = CacheIndex.load(out) if begun else CacheIndex.of(clip, dataset, options, dict(origin or {}))
@@ -75,9 +73,9 @@ def write_cache(
 
 
 def put(folder: Path, content: Content) -> ShardRecord:
-    """Write a shard, atomically. Raises OSError, as where the disk is full."""
+    """Write a shard, atomically. Raises DiskFull, and OSError for what else the disk says."""
     path = folder / shard_name(content.number)
-    with atomic.replacing(path) as temporary:
+    with atomic.replacing(path, checksum=False) as temporary:  # the index and the shard itself hold its checksums
         sha256 = write_shard(temporary, content.packed, content.images, content.ids)
     return ShardRecord(path.name, len(content.ids), sha256)
 
@@ -109,12 +107,8 @@ def _add(index: CacheIndex, content: Content, stage: Stage) -> CacheIndex:
         stage.own(shard_name(content.number))
         longer = index.with_shard(content.number, put(stage.path, content), content.bad)
         atomic.write_text(stage.own(FILE), longer.text())
-    except OSError as error:
-        if error.errno not in _FULL:
-            raise
-        raise DiskFull(
-            f"no room for shard {content.number + 1} ({error.strerror}): stopped after {_reached(index, stage.path)}"
-        ) from error
+    except atomic.DiskFull as error:
+        raise atomic.DiskFull(f"{error}. Stopped after {_reached(index, stage.path)}") from error
     return longer
 
 

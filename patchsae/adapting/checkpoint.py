@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +17,7 @@ from patchsae.data import BadImageRecord
 from patchsae.runs import Stage
 
 NAME = "checkpoint"
+FILE = f"{NAME}.safetensors"
 _NUMBERS = {"step": int, "images": int, "loss_sum": float, "correct": int, "seen": int}
 
 
@@ -56,12 +56,16 @@ def save(stage: Stage, state: TrainState) -> None:
 
 def exists(stage: Stage) -> bool:
     """Whether the stage has a checkpoint."""
-    return _path(stage).exists()
+    return (stage.path / FILE).exists()
 
 
 def restore(stage: Stage, state: TrainState) -> None:
     """Fill ``state`` in place from the stage's checkpoint."""
-    stored = stage.load_tensors(NAME)
+    with stage.understanding():
+        _fill(state, stage.load_tensors(NAME))
+
+
+def _fill(state: TrainState, stored: Mapping[str, Tensor]) -> None:
     slots: dict[int, dict[str, Tensor]] = {}
     with torch.no_grad():
         for number, (name, parameter) in enumerate(state.params.items()):
@@ -76,10 +80,3 @@ def restore(stage: Stage, state: TrainState) -> None:
     state.bad = [BadImageRecord(**record) for record in json.loads(bytes(stored["bad"].tolist()))]
 
 
-def remove(stage: Stage) -> None:
-    """The checkpoint of a finished training has no more use."""
-    _path(stage).unlink(missing_ok=True)
-
-
-def _path(stage: Stage) -> Path:
-    return stage.path / f"{NAME}.safetensors"

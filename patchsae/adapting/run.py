@@ -102,8 +102,7 @@ def _fill(stage: Stage, adapted: AdaptedCLIP, task: Task, recipe: Recipe, option
     results.write_tables(stage, parts, options.setting)
     by_seed = results.over_seeds(stage, options.setting, parts)
     adaptation_section(stage, adapted, task, recipe, options, state, parts, by_seed).write(stage)
-    stage.finish()
-    checkpoint.remove(stage)
+    stage.finish(checkpoint.FILE)
     for line in left_out(state.bad, len(task.training)):
         print(line, file=sys.stderr)
     for row in results.rows(parts, options.setting):

@@ -119,7 +119,7 @@ def fold(
 
 def discard_state(stage: Stage) -> None:
     """Remove the saved state of a fold whose results have been written."""
-    stage.own(f"{NAME}.safetensors").unlink(missing_ok=True)
+    stage.remove(f"{NAME}.safetensors")
 
 
 class _Turns:

@@ -104,7 +104,7 @@ def _row(
 ) -> TableRow:
     """Run a cell, as far as it is not finished."""
     templates = cell.templates or compare.templates
-    compared, tested = (cells_run.stage(name) for name in cell.stages)
+    compared, tested = (cells_run.stage(name, "table") for name in cell.stages)
     comparison = adaptation.run(
         found.first,
         found.second,

@@ -11,7 +11,6 @@ whole autoencoder, however many processes share it: a run goes on with another n
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -109,11 +108,6 @@ def restore(folder: Path, state: TrainState, parallel: Parallel) -> None:
     if counts is not None and bad is not None:
         state.step, state.position, state.images, state.adam.step = counts.tolist()
         state.bad = [BadImageRecord(**record) for record in json.loads(bytes(bad.tolist()))]
-
-
-def remove(folder: Path) -> None:
-    """Free the checkpoints' disk space: each takes three times that of the autoencoder."""
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _newest_whole(folder: Path) -> dict[str, Tensor]:

@@ -180,7 +180,7 @@ class _Trainer:
 
     def _begun(self, cell: Cell, learner: Learner, stages: ExitStack) -> _Trainee | None:
         """None for a cell that is finished, or diverged."""
-        stage = stages.enter_context(self.run.stage(cell.name))
+        stage = stages.enter_context(self.run.stage(cell.name, "sweep"))
         metadata = {**self.clip.metadata, "layer": cell.layer, **self.origin}
         made_from = {"clip_fingerprint": self.clip.fingerprint, "dataset": self.dataset.fingerprint}
         settings = {**metadata, **made_from, **asdict(cell.config), "workers": self.workers}
@@ -270,8 +270,7 @@ class _Trainee:
             self.stage.own(name)
         sae.save(self.stage.path)
         training_section(self.stage, self.cell.config, sae, self.learner.state).write(self.stage)
-        self.stage.finish()
-        checkpoint.remove(self.folder)
+        self.stage.finish(checkpoint.FOLDER)
 
     def _log(self, batch: TokenBatch, terms: pk.StepTerms) -> None:
         now, images = time.monotonic(), self.learner.state.images

@@ -141,7 +141,7 @@ class _Training:
         self.source, self.learner, self.stage = source, learner, stage
         self.config, self.parallel = learner.config, learner.parallel
         self.folder = stage.path / checkpoint.FOLDER
-        self._saved = time.monotonic()
+        self._saved, self._saved_step = time.monotonic(), -1
         self._logged = self._saved, 0  # when, and how many images had been trained on
 
     def run(self, log: Sequence[str], dataset_images: int) -> SparseAutoencoder:
@@ -214,16 +214,20 @@ class _Training:
             logger.log({**row, "images_per_s": (self.learner.state.images - images) / (now - then)})
 
     def _finish(self, dataset_images: int) -> SparseAutoencoder:
-        """Leave the autoencoder and the report in the stage, and name the images that were left out."""
+        """Leave the autoencoder and the report in the stage, and name the images that were left out.
+
+        The state is saved first: where there is no room for the rest, the same command goes on from the last step.
+        """
         sae, state = self.learner.export(), self.learner.state
+        if self._saved_step != state.step:
+            self._save()
         self._share_bad()
         if sae is not None:
             for name in (ours.WEIGHTS, ours.CONFIG):
                 self.stage.own(name)
             sae.save(self.stage.path)
             training_section(self.stage, self.config, sae, state).write(self.stage)
-            self.stage.finish()
-            checkpoint.remove(self.folder)
+            self.stage.finish(checkpoint.FOLDER)
         self._say(left_out(state.bad, dataset_images))
         self.parallel.barrier()
         return load_sae(self.stage.path, self.learner.device) if sae is None else sae
@@ -231,7 +235,7 @@ class _Training:
     def _save(self) -> None:
         self._share_bad()
         checkpoint.save(self.folder, self.learner.state, self.parallel, self.config.keep_checkpoints)
-        self._saved = time.monotonic()
+        self._saved, self._saved_step = time.monotonic(), self.learner.state.step
 
     def _overdue(self) -> bool:
         return time.monotonic() - self._saved > 60 * self.config.checkpoint_minutes
