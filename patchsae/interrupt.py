@@ -1,17 +1,40 @@
-"""Ctrl-C and SIGTERM as a request that long work answers between two steps."""
+"""Ctrl-C, SIGTERM and the death of a data worker as a request that long work answers between two steps."""
 
 from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterable, Iterator
 from types import FrameType, TracebackType
 from typing import Any, TypeVar
 
+from patchsae.errors import PatchsaeError
+
 T = TypeVar("T")
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_HINTS = {
+    signal.SIGKILL: "the system kills processes so where memory runs out: fewer workers take less",
+    signal.SIGBUS: "/dev/shm may be full: fewer workers or smaller batches take less",
+}
+
+
+class WorkerDied(PatchsaeError):
+    """A worker process ended before its work was done.
+
+    Attributes:
+        pid: of the worker.
+        signum: the signal that ended it; SIGCHLD where it was none.
+    """
+
+    def __init__(self, pid: int, status: int) -> None:
+        self.pid = pid
+        self.signum = signal.Signals(-status if status < 0 else signal.SIGCHLD)
+        died = f"was ended by {self.signum.name}" if status < 0 else f"ended with status {status}"
+        hint = f" ({_HINTS[self.signum]})" if self.signum in _HINTS else ""
+        super().__init__(f"data worker {pid} {died}{hint}")
 
 
 class Interrupted(SystemExit):
@@ -34,6 +57,9 @@ class Interrupted(SystemExit):
 class StopRequest:
     """While entered, the first SIGINT or SIGTERM is only noted in `.signum`; a second one acts as before.
 
+    The signal that a data worker died of is noted there too: the work that lost it ends with the status that the
+    worker had, as if it had been hit itself.
+
     Python delivers signals to the main thread alone: entered on another thread, nothing is installed.
     """
 
@@ -41,7 +67,6 @@ class StopRequest:
         self.signum: int | None = None
         self._owner = os.getpid()
         self._previous: dict[int, Any] = {}
-        self._child_handler: Any = None
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():
@@ -52,34 +77,22 @@ class StopRequest:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._restore()
-        if self._child_handler is not None:
-            signal.signal(signal.SIGCHLD, self._child_handler)
 
     def until_workers_die(self, batches: Iterable[T]) -> Iterator[T]:
-        """The batches of a data loader opened while this is entered; after a noted signal its failure is their end.
-
-        The signal may have ended the data workers too, and the loader stumbles over that with one of three errors.
-        """
+        """The batches of a data loader; where a worker dies it is named on standard error, noted, and is their end."""
         try:
             yield from batches
-        except (RuntimeError, OSError, EOFError):
-            if self.signum is None:
-                raise
+        except WorkerDied as death:
+            print(death, file=sys.stderr)
+            self.signum = self.signum or death.signum
 
     def _note(self, signum: int, frame: FrameType | None) -> None:
-        # A forked data worker inherits this handler, and Ctrl-C reaches the whole process group: the parent answers.
-        # (For SIGTERM torch gives its workers a handler of their own, and they die of it.)
+        # A forked process inherits this handler, and Ctrl-C reaches the whole process group: the parent answers.
         if os.getpid() == self._owner:
             self.signum = signum
             self._restore()
-            # torch raises "DataLoader worker is killed" from SIGCHLD, wherever the main thread is, amid a step or save
-            self._child_handler = signal.signal(signal.SIGCHLD, _disregard)
 
     def _restore(self) -> None:
         for signum, handler in self._previous.items():
             signal.signal(signum, handler)
         self._previous = {}
-
-
-def _disregard(signum: int, frame: FrameType | None) -> None:
-    """SIG_DFL would not do: Python complains about a signal that is pending while its handler is taken away."""
