@@ -6,11 +6,12 @@ anything is allocated by it.
 
 from __future__ import annotations
 
-import math
 import os
 import resource
 from pathlib import Path
 from typing import Any
+
+from patchsae.words import size
 
 
 class FalseClaim(ValueError):
@@ -50,7 +51,7 @@ def require_memory(what: str, count: int) -> None:
     """Raise FalseClaim where `what` needs `count` bytes, more than this process may still take."""
     free = available_memory()
     if count > free:
-        raise FalseClaim(f"{what} needs {_size(count)} of memory; {_size(free)} are available")
+        raise FalseClaim(f"{what} needs {size(count)} of memory; {size(free)} are available")
 
 
 def available_memory() -> int:
@@ -90,8 +91,3 @@ def _address_space() -> int | None:
 def _shown(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 40 else f"{text[:37]}..."
-
-
-def _size(count: float) -> str:
-    power = min(5, int(math.log10(max(count, 1)) // 3))
-    return f"{count / 1000**power:.3g} {('B', 'kB', 'MB', 'GB', 'TB', 'PB')[power]}"

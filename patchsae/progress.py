@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol, TextIO
 
+from patchsae import words
+
 _LINE_EVERY = 10.0  # seconds between plain lines
 _BAR_EVERY = 0.1  # seconds between redraws of the bar
 _WINDOW = 60.0  # seconds that the current rate looks back
@@ -104,10 +106,10 @@ class _Tally:
 
     def speed(self) -> str:
         rate = self.rate
-        return "" if rate is None else f"{_number(rate)} {self.unit}/s"
+        return "" if rate is None else f"{words.number(rate)} {self.unit}/s"
 
     def shown_numbers(self) -> str:
-        return "  ".join(f"{name} {_number(value)}" for name, value in self.numbers.items())
+        return "  ".join(f"{name} {words.number(_read(value))}" for name, value in self.numbers.items())
 
 
 class _Display(Protocol):
@@ -128,8 +130,8 @@ class _Lines:
         if self._last is None or now - self._last >= _LINE_EVERY:
             self._last = now
             left = tally.seconds_left
-            share = f"{tally.done / tally.total:.1%}" if tally.total else ""
-            eta = "" if left is None else f"ETA {duration(left)}"
+            share = words.percent(tally.done / tally.total) if tally.total else ""
+            eta = "" if left is None else f"ETA {words.duration(left)}"
             self._print(tally.label, tally.amount(), share, tally.speed(), eta, tally.shown_numbers())
 
     def close(self, tally: _Tally, complete: bool) -> None:
@@ -167,7 +169,7 @@ class _Bar:
             return
         self._last = now
         left = tally.seconds_left
-        eta = "" if left is None else f"ETA {duration(left)}"
+        eta = "" if left is None else f"ETA {words.duration(left)}"
         parts = (tally.amount(), tally.speed(), eta, tally.shown_numbers())
         self._bar.update(self._task, completed=tally.done, status="  ".join(part for part in parts if part))
         self._bar.refresh()
@@ -177,20 +179,10 @@ class _Bar:
         print(_last_line(tally, complete), file=self._stream, flush=True)
 
 
-def duration(seconds: float) -> str:
-    """Seconds as people say them: "8 s", "3 min 20 s", "5 h 28 min", "2 d 3 h"."""
-    whole = round(seconds)
-    for size, big, small_size, small in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
-        if whole >= size:
-            rest = whole % size // small_size
-            return f"{whole // size} {big}" + (f" {rest} {small}" if rest else "")
-    return f"{seconds:.1f} s" if seconds < 10 else f"{whole} s"
-
-
 def _last_line(tally: _Tally, complete: bool) -> str:
     rate = tally.mean_rate
-    did = f"{tally.done - tally.start:,} {tally.unit} in {duration(tally.elapsed)}"
-    speed = "" if rate is None else f" ({_number(rate)} {tally.unit}/s)"
+    did = f"{tally.done - tally.start:,} {tally.unit} in {words.duration(tally.elapsed)}"
+    speed = "" if rate is None else f" ({words.number(rate)} {tally.unit}/s)"
     reached = f", {tally.amount()} in all" if tally.start else ("" if complete else f", of {tally.amount()}")
     parts = (tally.label, f"{'done' if complete else 'stopped'}: {did}{speed}{reached}", tally.shown_numbers())
     return "  ".join(part for part in parts if part)
@@ -200,12 +192,8 @@ def _rate(units: int, seconds: float) -> float | None:
     return units / seconds if seconds > 0 and units > 0 else None
 
 
-def _number(value: Any) -> str:
-    """Four significant digits; whole numbers whole."""
-    if isinstance(value, int | str):
-        return f"{value:,}" if isinstance(value, int) else value
-    number = float(value)
-    return f"{number:,.0f}" if 1000 <= abs(number) < 1e9 else f"{number:.4g}"
+def _read(value: Any) -> int | float | str:
+    return value if isinstance(value, int | str) else float(value)
 
 
 def _is_terminal(stream: TextIO) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -12,12 +12,14 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
+from patchsae import words
 from patchsae.report import figures, images
 
 Picture: TypeAlias = "Image.Image | np.ndarray"
 
 _TILE_BYTES = 5000  # of one gallery image: 60 latents x 10 images x 2 pictures stay under 10 MB with base64's third
 _TILE_SIZE = 128  # pixels
+_NUMERIC = re.compile(r"[-+–]?[\d.,]*%?( ?/ ?[-+–]?[\d.,]*%?)*")
 _MAX_SVG = 1_500_000  # characters; a figure with more is cheaper as pixels
 
 
@@ -60,7 +62,9 @@ def code(text: str) -> str:
 
 def facts(values: Mapping[str, Any]) -> str:
     """The few numbers that matter, large, each with its name."""
-    items = (f"<div><dt>{_escape(name)}</dt><dd>{_escape(shown(value))}</dd></div>" for name, value in values.items())
+    items = (
+        f"<div><dt>{_escape(name)}</dt><dd>{_escape(words.number(value))}</dd></div>" for name, value in values.items()
+    )
     return f'<dl class="facts">{"".join(items)}</dl>'
 
 
@@ -91,7 +95,7 @@ def table(columns: Mapping[str, Sequence[Any] | np.ndarray], caption: str) -> st
         raise ValueError(f"columns have different lengths: { {name: len(v) for name, v in columns.items()} }")
     kinds = ["number" if _is_numeric(values) else "words" for values in columns.values()]
     head = "".join(f'<th scope="col" class="{k}">{_escape(name)}</th>' for name, k in zip(columns, kinds, strict=True))
-    rows = zip(*map(_shown_column, columns.values()), strict=True)
+    rows = zip(*map(words.numbers, columns.values()), strict=True)
     body = "".join(f"<tr>{''.join(_cells(row, kinds))}</tr>" for row in rows)
     inner = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
     label = f'role="region" aria-label="{_escape(caption)}"'
@@ -117,31 +121,16 @@ def details(summary: str, inner: str) -> str:
     return f"<details><summary>{_escape(summary)}</summary>{inner}</details>"
 
 
-def shown(value: Any) -> str:
-    """A value as a reader wants it: thousands separated, four significant digits, a dash for nothing."""
-    if hasattr(value, "item") and getattr(value, "ndim", 0) == 0:
-        value = value.item()
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return "–"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, int):
-        return f"{value:,}"
-    if isinstance(value, float):
-        return f"{value:,.0f}" if 1e4 <= abs(value) < 1e9 else f"{value:.4g}"
-    if isinstance(value, list | tuple):
-        return ", ".join(shown(item) for item in value)
-    return str(value)
-
-
 def _row(row: Row) -> str:
-    statistics = "".join(
-        f"<div><dt>{_escape(k)}</dt><dd>{_escape(shown(v))}</dd></div>" for k, v in row.statistics.items()
-    )
-    header = f"<header><h4>{_escape(row.title)}</h4><dl>{statistics}</dl></header>"
+    header = f"<header><h4>{_escape(row.title)}</h4><dl>{_definitions(row.statistics)}</dl></header>"
     note = paragraph(row.note, "note") if row.note else ""
     tiles = gallery(row.tiles) if row.tiles else ""
     return f'<article class="row">{header}{note}{tiles}</article>'
+
+
+def _definitions(values: Mapping[str, Any]) -> str:
+    items = ((name, words.number(value)) for name, value in values.items())
+    return "".join(f"<div><dt>{_escape(name)}</dt><dd>{_escape(value)}</dd></div>" for name, value in items)
 
 
 def _tile(tile: Tile) -> str:
@@ -168,23 +157,19 @@ def _caption(caption: str) -> str:
     return f"<figcaption>{_escape(caption)}</figcaption>"
 
 
-def _shown_column(values: Sequence[Any] | np.ndarray) -> list[str]:
-    """Fractions of similar size get the same number of decimals, so that a column can be compared at a glance."""
-    items = values.tolist() if isinstance(values, np.ndarray) else list(values)
-    sizes = [abs(value) for value in items if isinstance(value, float) and math.isfinite(value) and value != 0]
-    if not sizes or max(sizes) >= 1e4 or min(sizes) < 1e-3:
-        return [shown(value) for value in items]
-    decimals = 4 - max(1, math.floor(math.log10(max(sizes))) + 1)
-    return [f"{v:.{decimals}f}" if isinstance(v, float) and math.isfinite(v) else shown(v) for v in items]
-
-
 def _cells(row: Sequence[str], kinds: Sequence[str]) -> list[str]:
     return [f'<td class="{kind}">{_escape(text)}</td>' for text, kind in zip(row, kinds, strict=True)]
 
 
 def _is_numeric(values: Sequence[Any] | np.ndarray) -> bool:
     present = [value for value in values if value is not None]
-    return bool(present) and all(isinstance(v, int | float | np.number) and not isinstance(v, bool) for v in present)
+    return bool(present) and all(_looks_numeric(value) for value in present)
+
+
+def _looks_numeric(value: Any) -> bool:
+    if isinstance(value, str):
+        return _NUMERIC.fullmatch(value) is not None
+    return isinstance(value, int | float | np.number) and not isinstance(value, bool)
 
 
 def _as_image(picture: Picture) -> Image.Image:

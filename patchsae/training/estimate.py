@@ -12,11 +12,10 @@ from torch import Tensor
 from patchsae.activations import CachedTokens
 from patchsae.clip import SplitCLIP
 from patchsae.data import ImageDataset
-from patchsae.progress import duration
 from patchsae.training.config import TrainConfig
 from patchsae.training.learner import Learner
 from patchsae.training.parallel import Alone
-from patchsae.training.sizes import shown, tower_bytes, trained_tokens, training_sizes, window_bytes
+from patchsae.training.sizes import tower_bytes, trained_tokens, training_sizes, window_bytes
 from patchsae.training.sweep_config import STRENGTH
 from patchsae.training.timing import (
     Line,
@@ -29,6 +28,7 @@ from patchsae.training.timing import (
     time_line,
     time_phase,
 )
+from patchsae.words import counted, duration, size
 
 SECONDS = 10.0
 
@@ -74,33 +74,36 @@ class Estimate:
         sizes = training_sizes(config, self.width, self.tokens_per_image)
         tower = tower_bytes(config.batch_size, self.width, self.tokens_per_image) if self.timings.tower else 0
         window = window_bytes(config, self.width, self.tokens_per_image)
-        mixing = f", tokens to mix {shown(window)}" if window else ""
+        mixing = f", tokens to mix {size(window)}" if window else ""
         kept = config.keep_checkpoints
         return [
-            f"steps    {config.steps:,} of {config.batch_size} images ({config.total_images:,} in all); "
+            f"steps    {config.steps:,} of {counted(config.batch_size, 'image')} ({config.total_images:,} in all); "
             f"{config.variant}, S = {config.expansion * self.width:,}, D = {self.width}, T = {self.tokens_per_image}",
-            f"memory   {shown(sizes.state + sizes.working + tower + window)}: parameters {shown(sizes.parameters)}, "
-            f"moments {shown(sizes.moments)}, working set of a step {shown(sizes.working)}, "
-            f"tower {shown(tower)}{mixing}; beside the weights of the CLIP",
-            f"disk     {shown((kept + 1) * sizes.state)} while it runs ({kept} checkpoints of {shown(sizes.state)} and "
-            f"one being written), {shown(sizes.parameters)} in the end",
+            f"memory   {size(sizes.state + sizes.working + tower + window)}: parameters {size(sizes.parameters)}, "
+            f"moments {size(sizes.moments)}, working set of a step {size(sizes.working)}, "
+            f"tower {size(tower)}{mixing}; beside the weights of the CLIP",
+            f"disk     {size((kept + 1) * sizes.state)} while it runs ({counted(kept, 'checkpoint')} of "
+            f"{size(sizes.state)} and one being written), {size(sizes.parameters)} in the end",
         ]
 
     def _time_lines(self) -> list[str]:
         t, images = self.timings, self.config.batch_size
         beside = f"beside it, in {self.workers} processes or threads" if self.workers else "before it"
         parts = [
-            f"measured in {duration(t.seconds)} on {self.device} with {torch.get_num_threads()} threads, on steps of "
-            f"up to {max(t.start.step.most, t.sparse.step.most)} images of {self.source}; more are extrapolated:",
+            f"measured in {duration(t.seconds)} on {self.device} with {counted(torch.get_num_threads(), 'thread')}, on "
+            f"steps of up to {counted(max(t.start.step.most, t.sparse.step.most), 'image')} of {self.source}; more are "
+            "extrapolated:",
             f"  images {duration(t.read.at(images) / max(1, self.workers))} a step ({beside})"
             + (f", tower {duration(t.tower.at(images))} a step" if t.tower else ", no tower"),
             f"  start  L0 {t.start.l0:,.0f}: {duration(self.step_seconds(t.start))} a step in all",
         ]
         if self.config.variant in _THINS_OUT:
             parts.append(f"  sparse L0 {t.sparse.l0:,.0f}: {duration(self.step_seconds(t.sparse))} a step in all")
-            how = f"the first {self.dense_steps:,} steps as dense as the start, the others sparse"
+            how = f"the first {counted(self.dense_steps, 'step')} as dense as the start, the others sparse"
         else:
-            how = f"every step as at the start: {self.config.variant} keeps {self.config.k} latents throughout"
+            how = (
+                f"every step as at the start: {self.config.variant} keeps {counted(self.config.k, 'latent')} throughout"
+            )
         return [*parts, f"time     {duration(self.seconds)} ({how})"]
 
 

@@ -13,7 +13,7 @@ TABLE_ROWS = 12
 COLUMNS = {
     "step": "step",
     "images": "images",
-    "mse": "mse",
+    "mse": "MSE",
     "l1_norm": "L1",
     "ghost": "dead-latent term",
     "l0": "L0",
@@ -35,12 +35,13 @@ def training_section(stage: Stage, config: TrainConfig, sae: SparseAutoencoder, 
         f"{sae.config.d_in:,}) after block {origin['layer']} of {origin['model']}, trained for {state.step:,} steps on "
         f"{state.images:,} images of {origin['dataset']}, {_tokens(config)}.",
     )
-    section.facts({name: _shown(last.get(key)) for key, name in COLUMNS.items() if key not in ("step", "images")})
+    measured = [key for key in COLUMNS if key not in ("step", "images") and last.get(key) is not None]
+    section.facts({COLUMNS[key]: last[key] for key in measured})
     if rows:
         section.figure(training_curves(rows), "Training, step by step. Each point is one batch.")
         shown = _spread(rows)
         section.table(
-            {name: [_shown(row[key]) for row in shown] for key, name in COLUMNS.items()},
+            {name: [row[key] for row in shown] for key, name in COLUMNS.items()},
             "Some steps of metrics.jsonl. L1 is without its coefficient; explained variance is about the batch's mean; "
             f"a latent is dead after more than {config.dead_window:,} steps without firing.",
         )
@@ -63,9 +64,3 @@ def _spread(rows: list[dict]) -> list[dict]:
     if len(rows) <= TABLE_ROWS:
         return rows
     return [rows[round(i * (len(rows) - 1) / (TABLE_ROWS - 1))] for i in range(TABLE_ROWS)]
-
-
-def _shown(value: float | None) -> str:
-    if value is None:
-        return "not defined"
-    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"

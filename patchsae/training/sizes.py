@@ -88,10 +88,3 @@ def cut(sizes: Sequence[int], memory: int) -> list[list[int]]:
         groups[-1].append(position)
         room -= size
     return groups
-
-
-def shown(count: float) -> str:
-    """Bytes as people say them: "302 MB", "2.7 GB"."""
-    if count >= 9.95e8:
-        return f"{count / 1e9:,.1f} GB"
-    return f"{count / 1e6:,.0f} MB" if count >= 9.5e6 else f"{count / 1e6:.1f} MB"

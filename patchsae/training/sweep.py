@@ -16,7 +16,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 
 import patchsae_kernels as pk
-from patchsae import atomic, progress
+from patchsae import atomic, progress, words
 from patchsae.activations import Stream, TokenBatch, TokenSource
 from patchsae.checkpoints import ours
 from patchsae.clip import SplitCLIP
@@ -116,7 +116,7 @@ def _groups(clip: SplitCLIP, cells: Sequence[Cell], memory: int) -> list[list[Ce
         alone = group_bytes(clip, [cell])
         if alone > memory:
             raise TooLarge(
-                f"{cell.name} needs {sizes.shown(alone)} and {sizes.shown(memory)} may be used: give a smaller "
+                f"{cell.name} needs {words.size(alone)} and {words.size(memory)} may be used: give a smaller "
                 "--expansion or --batch-size, --accumulate, or more with --memory-gb"
             )
     groups: list[list[Cell]] = []
@@ -130,8 +130,8 @@ def _groups(clip: SplitCLIP, cells: Sequence[Cell], memory: int) -> list[list[Ce
     most = max(group_bytes(clip, group) for group in groups)
     how = "together" if len(groups) == 1 else f"in {len(groups)} groups, each with a pass over the images"
     print(
-        f"sweep: {len(cells)} autoencoders {how}; {sizes.shown(most)} of memory at most, of {sizes.shown(memory)}; "
-        f"{sizes.shown(_disk_bytes(clip, cells))} on disk while they run",
+        f"sweep: {words.counted(len(cells), 'autoencoder')} {how}; {words.size(most)} of memory at most, of "
+        f"{words.size(memory)}; {words.size(_disk_bytes(clip, cells))} on disk while they run",
         file=sys.stderr,
     )
     return groups
