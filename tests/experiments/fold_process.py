@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import sys
 import time
 from pathlib import Path
@@ -17,6 +18,8 @@ from patchsae.experiments.config import ExtractOptions
 from patchsae.experiments.fold import FoldResult, fold
 from patchsae.interrupt import Interrupted
 from patchsae.runs import Run
+from patchsae.training.parallel import open_parallel
+from tests.data.mortal import Mortal
 
 N = 400
 
@@ -58,6 +61,22 @@ def fold_in(root: Path, dataset: ImageDataset, **options: Any) -> tuple[Sum, Fol
         choices = ExtractOptions(**{"batch_size": 3, **options})
         result = fold(dataset, to_tensor, accumulator.update, {"sum": accumulator}, choices, label="fold", stage=stage)
     return accumulator, result
+
+
+def fold_that_loses_a_worker(root: Path) -> None:
+    """One of the processes of torchrun; a data worker of one of them is killed, once."""
+    multiprocessing.set_start_method("fork", force=True)  # as from a command line
+    dataset, accumulator = Mortal(ShapesWorld(n=60), 31, root / "mark"), Sum()
+    with open_parallel(1, "cpu") as parallel, Run(root).stage("fold") as stage:
+        if parallel.is_first:
+            stage.begin({})
+        choices = ExtractOptions(batch_size=3, workers=2)
+        accumulators = {"sum": accumulator}
+        fold(
+            dataset, to_tensor, accumulator.update, accumulators, choices, label="fold", stage=stage, parallel=parallel
+        )
+        if parallel.is_first:
+            assert sorted(accumulator.seen.tolist()) == list(range(60))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,8 @@ from patchsae.data import BadImage, Sample
 from patchsae.data.shapes import ShapesWorld
 from patchsae.interrupt import Interrupted
 from patchsae.runs import Run
-from tests.experiments.fold_process import N, fold_in
+from tests.distributed.launch import ends, launch
+from tests.experiments.fold_process import N, fold_in, fold_that_loses_a_worker
 
 ROOT = Path(__file__).parents[2]
 
@@ -41,6 +42,14 @@ def test_a_signal_to_the_whole_process_group_saves(tmp_path: Path, signum: int, 
     (resumed, _), (whole, _) = (fold_in(tmp_path / name, ShapesWorld(n=N)) for name in ("broken", "whole"))
     assert torch.equal(resumed.total, whole.total)
     assert resumed.seen.tolist() == whole.seen.tolist() == list(range(N))
+
+
+@pytest.mark.slow  # processes that join by gloo
+def test_a_worker_lost_by_one_process_of_torchrun_stops_all_and_they_go_on(tmp_path: Path) -> None:
+    for status in (128 + signal.SIGKILL, 0):
+        both = ends(launch(2, tmp_path, fold_that_loses_a_worker, tmp_path), tmp_path, timeout=20)
+        assert [one.status for one in both] == [status, status], both
+        assert sum("was ended by SIGKILL" in one.errors for one in both) == (status > 0)
 
 
 class WithBadImages(ShapesWorld):
