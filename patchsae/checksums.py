@@ -15,6 +15,7 @@ import sys
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from shlex import quote
 from typing import BinaryIO
 
 from patchsae import settings
@@ -25,9 +26,10 @@ FILE = ".sums"
 CONFIG = "config.toml"
 _LINE = re.compile(r"([0-9a-f]{64})  (.+)\n\Z")
 _BLOCK = 1 << 20
+_CELLS = {"sweep": "-saes", "table": "-cells"}  # endings of the runs in which a verb keeps its many stages
 _GROWS = ".jsonl"  # by lines, of which a kill may tear the last
 # What readers raise on content that is not what was written: JSON, TOML, safetensors, parquet, and what is made of them
-_UNREADABLE = (ValueError, TypeError, LookupError, AttributeError, RecursionError, EOFError, OverflowError)
+_UNREADABLE = (ValueError, TypeError, LookupError, AttributeError, RuntimeError, EOFError, OverflowError)
 
 
 class DamagedFile(PatchsaeError):
@@ -57,11 +59,17 @@ def reading(path: Path) -> Iterator[Path]:
     Raises DamagedFile where it is gone, where it is not what was written, and for what the reader stumbles over. A
     folder of a run from before there were checksums is read unchecked, and a note on standard error says so.
     """
+    verified(path)
+    with understanding(path):
+        yield path
+
+
+def verified(path: Path) -> Path:
+    """The path, for a reader that says itself what it stumbles over. Raises DamagedFile by the checksum alone."""
     reason = damage(path)
     if reason:
         raise DamagedFile(path, reason)
-    with understanding(path):
-        yield path
+    return path
 
 
 @contextmanager
@@ -71,6 +79,8 @@ def understanding(path: Path) -> Iterator[None]:
 
     try:
         yield
+    except PatchsaeError:
+        raise
     except (*_UNREADABLE, SafetensorError) as error:
         text = str(error).replace(f"{path}: ", "").replace(f"{path} ", "")
         raise DamagedFile(path, f"{text} ({type(error).__name__})" if text else type(error).__name__) from error
@@ -130,10 +140,19 @@ def again(folder: Path) -> str:
     verb = None
     with suppress(OSError, ValueError, AttributeError, RecursionError):  # the settings may be what is damaged
         verb = settings.read(folder / CONFIG).get("environment", {}).get("verb")
-    if isinstance(verb, str) and is_plain(verb):
-        name = "" if folder.name == verb else f" --name {folder.name}"
-        return f"`patchsae {verb} --run {folder.parent}{name} --overwrite`, with the options it had, makes it again"
-    return "The verb that made it makes it again, with --overwrite and the options it had"
+    if not (isinstance(verb, str) and is_plain(verb)):
+        return "The verb that made it makes it again, with --overwrite and the options it had"
+    again = "with the options it had, makes it again"
+    if verb == "cache":
+        return f"`patchsae cache --out {quote(str(folder))} --overwrite`, {again}"
+    run, name = folder.parent, folder.name
+    if run.name.endswith(_CELLS.get(verb, "/")):  # one of many that a verb makes
+        run, name = run.parent, run.name.removesuffix(_CELLS[verb])
+        again += f" once {folder} is removed"
+    elif verb != "explain":  # which always makes it again
+        again = "--overwrite`, " + again
+    command = f"`patchsae {verb} --run {quote(str(run))}" + ("" if name == verb else f" --name {name}")
+    return f"{command} {again}" if again.startswith("--") else f"{command}`, {again}"
 
 
 def _of_whole_lines(path: Path) -> str:

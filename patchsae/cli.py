@@ -166,7 +166,9 @@ def sweep(
     members = train_grid(clip, dataset, cells, saes, memory=memory, origin=origin, workers=workers, overwrite=overwrite)
     report.build(saes)
     judging = StreamOptions(workers=workers, on_bad_image=grid.on_bad_image)
-    frontier.run(clip, members, test, _stage(run, name, "sweep"), judging, memory=memory, settings=tested, overwrite=overwrite)
+    frontier.run(
+        clip, members, test, _stage(run, name, "sweep"), judging, memory=memory, settings=tested, overwrite=overwrite
+    )
     _report(run)
 
 

@@ -16,6 +16,7 @@ from patchsae.adapters import identity
 from patchsae.adapters.base import AdaptedCLIP
 from patchsae.adapters.kinds import adapter_class
 from patchsae.atomic import replacing
+from patchsae.checksums import verified
 from patchsae.clip import SplitCLIP
 
 VERSION = 1
@@ -91,7 +92,7 @@ def _read(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if not file.is_file():
         raise FileNotFoundError(f"{file} does not exist; expected a file that save_adapter wrote")
     try:
-        with safe_open(file, framework="pt") as content:
+        with safe_open(verified(file), framework="pt") as content:
             header = (content.metadata() or {}).get(HEADER, "null")
             tensors = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118
         record = json.loads(header)

@@ -20,6 +20,7 @@ from torch import Tensor
 from patchsae import archives, atomic
 from patchsae.adapters import identity
 from patchsae.adapters.base import AdaptedCLIP
+from patchsae.checksums import verified
 
 FOLDER = "MultiModalPromptLearner"
 LEARNER = "prompt_learner."
@@ -70,7 +71,7 @@ def read(path: str | Path) -> Checkpoint:
         ValueError: the file holds no MaPLe prompts, is damaged, or asks for something that it may not have
             (`archives.UnsafeFileError`).
     """
-    file = find(path)
+    file = verified(find(path))
     content = archives.load_archive(file, _stand_ins())
     state = content.get("state_dict") if isinstance(content, Mapping) else None
     if not isinstance(state, Mapping):

@@ -78,5 +78,3 @@ def _fill(state: TrainState, stored: Mapping[str, Tensor]) -> None:
     for name, kind in _NUMBERS.items():
         setattr(state, name, kind(stored[name].item()))
     state.bad = [BadImageRecord(**record) for record in json.loads(bytes(stored["bad"].tolist()))]
-
-

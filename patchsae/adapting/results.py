@@ -57,8 +57,10 @@ def save_parts(stage: Stage, parts: Sequence[PartResult]) -> None:
 
 def load_parts(stage: Stage) -> list[PartResult]:
     """The parts of a stage that have been tested."""
-    exists = (stage.path / f"{_FILE}.json").exists()
-    return [PartResult(**part) for part in stage.load_json(_FILE)] if exists else []
+    if not (stage.path / f"{_FILE}.json").exists():
+        return []
+    with stage.understanding():
+        return [PartResult(**part) for part in stage.load_json(_FILE)]
 
 
 def write_tables(stage: Stage, parts: Sequence[PartResult], setting: str) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from patchsae import prompts
+from patchsae import checksums, prompts
 from patchsae.adapters import AdaptedCLIP, adapter_class, create, official, save_adapter
 from patchsae.adapters.files import FILE as ADAPTER
 from patchsae.adapters.text import TextTower
@@ -123,7 +123,7 @@ def _write_few(stage: Stage, few: ImageDataset) -> None:
 def _save(stage: Stage, adapted: AdaptedCLIP, recipe: Recipe) -> None:
     save_adapter(adapted, stage.own(ADAPTER))
     if adapted.kind == "maple":
-        stage.folder(official.FOLDER)
+        checksums.keep(stage.folder(official.FOLDER))
         official.write(adapted, stage.path, recipe.epochs or 0)
 
 

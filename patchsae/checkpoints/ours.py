@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 
 from patchsae.atomic import replacing, write_text
 from patchsae.checkpoints.format import Format
+from patchsae.checksums import verified
 from patchsae.sae import SAEConfig, SparseAutoencoder
 
 VERSION = 1
@@ -43,7 +44,7 @@ def _load(path: Path) -> SparseAutoencoder:
         raise ValueError(
             f"{path / CONFIG} has the entries {sorted(record)}; expected {sorted(FIELDS)}, format, version"
         )
-    with safe_open(path / WEIGHTS, framework="pt") as file:
+    with safe_open(verified(path / WEIGHTS), framework="pt") as file:
         # The weights carry their own copy, so that a save cut off between the two files is noticed.
         if json.loads((file.metadata() or {}).get("config", "null")) != record:
             raise ValueError(
@@ -55,7 +56,7 @@ def _load(path: Path) -> SparseAutoencoder:
 
 def _record(path: Path) -> dict[str, Any]:
     try:
-        record = json.loads((path / CONFIG).read_text(encoding="utf-8"))
+        record = json.loads(verified(path / CONFIG).read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path / CONFIG} is not JSON: {error}") from error
     return record if isinstance(record, dict) else {}

@@ -14,11 +14,14 @@ from patchsae.experiments.config import ClassesOptions
 from patchsae.experiments.extraction import Extraction
 from patchsae.experiments.identity import stage_config
 from patchsae.experiments.rankings import common_latents, order_of, random_rank, rank_by
+from patchsae.experiments.stored import require_range, require_shapes
 from patchsae.hashing import fingerprint
 from patchsae.report import figures
 
 if TYPE_CHECKING:
     from patchsae.runs import Stage
+
+_SHAPES = {"class": "int32 C S", "dataset": "int32 S", "random": "int32 S"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,8 +38,13 @@ class Rankings:
     @staticmethod
     def load(stage: Stage) -> Rankings:
         """Read what :func:`run` left in the stage."""
-        about = stage.load_json("classes")
-        return Rankings(tuple(about["classnames"]), stage.load_tensors("rankings"), about.get("made_from", {}))
+        with stage.understanding():
+            about, ranks = stage.load_json("classes"), stage.load_tensors("rankings")
+            classnames = tuple(about["classnames"])
+            require_shapes(ranks, _SHAPES, C=len(classnames))
+            for name in _SHAPES:
+                require_range(name, ranks[name], 0, ranks["dataset"].numel() - 1)
+            return Rankings(classnames, ranks, about.get("made_from", {}))
 
 
 def rankings(extraction: Extraction, options: ClassesOptions | None = None) -> Rankings:

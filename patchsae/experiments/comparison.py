@@ -16,12 +16,24 @@ from patchsae.experiments.groups import class_groups, reported_groups
 from patchsae.experiments.moved import ClassShift, class_shift, class_shift_columns
 from patchsae.experiments.pair_table import Pairs, listed, overlap
 from patchsae.experiments.rankings import order_of, rank_by
+from patchsae.experiments.stored import require_range, require_shapes
 from patchsae.experiments.transitions import Transitions, transitions
 
 if TYPE_CHECKING:
     from patchsae.runs import Stage
 
 _TENSORS = ("mean_activation", "noise", "frequency", "counts", "top_images")
+_SHAPES = {
+    **dict.fromkeys(("mean_activation", "noise", "frequency"), "float64 2 S"),
+    "counts": "int64 2 S",
+    "class_counts": "int64 2 C S",
+    "top_images": "int64 2 S n",
+    "positions": "int64 M 2",
+    "labels": "int64 M",
+    "top": "int64 M 2 t",
+    "shift": "float64 M",
+    "correct": "bool M 2",
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,6 +172,12 @@ class Comparison:
         shifts = self.class_shift
         return columns if shifts is None else columns | class_shift_columns(shifts, self.classnames or ())
 
+    def require_consistent(self) -> None:
+        """Raise ValueError where the parts contradict one another."""
+        tensors = {name: getattr(self, name) for name in (*_TENSORS, "class_counts")} | self.pairs._asdict()
+        require_shapes(tensors, _SHAPES, C=len(self.classnames or ()))
+        require_range("labels", self.pairs.labels, -1, len(self.classnames or ()) - 1)
+
     def save(self, stage: Stage) -> None:
         """Write ``pairs``, ``sides`` and (with labels) ``class_counts`` as safetensors, names as JSON."""
         stage.save_tensors("pairs", self.pairs._asdict())
@@ -173,22 +191,25 @@ class Comparison:
     @staticmethod
     def load(stage: Stage) -> Comparison:
         """Read what :meth:`save` left in the stage."""
-        names, classes = stage.load_json("names"), None
-        if names["classnames"] is not None:
-            classes = stage.load_tensors("class_counts")["counts"]
-        first, second = names["sides"]
-        return Comparison(
-            names=(first, second),
-            top=names["top"],
-            high=names["high"],
-            low=names["low"],
-            groups=names["groups"],
-            made_from=names["made_from"],
-            classnames=None if names["classnames"] is None else tuple(names["classnames"]),
-            pairs=Pairs(**stage.load_tensors("pairs")),
-            class_counts=classes,
-            **stage.load_tensors("sides"),
-        )
+        with stage.understanding():
+            names, classes = stage.load_json("names"), None
+            if names["classnames"] is not None:
+                classes = stage.load_tensors("class_counts")["counts"]
+            first, second = names["sides"]
+            found = Comparison(
+                names=(first, second),
+                top=names["top"],
+                high=names["high"],
+                low=names["low"],
+                groups=names["groups"],
+                made_from=names["made_from"],
+                classnames=None if names["classnames"] is None else tuple(names["classnames"]),
+                pairs=Pairs(**stage.load_tensors("pairs")),
+                class_counts=classes,
+                **stage.load_tensors("sides"),
+            )
+            found.require_consistent()
+            return found
 
     def _class_accuracy(self, label: int) -> tuple[float | None, float | None]:
         mine = self.pairs.correct[self.pairs.labels == label]

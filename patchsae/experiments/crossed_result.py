@@ -11,6 +11,7 @@ from patchsae.experiments.accuracies import accuracy_columns
 from patchsae.experiments.comparison import side_names
 from patchsae.experiments.groups import class_groups
 from patchsae.experiments.mask_result import MaskResult
+from patchsae.experiments.stored import require_shapes
 from patchsae.experiments.sweep import RECONSTRUCTION, UNMODIFIED, Variant
 
 if TYPE_CHECKING:
@@ -84,13 +85,16 @@ class CrossedResult:
     @staticmethod
     def load(stage: Stage) -> CrossedResult:
         """Read what :meth:`save` left in the stage."""
-        tensors, about = stage.load_tensors("correct"), stage.load_json("variants")
-        variants, classnames = tuple(Variant(*row) for row in about["variants"]), tuple(about["classnames"])
-        first, second = (
-            MaskResult(variants, classnames, correct, images)
-            for correct, images in zip(tensors["correct"], tensors["images"], strict=True)
-        )
-        return CrossedResult((about["sides"][0], about["sides"][1]), about["groups"], (first, second))
+        with stage.understanding():
+            tensors, about = stage.load_tensors("correct"), stage.load_json("variants")
+            variants, classnames = tuple(Variant(*row) for row in about["variants"]), tuple(about["classnames"])
+            sizes = {"V": len(variants), "C": len(classnames)}
+            require_shapes(tensors, {"correct": "int64 2 V C", "images": "int64 2 C"}, **sizes)
+            first, second = (
+                MaskResult(variants, classnames, correct, images)
+                for correct, images in zip(tensors["correct"], tensors["images"], strict=True)
+            )
+            return CrossedResult((about["sides"][0], about["sides"][1]), about["groups"], (first, second))
 
     def _pairs(self, variant: Variant) -> dict[str, tuple[float, float]]:
         a, b = self.models

@@ -120,22 +120,23 @@ class EvaluateResult:
     @staticmethod
     def load(stage: Stage) -> EvaluateResult:
         """Read what :meth:`save` left in the stage."""
-        tensors, plain = stage.load_tensors("counts"), stage.load_json("result")
-        groups = {name: TokenQuality(**_unknown(plain["tokens"][name])) for name in TOKEN_GROUPS}
-        loss = plain["contrastive"]
-        if loss is not None:
-            losses = dict(zip(VARIANTS, loss["losses"], strict=True))
-            loss = Contrastive(losses, loss["lowest"], loss["batches"])
-        return EvaluateResult(
-            quality=Quality(**groups, l0=tensors["l0"], fired=tensors["fired"]),
-            dense_above=plain["dense_above"],
-            batch_size=plain["batch_size"],
-            correct=tensors.get("correct"),
-            classified=tensors.get("classified"),
-            contrastive=loss,
-            concepts=_scores("concepts", plain, tensors),
-            raw_concepts=_scores("raw_concepts", plain, tensors),
-        )
+        with stage.understanding():
+            tensors, plain = stage.load_tensors("counts"), stage.load_json("result")
+            groups = {name: TokenQuality(**_unknown(plain["tokens"][name])) for name in TOKEN_GROUPS}
+            loss = plain["contrastive"]
+            if loss is not None:
+                losses = dict(zip(VARIANTS, loss["losses"], strict=True))
+                loss = Contrastive(losses, loss["lowest"], loss["batches"])
+            return EvaluateResult(
+                quality=Quality(**groups, l0=tensors["l0"], fired=tensors["fired"]),
+                dense_above=plain["dense_above"],
+                batch_size=plain["batch_size"],
+                correct=tensors.get("correct"),
+                classified=tensors.get("classified"),
+                contrastive=loss,
+                concepts=_scores("concepts", plain, tensors),
+                raw_concepts=_scores("raw_concepts", plain, tensors),
+            )
 
     def _plain(self) -> dict[str, Any]:
         """What `load` needs beside the tensors."""

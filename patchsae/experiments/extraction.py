@@ -9,13 +9,28 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from patchsae.claims import whole_number
 from patchsae.experiments.accumulators import TopImagesResult, TopPatchesResult
 from patchsae.experiments.label_spread import label_entropy, label_std, majority_label
+from patchsae.experiments.stored import require_range, require_shapes
 
 if TYPE_CHECKING:
     from patchsae.runs import Stage
 
 NOISY_MEAN_ACTIVATION = 0.1
+_SHAPES = {
+    "sums": "float64 S",
+    "counts": "int64 S",
+    "image_counts": "int64 S",
+    "class_counts": "int64 C S",
+    "class_images": "int64 C",
+    "top_images.values": "float32 S n",
+    "top_images.images": "int64 S n",
+    "top_labels": "int64 S n",
+    "top_patches.values": "float32 S m",
+    "top_patches.images": "int64 S m",
+    "top_patches.tokens": "int64 S m",
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,6 +104,23 @@ class Extraction:
         """bool [S]: latents whose mean activation exceeds ``above`` and that displays leave out."""
         return self.mean_activation > above
 
+    def require_consistent(self) -> None:
+        """Raise ValueError where the parts contradict one another: sizes, positions of images and tokens, labels."""
+        top, patches, classes = self.top_images, self.top_patches, len(self.classnames or ())
+        images = whole_number("the extraction", "images", self.images, 2**62)
+        tokens = whole_number("the extraction", "tokens_per_image", self.tokens_per_image, 2**31, least=1)
+        tensors = {name: getattr(self, name) for name in _SHAPES if "." not in name}
+        tensors |= {f"top_images.{name}": value for name, value in top._asdict().items()}
+        tensors |= {f"top_patches.{name}": value for name, value in patches._asdict().items()}
+        require_shapes(tensors, _SHAPES, C=classes)
+        at_most = {"top_patches.tokens": tokens - 1, "top_labels": classes - 1}
+        for name, most in at_most.items():
+            require_range(name, tensors[name], -1, most)
+        require_range("image_counts", self.image_counts, 0, images)
+        positions = self.made_from.get("dataset", {}).get("images", 2**62)  # bad images counted
+        for name in ("top_images.images", "top_patches.images"):
+            require_range(name, tensors[name], -1, positions - 1)
+
     def save(self, stage: Stage) -> None:
         """Write ``latents``, ``top`` and (with labels) ``class_counts`` as safetensors, the rest as JSON."""
         stage.save_tensors("latents", {name: getattr(self, name) for name in ("sums", "counts", "image_counts")})
@@ -120,21 +152,24 @@ class Extraction:
     @staticmethod
     def load(stage: Stage) -> Extraction:
         """Read what :meth:`save` wrote to the stage."""
-        summary, latents, top = stage.load_json("summary"), stage.load_tensors("latents"), stage.load_tensors("top")
-        classnames = summary["classnames"]
-        classes = stage.load_tensors("class_counts") if classnames is not None else {}
-        return Extraction(
-            images=summary["images"],
-            tokens_per_image=summary["tokens_per_image"],
-            threshold=summary["threshold"],
-            classnames=None if classnames is None else tuple(classnames),
-            sums=latents["sums"],
-            counts=latents["counts"],
-            image_counts=latents["image_counts"],
-            class_counts=classes.get("counts"),
-            class_images=classes.get("images"),
-            top_images=TopImagesResult(top["image_values"], top["images"]),
-            top_patches=TopPatchesResult(top["patch_values"], top["patch_images"], top["patch_tokens"]),
-            top_labels=top["image_labels"],
-            made_from=summary.get("made_from", {}),
-        )
+        with stage.understanding():
+            summary, latents, top = stage.load_json("summary"), stage.load_tensors("latents"), stage.load_tensors("top")
+            classnames = summary["classnames"]
+            classes = stage.load_tensors("class_counts") if classnames is not None else {}
+            found = Extraction(
+                images=summary["images"],
+                tokens_per_image=summary["tokens_per_image"],
+                threshold=summary["threshold"],
+                classnames=None if classnames is None else tuple(classnames),
+                sums=latents["sums"],
+                counts=latents["counts"],
+                image_counts=latents["image_counts"],
+                class_counts=classes.get("counts"),
+                class_images=classes.get("images"),
+                top_images=TopImagesResult(top["image_values"], top["images"]),
+                top_patches=TopPatchesResult(top["patch_values"], top["patch_images"], top["patch_tokens"]),
+                top_labels=top["image_labels"],
+                made_from=summary.get("made_from", {}),
+            )
+            found.require_consistent()
+            return found

@@ -107,17 +107,19 @@ class FoldState:
     def _load(self, stage: Stage) -> None:
         parts, parallel = None, self._parallel
         if parallel.is_first and (stage.path / f"{NAME}.safetensors").exists():
-            tensors = stage.load_tensors(NAME)
-            self.position = int(tensors.pop("position"))
-            parts = _parts(tensors)
+            with stage.understanding():
+                tensors = stage.load_tensors(NAME)
+                self.position = int(tensors.pop("position"))
+                parts = _parts(tensors)
         size = parallel.data_size * parallel.latent_size
         self.position, stored = parallel.broadcast((self.position, len(parts or ())))
-        if stored == size:
-            self._take(parallel.scatter(parts))
-        elif parts is not None:
-            self._take(parts[0])
-            self._merge(parts[1:])
-            self._earlier_bad = [record for part in parts for record in part.bad]
+        with stage.understanding():
+            if stored == size:
+                self._take(parallel.scatter(parts))
+            elif parts is not None:
+                self._take(parts[0])
+                self._merge(parts[1:])
+                self._earlier_bad = [record for part in parts for record in part.bad]
 
     def _take(self, part: Part) -> None:
         self._earlier_bad = part.bad

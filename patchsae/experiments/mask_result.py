@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from patchsae.experiments.stored import require_shapes
 from patchsae.experiments.sweep import RECONSTRUCTION, UNMODIFIED, Variant
 
 if TYPE_CHECKING:
@@ -83,9 +84,13 @@ class MaskResult:
     @staticmethod
     def load(stage: Stage) -> MaskResult:
         """Read what :meth:`save` left in the stage."""
-        tensors, names = stage.load_tensors("correct"), stage.load_json("variants")
-        found = tuple(Variant(*row) for row in names["variants"])
-        return MaskResult(found, tuple(names["classnames"]), tensors["correct"], tensors["images"])
+        with stage.understanding():
+            tensors, names = stage.load_tensors("correct"), stage.load_json("variants")
+            found = tuple(Variant(*row) for row in names["variants"])
+            require_shapes(
+                tensors, {"correct": "int64 V C", "images": "int64 C"}, V=len(found), C=len(names["classnames"])
+            )
+            return MaskResult(found, tuple(names["classnames"]), tensors["correct"], tensors["images"])
 
     def _variant_columns(self) -> dict[str, list[Any]]:
         return {
