@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\Z")
 
@@ -30,10 +30,23 @@ def below(root: Path, named: str | os.PathLike[str], said_by: str | os.PathLike[
 
     Decided by the text alone, so that nothing outside is touched: links inside of `root` are its owner's own doing.
 
-    Raises OutsidePath for an absolute path, one with "..", and what is no path (a NUL, nothing at all).
+    Raises OutsidePath for an absolute path, one with "..", and what is no path (a NUL, half a character, nothing).
     """
     text = os.fspath(named)
-    parts = PurePosixPath(text).parts
-    if not parts or "\0" in text or PurePosixPath(text).is_absolute() or PureWindowsPath(text).drive or ".." in parts:
+    if not is_below(text):
         raise OutsidePath(f"{said_by} names {text!r}; expected a path below {root}")
     return root / text
+
+
+def is_below(text: str) -> bool:
+    """Whether `text` is what `below` takes; asked of every image of a list, so no path is built for it."""
+    parts = text.split("/")
+    return any(part not in ("", ".") for part in parts) and bool(parts[0]) and ".." not in parts and _is_name(text)
+
+
+def _is_name(text: str) -> bool:
+    """Whether a file can be called so."""
+    try:
+        return b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:  # half of a surrogate pair, out of JSON
+        return False
