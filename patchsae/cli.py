@@ -530,6 +530,26 @@ def explain(
     _report(run)
 
 
+def check(run: tyro.conf.Positional[Path]) -> None:
+    """Look through every file that a run holds, by its checksum, and say what to run again.
+
+    Exits with status 1 where a file is damaged.
+
+    Args:
+        run: directory of the experiment, one stage of it, or a cache.
+    """
+    from patchsae.check import check as look_through
+    from patchsae.check import summary
+
+    found = look_through(run)
+    for stage in found:
+        for line in stage.lines:
+            print(line)
+    print(summary(found))
+    if any(stage.damaged for stage in found):
+        raise SystemExit(1)
+
+
 def data_check(source: tyro.conf.Positional[str], split: str | None = None, workers: int = 0) -> None:
     """Look through a dataset: layout, classes, counts, sizes, files that cannot be decoded.
 
@@ -651,6 +671,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "table": table,
     "correlate": correlate,
     "explain": explain,
+    "check": check,
     "data check": data_check,
     "tinyclip": tinyclip,
     "bench": bench,

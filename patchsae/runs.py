@@ -61,7 +61,7 @@ class Run:
         if not self.root.is_dir():
             return []
         folders = sorted(path for path in self.root.iterdir() if path.is_dir() and is_plain(path.name))
-        return [Stage(folder) for folder in folders if (folder / _MANIFEST).exists() and (folder / _CONFIG).exists()]
+        return [stage for stage in map(Stage, folders) if stage.exists]
 
 
 class Stage:
@@ -85,6 +85,11 @@ class Stage:
     def name(self) -> str:
         """The folder's name."""
         return self.path.name
+
+    @property
+    def exists(self) -> bool:
+        """Whether the stage was ever begun."""
+        return (self.path / _MANIFEST).exists() and (self.path / _CONFIG).exists()
 
     @property
     def finished(self) -> bool:
@@ -274,11 +279,12 @@ class Stage:
         path.mkdir(exist_ok=True)
         return path
 
-    def damage(self) -> dict[str, str]:
-        """The stage's files that are not what was written, and why; empty where all are, or nothing is recorded."""
-        names = checksums.recorded(self.path)
-        found = {name: checksums.damage(self.path / name) for name in names}
-        return {name: reason for name, reason in found.items() if reason}
+    def files(self) -> list[str]:
+        """The files that the stage wrote and that are there, those in its folders included, as paths within it."""
+        own = [self.path / name for name in (_CONFIG, *self._owned())]
+        inner = [path for folder in own if folder.is_dir() for path in sorted(folder.rglob("*"))]
+        there = [path for path in [*own, *inner] if path.is_file() and path.name != checksums.FILE]
+        return [str(path.relative_to(self.path)) for path in there]
 
     def _config_table(self) -> dict[str, Any] | None:
         if not (self.path / _CONFIG).exists():

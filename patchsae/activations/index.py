@@ -11,8 +11,11 @@ import numpy as np
 
 from patchsae.activations.config import CacheOptions
 from patchsae.activations.packing import image_bytes
+from patchsae.checksums import verified
+from patchsae.claims import whole_number
 from patchsae.data import BadImageRecord
 from patchsae.errors import PatchsaeError
+from patchsae.paths import plain_name
 
 if TYPE_CHECKING:
     from patchsae.clip import SplitCLIP
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
 FILE = "index.json"
 _FORMAT = 1
 _MB = 1_000_000
+_MOST = 2**48  # of anything: sizes are multiplied with one another
 
 
 class CacheMismatch(PatchsaeError):
@@ -90,14 +94,19 @@ class CacheIndex:
                 f"{folder} is not a cache of activations: `patchsae cache --out {folder}` makes one"
             )
         try:
-            stored = json.loads(path.read_bytes())
+            stored = json.loads(verified(path).read_bytes())
             if stored.pop("format") != _FORMAT:
                 raise ValueError("another version of the format")
             stored["options"] = CacheOptions(**stored["options"])
             stored["shards"] = tuple(ShardRecord(**record) for record in stored["shards"])
+            for name in ("width", "image_tokens", "images"):
+                whole_number(path, name, stored[name], _MOST, least=1)
+            for record in stored["shards"]:
+                plain_name(record.file)
+                whole_number(path, "images of a shard", record.images, stored["images"])
             stored["bad"] = tuple(BadImageRecord(**record) for record in stored["bad"])
             return cls(**stored)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise ValueError(f"{path} is not an index of a cache that this version can read: {error}") from error
 
     def text(self) -> str:

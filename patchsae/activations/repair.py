@@ -32,7 +32,7 @@ def repair_cache(clip: SplitCLIP, dataset: ImageDataset, folder: Path, workers: 
     lock = FolderLock(folder)
     try:
         atomic.remove_partial(folder)
-        damaged = [number for number, message in _messages(folder, index).items() if message]
+        damaged = [number for number, message in damage_of_shards(folder, index).items() if message]
         for content in contents(clip, dataset, index, damaged, workers):
             if content is not None:
                 index = index.with_shard(content.number, put(folder, content))
@@ -42,7 +42,7 @@ def repair_cache(clip: SplitCLIP, dataset: ImageDataset, folder: Path, workers: 
     return [index.shards[number].file for number in damaged]
 
 
-def _messages(folder: Path, index: CacheIndex) -> dict[int, str]:
+def damage_of_shards(folder: Path, index: CacheIndex) -> dict[int, str]:
     """What is wrong with each shard, "" where nothing is."""
     found = {}
     with progress.track(len(index.shards), "cache check", unit="shards") as bar:

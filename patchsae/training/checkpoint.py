@@ -88,7 +88,16 @@ def save(folder: Path, state: TrainState, parallel: Parallel, keep: int) -> None
 
 def exists(folder: Path) -> bool:
     """Whether `folder` holds a checkpoint, be it damaged."""
-    return bool(_newest_first(folder))
+    return bool(files(folder))
+
+
+def damage(path: Path) -> str:
+    """What is wrong with a checkpoint, "" where nothing is."""
+    try:
+        _read(path)
+    except _Damaged as error:
+        return str(error)
+    return ""
 
 
 def restore(folder: Path, state: TrainState, parallel: Parallel) -> None:
@@ -113,7 +122,7 @@ def restore(folder: Path, state: TrainState, parallel: Parallel) -> None:
 def _newest_whole(folder: Path) -> dict[str, Tensor]:
     """The content of the newest checkpoint that is as it was written."""
     reasons: dict[str, str] = {}
-    for path in _newest_first(folder):
+    for path in files(folder):
         try:
             return _read(path)
         except _Damaged as damage:
@@ -135,7 +144,8 @@ def _read(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def _newest_first(folder: Path) -> list[Path]:
+def files(folder: Path) -> list[Path]:
+    """The checkpoints in a folder, be they damaged, the newest first."""
     found = [path for path in folder.glob(f"*{_SUFFIX}") if path.name.removesuffix(_SUFFIX).isdecimal()]
     return sorted(found, key=_step, reverse=True)
 
@@ -150,7 +160,7 @@ def _step(path: Path) -> int:
 
 def _prune(folder: Path, step: int, keep: int) -> None:
     """Remove what is older than the newest `keep`, and damaged ones of a later step that were passed over."""
-    known = _newest_first(folder)
+    known = files(folder)
     later = [path for path in known if _step(path) > step]
     for path in [*later, *known[len(later) + keep :]]:
         path.unlink(missing_ok=True)
