@@ -3,34 +3,32 @@
 Two gates, either of which would do. First the pickle is walked opcode by opcode, which executes nothing, and every
 name that it asks for must be one that tensors need or one that the caller named. Then torch's own restricted
 unpickler (``weights_only=True``) builds the objects, with the caller's names mapped to inert stand-ins.
+
+And no memory by what a file claims: its entries are held against its bytes before any is read, its tuples (which are
+hashed whole) are counted in the walk, and its tensors may together be no more than its storages.
 """
 
 from __future__ import annotations
 
-import pickle
+import io
+import os
 import pickletools
-import struct
 import tempfile
 import threading
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
 import torch
 from torch import Tensor
 
+from patchsae import contents
+from patchsae.claims import FalseClaim, require_held
+
 LOADING = threading.Lock()  # torch keeps the names that it may load in one set for the whole process
-MALFORMED = (
-    pickle.UnpicklingError,
-    RuntimeError,
-    ValueError,
-    TypeError,
-    AttributeError,
-    LookupError,
-    EOFError,
-    struct.error,
-)
 TENSOR_PARTS = frozenset(
     {
         "collections.OrderedDict",
@@ -39,10 +37,14 @@ TENSOR_PARTS = frozenset(
         "torch._utils._rebuild_tensor_v2",
         "torch.Size",
         "torch.device",
-        "torch.storage.TypedStorage",
-        "torch.storage.UntypedStorage",
     }
 )
+EXPECTED = "what torch.save (1.6 or newer) writes"
+MOST_PICKLE = 4 * 2**20  # bytes; that of the largest CLIP is a tenth of it
+MOST_CODE = 64 * 2**20  # bytes of compressed entries unpacked: TorchScript compresses its code, and nothing else is
+MOST_IN_TUPLES = 100_000  # entries of a tuple, those of the tuples in it included
+MOST_LEVELS = 100  # of tuples in tuples, and of modules in modules
+VIEWS = 4  # how often tensors may view a byte of their storages on average: tied weights are stored once
 MEMO_WRITES = frozenset({"PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"})
 MEMO_READS = frozenset({"GET", "BINGET", "LONG_BINGET"})
 
@@ -64,11 +66,14 @@ def load_archive(path: Path, stand_ins: Mapping[str, Callable[..., Any]]) -> Any
 
     Raises:
         UnsafeFileError: naming the first thing that the file asks for and may not have.
-        ValueError: the file is damaged or no archive.
+        UnexpectedContent: the file is something else, or damaged.
+        FalseClaim: it claims more than it holds.
     """
+    kind = contents.what_is(path).kind
+    if kind not in ("torch", "torchscript", "zip"):
+        _refuse_asking(path, stand_ins)
+        raise contents.unexpected(path, EXPECTED)
     with path.open("rb") as file:
-        if not _is_zip(file):
-            raise UnsafeFileError(_refuse_bare_pickle(path, stand_ins))
         refuse_unknown(path, _read_pickle(path, file), stand_ins)
         return _load(path, file, stand_ins)
 
@@ -87,18 +92,14 @@ def load_torchscript(path: Path) -> tuple[dict[str, Tensor], str]:
         stand_ins: dict[str, Callable[..., Any]] = {**modules, **_script_values()}
         refuse_unknown(path, pickled, stand_ins)
         with tempfile.TemporaryFile() as copy:
-            code = _copy_data(file, copy)
+            code = _copy_data(path, file, copy)
             root = _load(path, copy, stand_ins)
-    return dict(_flatten(root, "")), code
+    return dict(_flatten(path, root)), code
 
 
 def is_torchscript(path: Path) -> bool:
     """Whether ``path`` is an archive written by ``torch.jit.save``."""
-    with path.open("rb") as file:
-        if not _is_zip(file):
-            return False
-        with zipfile.ZipFile(file) as archive:
-            return any(name.partition("/")[2] == "constants.pkl" for name in archive.namelist())
+    return contents.what_is(path).kind == "torchscript"
 
 
 def asked_for(pickled: bytes | IO[bytes]) -> Iterator[str]:
@@ -126,23 +127,63 @@ def asked_for(pickled: bytes | IO[bytes]) -> Iterator[str]:
 
 
 def refuse_unknown(path: Path, pickled: bytes, stand_ins: Mapping[str, Callable[..., Any]]) -> None:
-    """Raise UnsafeFileError for the first name in ``pickled`` that is neither part of a tensor nor in ``stand_ins``."""
+    """Raise UnsafeFileError for the first name in ``pickled`` that is neither part of a tensor nor in ``stand_ins``.
+
+    Raises FalseClaim for tuples in tuples beyond what anybody saves.
+    """
     try:
-        unknown = [name for name in asked_for(pickled) if not (_is_tensor_part(name) or name in stand_ins)]
-    except ValueError as error:
+        unknown = next((name for name in asked_for(pickled) if not (_is_tensor_part(name) or name in stand_ins)), None)
+        if unknown is None:
+            _require_small_tuples(path, pickled)
+    except FalseClaim:
+        raise
+    except (ValueError, LookupError) as error:
         raise UnsafeFileError(f"{path} holds a damaged pickle ({error}); nothing of it was run") from error
-    if unknown:
+    if unknown is not None:
         allowed = ", ".join(["torch tensors, dtypes and devices", *sorted(stand_ins)][:6])
         raise UnsafeFileError(
-            f"{path} asks for {unknown[0]}, which it may not have (allowed: {allowed}); nothing of it was run"
+            f"{path} asks for {unknown[:100]}, which it may not have (allowed: {allowed}); nothing of it was run"
         )
 
 
-def _is_zip(file: IO[bytes]) -> bool:
-    """Whether both Python and torch take the file for a zip archive: torch looks at the start, Python at the end."""
-    file.seek(0)
-    starts = file.read(4) == b"PK\x03\x04"
-    return starts and zipfile.is_zipfile(file)
+def _require_small_tuples(path: Path, pickled: bytes) -> None:
+    """Tuples hold each other by reference, so that sixty opcodes make one of 2^60 entries, to be hashed one by one.
+
+    The stack is followed with (entries, levels) of a tuple in place of each object.
+    """
+    stack: list[tuple[int, int] | None] = []  # None is a mark
+    memo: dict[int, tuple[int, int]] = {}
+    for opcode, argument, _ in pickletools.genops(pickled):
+        if opcode.name in MEMO_WRITES:
+            memo[len(memo) if argument is None else int(argument)] = stack[-1] or (0, 0)
+            continue
+        if opcode.name in MEMO_READS or opcode.name in ("MARK", "DUP"):
+            known = {"MARK": None, "DUP": stack[-1] if stack else None}
+            stack.append(known[opcode.name] if opcode.name in known else memo.get(int(argument or 0), (0, 0)))
+            continue
+        taken = _take(stack, opcode)
+        if not opcode.stack_after:
+            continue
+        made = (0, 0)
+        if "TUPLE" in opcode.name:
+            made = (1 + sum(entries for entries, _ in taken), 1 + max((levels for _, levels in taken), default=0))
+        elif opcode.name in ("REDUCE", "NEWOBJ"):  # torch.Size(tuple) is one
+            made = max(taken, default=made)
+        if made[0] > MOST_IN_TUPLES or made[1] > MOST_LEVELS:
+            raise FalseClaim(f"{path} claims a tuple of {made[0]:,} entries in {made[1]} levels; nothing of it was run")
+        stack.append(made)
+
+
+def _take(stack: list[tuple[int, int] | None], opcode: pickletools.OpcodeInfo) -> list[tuple[int, int]]:
+    """Pop what an opcode takes from the stack."""
+    taken: list[tuple[int, int]] = []
+    below = len(opcode.stack_before)
+    if pickletools.markobject in opcode.stack_before:
+        while (top := stack.pop()) is not None:
+            taken.append(top)
+        below = opcode.stack_before.index(pickletools.markobject)
+    taken += [stack.pop() or (0, 0) for _ in range(below)]
+    return taken
 
 
 def _is_tensor_part(name: str) -> bool:
@@ -160,14 +201,45 @@ def _text(opcode: str, argument: object) -> str | None:
 
 def _read_pickle(path: Path, file: IO[bytes]) -> bytes:
     """The bytes of ``data.pkl``; an archive in which two readers could see different ones is refused."""
-    with zipfile.ZipFile(file) as archive:
+    with _opened(path, file) as archive:
         names = archive.namelist()
         record = names[0].partition("/")[0] + "/data.pkl" if names else ""
         if len(set(names)) != len(names) or record not in names:
             raise UnsafeFileError(
-                f"{path} is no torch archive (expected one data.pkl, found {names[:4]}); nothing was run"
+                f"{path} is no torch archive (expected one data.pkl, found {str(names[:4])[:200]}); nothing was run"
             )
+        require_held(path, "its pickle", archive.getinfo(record).file_size, MOST_PICKLE)
         return archive.read(record)
+
+
+@contextmanager
+def _opened(path: Path, file: IO[bytes]) -> Iterator[zipfile.ZipFile]:
+    """The archive, whose entries hold no more than the file does: neither compressed much nor the same bytes twice."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    if file.read(4) != b"PK\x03\x04":  # torch looks at the start of a file, Python at its end
+        raise contents.unexpected(path, EXPECTED)
+    try:
+        with zipfile.ZipFile(file) as archive:
+            stored = packed = 0
+            for entry in archive.infolist():
+                if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                    raise UnsafeFileError(
+                        f"{path}: {entry.filename[:100]} is compressed in a way that torch never does"
+                    )
+                if entry.compress_type == zipfile.ZIP_STORED:
+                    stored += entry.file_size
+                else:
+                    packed += entry.file_size
+            require_held(path, "the archive", stored, size)
+            if packed > MOST_CODE:
+                raise FalseClaim(
+                    f"{path} claims {packed:,} bytes of compressed entries; torch stores tensors as they are: unpack "
+                    "it and pack it again without compression (zip -0)"
+                )
+            yield archive
+    except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError) as error:
+        raise UnsafeFileError(f"{path} is a damaged zip archive ({error}): download or copy it again") from error
 
 
 def _load(path: Path, file: IO[bytes], stand_ins: Mapping[str, Callable[..., Any]]) -> Any:
@@ -177,28 +249,60 @@ def _load(path: Path, file: IO[bytes], stand_ins: Mapping[str, Callable[..., Any
     ]
     try:
         with LOADING, torch.serialization.safe_globals(named):
-            return torch.load(file, map_location="cpu", weights_only=True)
-    except MALFORMED as error:
+            content = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # a pickle misuses what it may have in any way it likes
         lines = [line.strip() for line in str(error).splitlines() if "WeightsUnpickler error" in line] or [repr(error)]
         raise UnsafeFileError(
-            f"{path} cannot be read as tensors and settings: {lines[0]}; nothing of it was run"
+            f"{path} cannot be read as tensors and settings: {lines[0][:300]}; nothing of it was run"
         ) from error
+    _require_own_bytes(path, content)
+    return content
 
 
-def _refuse_bare_pickle(path: Path, stand_ins: Mapping[str, Callable[..., Any]]) -> str:
-    """Why a file that is no zip archive is refused, with the first name that it asks for where there is one."""
+def _require_own_bytes(path: Path, content: object) -> None:
+    """Raise FalseClaim where tensors have more entries than were stored: a stride of 0, many views of one storage."""
+    claimed, held = 0, {}
+    todo, known = [content], set()
+    while todo:
+        value = todo.pop()
+        if isinstance(value, Tensor):
+            claimed += value.numel() * value.element_size()
+            storage = value.untyped_storage()
+            held[storage._cdata] = storage.nbytes()
+            continue
+        if id(value) in known:
+            continue
+        known.add(id(value))
+        if isinstance(value, Mapping):
+            todo += value.values()
+        elif isinstance(value, list | tuple):
+            todo += value
+        if isinstance(value, Inert):
+            todo += vars(value).values()
+    if claimed > VIEWS * sum(held.values()):
+        raise FalseClaim(
+            f"{path} claims {claimed:,} bytes of tensors and stores {sum(held.values()):,} for them; expected no "
+            "tensor that repeats what is stored (call .contiguous() before saving)"
+        )
+
+
+def _refuse_asking(path: Path, stand_ins: Mapping[str, Callable[..., Any]]) -> None:
+    """Raise UnsafeFileError for a file that is no archive and asks for something as a pickle does."""
+    if not path.is_file():
+        return
     asked: list[str] = []
-    with path.open("rb") as file:
-        try:
-            while not asked:  # torch < 1.6 wrote several pickles one after the other
-                asked = [name for name in asked_for(file) if not (_is_tensor_part(name) or name in stand_ins)]
-        except (ValueError, RuntimeError):
-            pass
-    wants = f" and asks for {asked[0]}" if asked else ""
-    return (
-        f"{path} is not a zip archive as torch >= 1.6 writes{wants}; nothing of it was run. "
-        "If you trust it, load it yourself and save it again with torch.save"
-    )
+    with path.open("rb") as whole:
+        file = io.BytesIO(whole.read(MOST_PICKLE))
+    try:
+        while not asked:  # torch < 1.6 wrote several pickles one after the other
+            asked = [name for name in asked_for(file) if not (_is_tensor_part(name) or name in stand_ins)]
+    except (ValueError, LookupError, RuntimeError):
+        pass
+    if asked:
+        raise UnsafeFileError(
+            f"{path} is {contents.what_is(path).said} and asks for {asked[0][:100]}; expected {EXPECTED}; "
+            "nothing of it was run"
+        )
 
 
 def _script_values() -> dict[str, Callable[..., Any]]:
@@ -211,10 +315,10 @@ def _first(value: Any, *_: Any) -> Any:
     return value
 
 
-def _copy_data(file: IO[bytes], copy: IO[bytes]) -> str:
+def _copy_data(path: Path, file: IO[bytes], copy: IO[bytes]) -> str:
     """Copy the tensors and the module tree of a TorchScript archive; return the text of its code."""
     code: list[str] = []
-    with zipfile.ZipFile(file) as archive, zipfile.ZipFile(copy, "w", zipfile.ZIP_STORED) as plain:
+    with _opened(path, file) as archive, zipfile.ZipFile(copy, "w", zipfile.ZIP_STORED) as plain:
         for name in archive.namelist():
             inner = name.partition("/")[2]
             if inner.startswith("code/") and inner.endswith(".py"):
@@ -224,10 +328,18 @@ def _copy_data(file: IO[bytes], copy: IO[bytes]) -> str:
     return "\n".join(code)
 
 
-def _flatten(module: object, prefix: str) -> Iterator[tuple[str, Tensor]]:
+def _flatten(path: Path, root: object) -> Iterator[tuple[str, Tensor]]:
     """``(dotted name, tensor)`` of every tensor attribute of a tree of stand-ins."""
-    for name, value in vars(module).items():
-        if isinstance(value, Tensor):
-            yield prefix + name, value
-        elif isinstance(value, Inert):
-            yield from _flatten(value, f"{prefix}{name}.")
+    if not isinstance(root, Inert):
+        raise UnsafeFileError(f"{path} holds a {type(root).__name__}; expected a module of TorchScript")
+    todo, modules = [("", root)], 0
+    while todo:
+        prefix, module = todo.pop()
+        modules += 1
+        if modules > MOST_IN_TUPLES or prefix.count(".") > MOST_LEVELS:
+            raise FalseClaim(f"{path} claims modules in modules without end, such as {prefix[:60]!r}")
+        for name, value in vars(module).items():
+            if isinstance(value, Tensor):
+                yield f"{prefix}{name}", value
+            elif isinstance(value, Inert):
+                todo.append((f"{prefix}{name}.", value))

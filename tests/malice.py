@@ -1,13 +1,17 @@
-"""Files that would create a marker file if anything in them ran."""
+"""Files that would create a marker file if anything in them ran, and files that claim what they do not hold."""
 
 from __future__ import annotations
 
+import copy
+import gc
 import io
 import os
 import pickle
+import resource
 import struct
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -114,8 +118,11 @@ def harmless_names(marker: Path) -> dict[str, bytes]:
     }
 
 
-def archive(pickled: bytes, *, twice: bytes | None = None) -> bytes:
-    """A torch zip archive around a pickle, with one storage of four bytes; ``twice`` adds a second data.pkl."""
+def archive(pickled: bytes, *, twice: bytes | None = None, shared: tuple[int, int] | None = None) -> bytes:
+    """A torch zip archive around a pickle, with one storage of four bytes.
+
+    twice: a second data.pkl. shared: (entries, bytes) of storages that are all the same bytes of the file.
+    """
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as file:
         file.writestr("archive/data.pkl", pickled)
@@ -124,4 +131,24 @@ def archive(pickled: bytes, *, twice: bytes | None = None) -> bytes:
         file.writestr("archive/byteorder", "little")
         file.writestr("archive/data/0", b"\0\0\0\0")
         file.writestr("archive/version", "3\n")
+        if shared is not None:
+            file.writestr("archive/data/1", bytes(shared[1]))
+            one = file.getinfo("archive/data/1")
+            for number in range(2, shared[0] + 1):
+                other = copy.copy(one)
+                other.filename = f"archive/data/{number}"
+                file.filelist.append(other)
     return buffer.getvalue()
+
+
+@contextmanager
+def little_memory(most: int = 200 * 2**20) -> Iterator[None]:
+    """A block that may take no more than `most` bytes of addresses beyond what the process has: MemoryError else."""
+    gc.collect()
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+    resource.setrlimit(resource.RLIMIT_AS, (used + most, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)

@@ -5,6 +5,7 @@ import pickle
 import subprocess
 import sys
 import warnings
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,8 @@ import torch
 from torch import nn
 
 from patchsae import archives
+from patchsae.claims import FalseClaim
+from patchsae.contents import UnexpectedContent
 
 from . import malice
 
@@ -79,7 +82,7 @@ def test_a_pickle_in_front_of_an_archive_is_refused(tmp_path: Path) -> None:
     marker = tmp_path / "marker"
     evil = malice.payloads(marker)["os.system"][1]
     (tmp_path / "file.pt").write_bytes(evil + malice.archive(b"\x80\x02N."))
-    with pytest.raises(archives.UnsafeFileError, match=r"not a zip archive.*posix\.system"):
+    with pytest.raises(archives.UnsafeFileError, match=r"a bare pickle.*asks for posix\.system"):
         archives.load_archive(tmp_path / "file.pt", {})
     assert not marker.exists()
 
@@ -88,10 +91,10 @@ def test_files_of_old_torch_are_refused_with_what_they_ask_for(tmp_path: Path) -
     marker = tmp_path / "marker"
     content = {"state_dict": {}, "cfg": malice.Reduced(eval, f"open({str(marker)!r}, 'w')")}
     torch.save(content, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
-    with pytest.raises(archives.UnsafeFileError, match=r"zip archive.*__builtin__\.eval"):
+    with pytest.raises(archives.UnsafeFileError, match=r"torch < 1\.6 and asks for __builtin__\.eval"):
         archives.load_archive(tmp_path / "old.pt", CONFIG_CLASSES)
     torch.save({"weight": torch.ones(2)}, tmp_path / "plain.pt", _use_new_zipfile_serialization=False)
-    with pytest.raises(archives.UnsafeFileError, match="save it again"):
+    with pytest.raises(UnexpectedContent, match=r"a file of torch < 1\.6; expected .*save it again"):
         archives.load_archive(tmp_path / "plain.pt", {})
     assert not marker.exists()
 
@@ -99,8 +102,78 @@ def test_files_of_old_torch_are_refused_with_what_they_ask_for(tmp_path: Path) -
 @pytest.mark.parametrize("content", [b"", b"hello", b"PK\x03\x04 but no archive", pickle.dumps([1])])
 def test_other_files_are_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "file.pt").write_bytes(content)
-    with pytest.raises(archives.UnsafeFileError, match="not a zip archive"):
+    with pytest.raises(UnexpectedContent, match=r"file\.pt is .*; expected what torch\.save \(1\.6 or newer\) writes"):
         archives.load_archive(tmp_path / "file.pt", {})
+
+
+def number(value: int | tuple[int, ...]) -> bytes:
+    """Opcodes of a number or of a tuple of numbers."""
+    return pickle.dumps(value, 2)[2:-1]
+
+
+def claimed_tensor(numel: int, size: tuple[int, ...], stride: tuple[int, ...]) -> bytes:
+    """Opcodes of a float32 tensor of this size and stride on storage 0, which is said to hold `numel`."""
+    kind = b"ctorch\nFloatStorage\n"
+    storage = b"(" + malice.text("storage") + kind + malice.text("0") + malice.text("cpu") + number(numel) + b"tQ"
+    rest = number(0) + number(size) + number(stride) + b"\x89ccollections\nOrderedDict\n)R"
+    return b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + rest + b"tR"
+
+
+def nested_tuples(levels: int, each: bytes) -> bytes:
+    """Opcodes of a dict whose key is tuples in tuples: `each` makes one of the one on the stack."""
+    return b"}" + b")" + levels * each + b"K\x01s"
+
+
+CLAIMS = {
+    "a stride of 0": (claimed_tensor(1, (2**20, 2**14), (0, 0)), "claims 68,719,476,736 bytes of tensors and stores 4"),
+    "many views of one storage": (
+        b"(" + 9 * claimed_tensor(1, (1,), (1,)) + b"t",
+        "claims 36 bytes of tensors and stores 4 for them",
+    ),
+    "a storage that is not there": (claimed_tensor(2**40, (2**40,), (1,)), "cannot be read as tensors"),
+    "a view beyond its storage": (claimed_tensor(1, (2**30,), (1,)), "cannot be read as tensors"),
+    "a storage made by a call": (b"ctorch.storage\nUntypedStorage\n" + number((2**40,)) + b"R", "UntypedStorage"),
+    "2^60 entries in a key": (nested_tuples(60, b"q\0h\0\x86"), "a tuple of 131,071 entries"),
+    "a key of a million levels": (nested_tuples(10**6, b"\x85"), "in 101 levels"),
+    "more opcodes than fit": (b"N0" * 2**21 + b"N0N", "its pickle claims"),
+}
+
+
+@pytest.mark.parametrize("name", CLAIMS)
+def test_no_memory_is_taken_by_what_a_pickle_claims(tmp_path: Path, name: str) -> None:
+    pickled, message = CLAIMS[name]
+    (tmp_path / "file.pt").write_bytes(malice.archive(b"\x80\x02" + pickled + b"."))
+    with malice.little_memory(), pytest.raises(ValueError, match=message) as refusal:
+        archives.load_archive(tmp_path / "file.pt", {})
+    assert "file.pt" in str(refusal.value)
+    assert len(str(refusal.value)) < 600
+
+
+@pytest.mark.parametrize(
+    ("compression", "zeros", "message"),
+    [(zipfile.ZIP_DEFLATED, 65 * 2**20, "of compressed entries"), (zipfile.ZIP_LZMA, 8, "that torch never")],
+)
+def test_an_archive_is_no_larger_than_its_file(tmp_path: Path, compression: int, zeros: int, message: str) -> None:
+    with zipfile.ZipFile(tmp_path / "bomb.pt", "w", compression) as bomb:
+        bomb.writestr("archive/data.pkl", b"\x80\x02N.")
+        bomb.writestr("archive/data/0", bytes(zeros))
+    with malice.little_memory(2**26), pytest.raises(ValueError, match=message):
+        archives.load_archive(tmp_path / "bomb.pt", {})
+
+
+def test_entries_that_share_their_bytes_are_refused(tmp_path: Path) -> None:
+    content = malice.archive(b"\x80\x02N.", shared=(200, 100_000))
+    (tmp_path / "file.pt").write_bytes(content)
+    with malice.little_memory(), pytest.raises(FalseClaim, match="the archive claims 20,0"):
+        archives.load_archive(tmp_path / "file.pt", {})
+
+
+@pytest.mark.parametrize("name", ["half", "ordered", "tied"])
+def test_what_is_stored_once_may_be_named_twice(tmp_path: Path, name: str) -> None:
+    weight = torch.arange(12.0)
+    content = {"half": {"a": weight[:6]}, "ordered": {"a": weight, "b": weight}, "tied": [weight, weight.view(3, 4).T]}
+    torch.save(content[name], tmp_path / "file.pt")
+    assert len(archives.load_archive(tmp_path / "file.pt", {})) == len(content[name])
 
 
 def test_tensors_and_plain_values_round_trip(tmp_path: Path) -> None:
@@ -165,8 +238,6 @@ def test_a_torchscript_archive_gives_its_state_dict_and_its_code(scripted: tuple
 def test_a_torchscript_archive_cannot_bring_a_pickle_that_runs(
     scripted: tuple[nn.Module, Path], tmp_path: Path
 ) -> None:
-    import zipfile
-
     marker = tmp_path / "marker"
     with zipfile.ZipFile(scripted[1]) as good, zipfile.ZipFile(tmp_path / "evil.pt", "w") as evil:
         for name in good.namelist():
