@@ -24,7 +24,7 @@ from patchsae.paths import is_plain
 
 FILE = ".sums"
 CONFIG = "config.toml"
-_LINE = re.compile(r"([0-9a-f]{64})  (.+)\n\Z")
+_LINE = re.compile(r"([0-9a-f]{64})  (.+)\Z")
 _BLOCK = 1 << 20
 _CELLS = {"sweep": "-saes", "table": "-cells"}  # endings of the runs in which a verb keeps its many stages
 _GROWS = ".jsonl"  # by lines, of which a kill may tear the last
@@ -166,9 +166,7 @@ def _sums(folder: Path) -> dict[str, list[str]]:
     if not path.exists():
         return {}
     found: dict[str, list[str]] = {}
-    for line in path.read_bytes().splitlines(keepends=True):
-        if not line.endswith(b"\n"):
-            continue  # the last one, torn by a kill before its file took the name
+    for line in path.read_bytes().split(b"\n")[:-1]:  # what follows the last one was torn by a kill
         match = _LINE.match(line.decode(errors="replace"))
         if match is None or not is_plain(match[2]):
             raise DamagedFile(path, f"it holds the line {line[:80]!r}")
