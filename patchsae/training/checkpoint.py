@@ -75,13 +75,17 @@ class TrainState:
 def save(folder: Path, state: TrainState, parallel: Parallel, keep: int) -> None:
     """Write `state` to `folder`, atomically, and keep the newest `keep` checkpoints.
 
-    Every process calls it and returns when the file is on disk; the first one writes.
+    Every process calls it and returns when the file is on disk; the first one writes, and raises DiskFull.
     """
     whole = {name: _whole(name, tensor, parallel) for name, tensor in _tensors(state).items()}
     if parallel.is_first:
         tensors = {name: tensor for name, tensor in whole.items() if tensor is not None} | _counters(state)
-        with atomic.replacing(_path(folder, state.step)) as temporary:
-            save_file(tensors, temporary, metadata={_FINGERPRINT: fingerprint(tensors)})
+        try:
+            with atomic.replacing(_path(folder, state.step)) as temporary:
+                save_file(tensors, temporary, metadata={_FINGERPRINT: fingerprint(tensors)})
+        except atomic.DiskFull:
+            parallel.barrier()
+            raise
         _prune(folder, state.step, keep)
     parallel.barrier()
 

@@ -6,7 +6,7 @@ import io
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -216,11 +216,13 @@ class _Training:
     def _finish(self, dataset_images: int) -> SparseAutoencoder:
         """Leave the autoencoder and the report in the stage, and name the images that were left out.
 
-        The state is saved first: where there is no room for the rest, the same command goes on from the last step.
+        The state is saved first: where there is no room for the rest, the same command goes on from the last step. And
+        where there is none for the state, there may be for the autoencoder, a third of it.
         """
         sae, state = self.learner.export(), self.learner.state
         if self._saved_step != state.step:
-            self._save()
+            with suppress(atomic.DiskFull):
+                self._save()
         self._share_bad()
         if sae is not None:
             for name in (ours.WEIGHTS, ours.CONFIG):
