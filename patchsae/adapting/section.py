@@ -14,6 +14,7 @@ from patchsae.adapting.task import Task
 from patchsae.report import Section
 from patchsae.report.plots import class_dots, training_curves
 from patchsae.runs import Stage
+from patchsae.words import counted, percent
 
 PANELS = (("Loss", ("loss",)), ("Accuracy on the batches", ("accuracy",)), ("Learning rate", ("lr",)))
 _SHOWN_CLASSES = 40
@@ -45,24 +46,24 @@ def adaptation_section(
 ) -> Section:
     """What was trained on what, how the loss went, and what the adapter classifies better or worse than its CLIP."""
     classes, learned = len(adapted.classnames), sum(p.numel() for p in adapted.trainable().values())
-    length = f"{recipe.epochs} epochs" if recipe.epochs else f"{recipe.steps:,} steps"
+    length = counted(recipe.epochs, "epoch") if recipe.epochs else counted(recipe.steps or 0, "step")
+    shots = counted(options.shots, "shot")
     section = Section(
-        stage.name,
-        f"Adaptation: {_KINDS[adapted.kind]}, {options.shots} shots, seed {options.seed}",
-        f"{_KINDS[adapted.kind]} on {adapted.name} ({_PLACES[adapted.kind]}), {learned:,} learned values, trained for "
-        f"{length} on {len(task.training):,} images of {task.training.name}: {options.shots} of each of {classes:,} "
-        f"classes ({options.setting}).",
+        f"Adaptation: {_KINDS[adapted.kind]}, {shots}, seed {options.seed}",
+        f"{_KINDS[adapted.kind]} on {adapted.name} ({_PLACES[adapted.kind]}), {counted(learned, 'learned value')}, "
+        f"trained for {length} on {counted(len(task.training), 'image')} of {task.training.name}: {options.shots} of "
+        f"each of {counted(classes, 'class', 'classes')} ({options.setting}).",
     )
     table = rows(parts, options.setting)
-    section.facts({f"accuracy, {row.part}": f"{row.accuracy:.1%}" for row in table})
+    section.facts({f"accuracy, {row.part}": percent(row.accuracy) for row in table})
     section.table(
         {
             "part": [row.part for row in table],
-            "classes": [_count(row.classes) for row in table],
-            "images": [_count(row.images) for row in table],
-            "adapted": [f"{row.accuracy:.2%}" for row in table],
-            "CLIP": [f"{row.clip:.2%}" for row in table],
-            "difference": [f"{100 * (row.accuracy - row.clip):+.2f}" for row in table],
+            "classes": [row.classes for row in table],
+            "images": [row.images for row in table],
+            "adapted": [percent(row.accuracy, 2) for row in table],
+            "CLIP": [percent(row.clip, 2) for row in table],
+            "difference": [100 * (row.accuracy - row.clip) for row in table],
         },
         "Share of the test images that are classified correctly, by the adapter and by its CLIP without it; the "
         "difference in percentage points. All classes: classes.csv.",
@@ -98,10 +99,6 @@ def _left_out(section: Section, state: TrainState, parts: Sequence[PartResult]) 
     lines = [("training", record.id, record.reason) for record in state.bad]
     lines += [(part.name, str(record["id"]), str(record["reason"])) for part in parts for record in part.bad]
     if lines:
-        section.text(f"{len(lines):,} images could not be decoded and were left out:")
+        section.text(f"{counted(len(lines), 'image')} could not be decoded and left out:")
         where, ids, reasons = zip(*lines, strict=True)
         section.table({"part": where, "image": ids, "reason": reasons}, "Images left out.")
-
-
-def _count(value: int | None) -> str:
-    return "" if value is None else f"{value:,}"

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from patchsae.experiments.groups import BASE, NOVEL, harmonic_mean
+from patchsae.words import percent
 
 HARMONIC_MEAN = "harmonic mean"
 
@@ -39,6 +40,6 @@ def accuracy_facts(names: tuple[str, str], accuracies: Mapping[str, tuple[float,
     for group, (first, second) in with_harmonic_mean(accuracies).items():
         which = "" if len(accuracies) == 1 else f", {group}"
         delta = improvement(first, second)
-        facts[f"accuracy{which}: {names[0]} → {names[1]}"] = f"{first:.1%} → {second:.1%}"
-        facts[f"improvement (B - A) / (100 - A){which}"] = "–" if delta is None else f"{delta:.1%}"
+        facts[f"accuracy{which}: {names[0]} → {names[1]}"] = f"{percent(first)} → {percent(second)}"
+        facts[f"improvement (B - A) / (100 - A){which}"] = percent(delta)
     return facts

@@ -98,7 +98,7 @@ def run(
                 _write_tables(comparison, (first.dataset, second.dataset), stage)
                 stage.write_bytes("shift.png", figures.png(shift_histogram(comparison)))
                 clips, datasets = (first.clip, second.clip), (first.dataset, second.dataset)
-                section(comparison, clips, datasets, sae, folded, options, stage.name).write(stage)
+                section(comparison, clips, datasets, sae, folded, options).write(stage)
                 discard_state(stage)
                 stage.finish()
             parallel.barrier()

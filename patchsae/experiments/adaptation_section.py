@@ -15,6 +15,7 @@ from patchsae.experiments.pair_table import overlap
 from patchsae.experiments.transitions_section import class_transitions
 from patchsae.report import Section, plots
 from patchsae.sae import SparseAutoencoder
+from patchsae.words import counted, percent
 
 _SHOWN_CLASSES = 40
 
@@ -26,18 +27,17 @@ def section(
     sae: SparseAutoencoder,
     folded: FoldResult,
     options: CompareOptions,
-    stage_name: str,
 ) -> Section:
     """What changes from side A to side B."""
     a, b = comparison.names
     pairs = comparison.pairs
     what = "the same images" if datasets[0].fingerprint == datasets[1].fingerprint else "images of the same classes"
-    lead = f"{a} against {b} on {len(pairs.labels):,} pairs of {what}, read through one autoencoder."
-    part = Section(stage_name, f"Comparison: {a} against {b}", lead)
+    lead = f"{a} against {b} on {counted(len(pairs.labels), 'pair')} of {what}, read through one autoencoder."
+    part = Section(f"Comparison: {a} against {b}", lead)
     shared = overlap(pairs.top[:, 0], pairs.top[:, 1]).shared.sum(dim=1).double()
-    facts = {
-        f"of an image's top {comparison.top} shared": f"{float(shared.mean()):.2f}",
-        "mean activation shift": f"{float(pairs.shift.mean()):.1%}",
+    facts: dict[str, float | str] = {
+        f"of an image's top {comparison.top} shared": float(shared.mean()),
+        "mean activation shift": percent(float(pairs.shift.mean())),
     }
     facts |= accuracy_facts(comparison.distinct_names, comparison.accuracies)
     part.facts(facts)

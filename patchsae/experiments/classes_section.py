@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from patchsae.experiments.config import ClassesOptions
 from patchsae.experiments.extraction import Extraction
 from patchsae.report import Section, plots
+from patchsae.words import counted, number
 
 _SHOWN_CLASSES = 40
 
@@ -19,10 +20,10 @@ def section(extraction: Extraction, columns: Mapping[str, Sequence[Any]], option
     """The first latents of every class. columns: of :func:`patchsae.experiments.classes.top_latents`."""
     names = extraction.classnames or ()
     lead = (
-        f"The first {options.top} latents of each of {len(names):,} classes, by the number of tokens with an "
-        f"activation above {extraction.threshold:g} in the images of the class."
+        f"The first {counted(options.top, 'latent')} of each of {counted(len(names), 'class', 'classes')}, by the "
+        f"number of tokens with an activation above {number(extraction.threshold)} in the images of the class."
     )
-    part = Section("classes", "Classes", lead)
+    part = Section("Classes", lead)
     if options.common_classes:
         part.text(
             f"Latents among the first {options.common_top} of more than {options.common_classes} classes rank last in "

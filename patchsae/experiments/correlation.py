@@ -62,6 +62,7 @@ def correlations(counts: Sequence[Tensor]) -> Tensor:
     norms = centred.norm(dim=1)
     products = centred @ centred.T / (norms[:, None] * norms[None])
     constant = norms == 0
+    products.fill_diagonal_(1)  # as it is but for rounding
     return products.clamp(-1, 1).masked_fill(constant[:, None] | constant[None], torch.nan)
 
 
@@ -93,7 +94,7 @@ def run(
                 f"Correlation over {found[0].counts.numel():,} latents of how many tokens each has above "
                 f"{found[0].threshold:g} in {len(names)} pairs of a dataset and a model."
             )
-            section = Section(stage.name, "Correlation of datasets", lead)
+            section = Section("Correlation of datasets", lead)
             section.figure(figure, "1 is the same latents in the same proportions, 0 nothing to do with each other.")
             section.write(stage)
             stage.finish()

@@ -107,7 +107,7 @@ def run(
                 if ranks:
                     _write_figures(result, stage)
                 clips = (first.clip, second.clip)
-                section(result, clips, test, folded, options, stage.name, on_ranked_images=same_images).write(stage)
+                section(result, clips, test, folded, options, on_ranked_images=same_images).write(stage)
                 discard_state(stage)
                 stage.finish()
             parallel.barrier()

@@ -17,6 +17,7 @@ from patchsae.experiments.models import AnyCLIP, prompts_in_words
 from patchsae.experiments.sweep import ABLATE, KEEP, RECONSTRUCTION, UNMODIFIED, Variant
 from patchsae.report import Section, plots
 from patchsae.report.panels import recall_panels
+from patchsae.words import counted
 
 _SHOWN_CLASSES = 40
 _MODES = {KEEP: "kept", ABLATE: "ablated"}
@@ -28,7 +29,6 @@ def section(
     test: ImageDataset,
     folded: FoldResult,
     options: CrossOptions,
-    stage_name: str,
     *,
     on_ranked_images: bool,
 ) -> Section:
@@ -38,10 +38,10 @@ def section(
         f"{name}: {prompts_in_words(clip, options)}" for name, clip in zip(result.distinct_names, clips, strict=True)
     )
     lead = (
-        f"{a} and {b} on {int(result.models[0].images.sum()):,} images of {test.name} "
-        f"({len(result.classnames):,} classes; {classifiers})."
+        f"{a} and {b} on {counted(int(result.models[0].images.sum()), 'image')} of {test.name} "
+        f"({counted(len(result.classnames), 'class', 'classes')}; {classifiers})."
     )
-    part = Section(stage_name, f"Classification: {a} against {b}", lead)
+    part = Section(f"Classification: {a} against {b}", lead)
     part.facts(accuracy_facts(result.distinct_names, result.accuracies))
     if result.groups != "none":
         part.text("Images of base classes are classified among the base classes, the others among the novel ones.")

@@ -19,9 +19,10 @@ from patchsae.experiments.fold import FoldResult
 from patchsae.experiments.models import prompts_in_words
 from patchsae.experiments.quality import Quality
 from patchsae.experiments.sweep import RECONSTRUCTION, UNMODIFIED
-from patchsae.report import Section, figures, plots
+from patchsae.report import Section, figures, plots, ticks
 from patchsae.report.figures import MUTED, SERIES
 from patchsae.sae import SparseAutoencoder
+from patchsae.words import counted, number, percent
 
 _BINS = 60
 _SHOWN_CONCEPTS = 40
@@ -38,9 +39,9 @@ def section(
 ) -> Section:
     """Reconstruction, sparsity, classification through the autoencoder, concepts."""
     part = Section(
-        "evaluate",
         "Quality of the autoencoder",
-        f"{sae.config.d_sae:,} latents on {folded.used:,} images of {dataset.name}, {clip.image_tokens} tokens each.",
+        f"{counted(sae.config.d_sae, 'latent')} on {counted(folded.used, 'image')} of {dataset.name}, "
+        f"{counted(clip.image_tokens, 'token')} each.",
     )
     part.facts(_facts(result))
     if folded.bad:
@@ -66,6 +67,7 @@ def distributions(quality: Quality, dense_above: float) -> Figure:
             right.legend(loc="best")
         right.set_xlabel("log₁₀ share of tokens")
         right.set_ylabel("latents")
+        ticks.whole(right.yaxis)
     return figure
 
 
@@ -80,7 +82,7 @@ def _facts(result: EvaluateResult) -> dict[str, Any]:
     }
     unmodified, kept = result.accuracy(UNMODIFIED), result.accuracy(RECONSTRUCTION)
     if unmodified is not None and kept is not None:
-        facts["accuracy, reconstructed"] = f"{kept:.1%} of {unmodified:.1%}"
+        facts |= {"accuracy, unmodified": percent(unmodified), "accuracy, reconstructed": percent(kept)}
     if result.concepts is not None:
         facts["concept precision"] = result.concepts.mean_precision
         if not math.isnan(result.concepts.mean_iou):
@@ -115,10 +117,9 @@ def _reconstruction(part: Section, result: EvaluateResult) -> None:
     part.figure(
         distributions(quality, result.dense_above),
         "Left: how many latents are active on a token. Right: on which share of the tokens each latent is active; "
-        f"{dead:,} of {size:,} ({dead / size:.2%}) never were and are not drawn, {quality.dense(result.dense_above):,} "
-        f"are dense (on more than {result.dense_above:.0%} of the tokens). L0 at "
-        + ", ".join(f"{share}: {value:,}" for share, value in quantiles.items())
-        + " of the tokens.",
+        f"{dead:,} of {size:,} ({percent(dead / size)}) never were and are not drawn, "
+        f"{quality.dense(result.dense_above):,} are dense (on more than {percent(result.dense_above, 0)} of the "
+        "tokens). L0 at " + ", ".join(f"{share}: {value:,}" for share, value in quantiles.items()) + " of the tokens.",
     )
 
 
@@ -129,9 +130,10 @@ def _classification(part: Section, result: EvaluateResult, clip: SplitCLIP, opti
     note = "No batch was whole, so there is no contrastive loss."
     if loss is not None:
         note = (
-            f"The contrastive loss is the mean over {loss.batches:,} batches of {result.batch_size} images with the "
-            "captions of their class names, of which equal ones count as different, as in the released code: nothing "
-            f"gets below {loss.lowest:.4g} here, and chance is {math.log(result.batch_size):.4g}."
+            f"The contrastive loss is the mean over {counted(loss.batches, 'batch', 'batches')} of "
+            f"{counted(result.batch_size, 'image')} with the captions of their class names, of which equal ones count "
+            "as different, as in the released code: nothing "
+            f"gets below {number(loss.lowest)} here, and chance is {number(math.log(result.batch_size))}."
         )
     part.table(
         {
@@ -146,11 +148,11 @@ def _classification(part: Section, result: EvaluateResult, clip: SplitCLIP, opti
 def _concepts(part: Section, result: EvaluateResult, scores: ConceptScores) -> None:
     part.heading("Concepts")
     part.text(
-        f"The best single latent for each concept, chosen on {scores.images[0]:,} images and judged on the other "
-        f"{scores.images[1]:,}. Precision: average precision of the images ranked by the latent's largest activation "
-        "on a patch. IoU: patches where the latent is above a threshold, chosen likewise, against those that the "
-        "concept covers by half or more. A random latent is the mean over all that fired; the best dimension is that "
-        "of the residual stream, of either sign, chosen and judged in the same way."
+        f"The best single latent for each concept, chosen on {counted(scores.images[0], 'image')} and judged on the "
+        f"other {scores.images[1]:,}. Precision: average precision of the images ranked by the latent's largest "
+        "activation on a patch. IoU: patches where the latent is above a threshold, chosen likewise, against those "
+        "that the concept covers by half or more. A random latent is the mean over all that fired; the best dimension "
+        "is that of the residual stream, of either sign, chosen and judged in the same way."
     )
     groups = list(dict.fromkeys(group for group, _ in scores.names))
     raw = result.raw_concepts
@@ -179,7 +181,7 @@ def _concepts(part: Section, result: EvaluateResult, scores: ConceptScores) -> N
             "average precision",
         )
         part.figure(figure, f"Average precision of {len(shown)} of {len(scores.names)} concepts. All: concepts.csv.")
-    inner = Section("evaluate", "")
+    inner = Section("")
     inner.table(
         {name: columns[name] for name in ("concept", "latent", "precision", "base_rate", "iou", "threshold")},
         "The best latent of every concept. Base rate: share of the images that show it, the precision of a coin.",
@@ -212,5 +214,6 @@ def _l0_steps(axes: Axes, quality: Quality) -> None:
         shares = np.add.reduceat(counts[:most], edges[:-1]) / max(1, counts.sum()) / np.diff(edges)
         axes.stairs(shares, edges, color=SERIES[1 - row], label=name, linewidth=1.4)
     axes.set_xlabel("active latents (L0)")
+    ticks.whole(axes.xaxis)
     axes.set_ylabel("share of tokens")
     axes.legend(loc="best")

@@ -257,7 +257,7 @@ def _section(
     lead = f"The {options.show_latents} latents most active on {of}, and where each is active."
     if references is not None:
         lead += f" Beside it: the latent's reference images out of {references.dataset.name}."
-    part = Section("explain", "Explained images", lead)
+    part = Section("Explained images", lead)
     for one in explained:
         part.heading(one.name)
         rows = []

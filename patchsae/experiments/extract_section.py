@@ -14,6 +14,7 @@ from patchsae.experiments.models import AnyCLIP
 from patchsae.experiments.pictures import reference_tiles
 from patchsae.report import Row, Section, plots
 from patchsae.sae import SparseAutoencoder
+from patchsae.words import counted, number, percent
 
 
 def section(
@@ -26,10 +27,10 @@ def section(
 ) -> Section:
     """What the latents of an extraction are like, in figures and pictures."""
     lead = (
-        f"{extraction.latents:,} latents read on {extraction.images:,} images of {dataset.name}, "
-        f"{extraction.tokens_per_image} tokens each."
+        f"{counted(extraction.latents, 'latent')} read on {counted(extraction.images, 'image')} of {dataset.name}, "
+        f"{counted(extraction.tokens_per_image, 'token')} each."
     )
-    part = Section("extract", "Latents", lead)
+    part = Section("Latents", lead)
     part.facts(counts(extraction, options))
     if folded.bad:
         part.text("\n\n".join(folded.lines()))
@@ -60,8 +61,10 @@ def counts(extraction: Extraction, options: ExtractOptions) -> dict[str, int]:
     return {
         "latents": extraction.latents,
         "never fired": int(extraction.never_fired.sum()),
-        f"fired, never above {options.threshold:g}": int(weak.sum()),
-        f"noisy (mean activation above {options.noisy_above:g})": int(extraction.noisy(options.noisy_above).sum()),
+        f"fired, never above {number(options.threshold)}": int(weak.sum()),
+        f"noisy (mean activation above {number(options.noisy_above)})": int(
+            extraction.noisy(options.noisy_above).sum()
+        ),
     }
 
 
@@ -95,7 +98,7 @@ def latent_row(extraction: Extraction, latent: int) -> dict[str, float | int | s
     label = int(extraction.majority_label[latent])
     names = extraction.classnames
     row: dict[str, float | int | str | None] = {
-        "active in": f"{float(extraction.frequency[latent]):.2%} of images",
+        "active in": f"{percent(float(extraction.frequency[latent]))} of images",
         "mean activation": float(extraction.mean_activation[latent]),
         "largest": float(extraction.top_patches.values[latent, 0]),
     }

@@ -8,13 +8,12 @@ from dataclasses import dataclass
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from patchsae.report import Section, figures
+from patchsae.report import Section, figures, lettering
 from patchsae.report.figures import MUTED, SERIES
-from patchsae.report.plots import plain
 from patchsae.runs import Stage
 from patchsae.training.sweep import Member
+from patchsae.words import counted, percent
 
 _MARKERS = ("o", "s", "D", "^", "v", "P")
 _DASHES = ("-", "--", ":", "-.")
@@ -59,10 +58,10 @@ class Point:
 def frontier_section(points: Sequence[Point], members: Sequence[Member], images: str, stage: Stage) -> Section:
     """Plots and table of the points, and the members that have none."""
     lead = (
-        f"{len(points)} sparse autoencoders trained on the same tokens, judged on {images}, which they were not "
-        f"trained on. Each is a stage of {stage.name}-saes."
+        f"{counted(len(points), 'sparse autoencoder')} trained on the same tokens, judged on {images}, which they were "
+        f"not trained on. Each is a stage of {stage.name}-saes."
     )
-    section = Section(stage.name, "Frontier", lead)
+    section = Section("Frontier", lead)
     for member in members:
         if member.diverged is not None:
             section.text(f"{member.cell.name} diverged and is left out: {member.diverged}")
@@ -74,8 +73,8 @@ def frontier_section(points: Sequence[Point], members: Sequence[Member], images:
             "L0": [point.l0 for point in points],
             "explained variance": [point.explained_variance for point in points],
             "MSE": [point.mse for point in points],
-            "dead": [f"{point.dead:.1%}" for point in points],
-            "dense": [f"{point.dense:.1%}" for point in points],
+            "dead": [percent(point.dead) for point in points],
+            "dense": [percent(point.dense) for point in points],
             "concept precision": [point.concept_precision for point in points],
             "concept IoU": [point.concept_iou for point in points],
         },
@@ -101,8 +100,7 @@ def frontier_figure(points: Sequence[Point]) -> Figure:
             axes.set_xlabel("L0 (active latents per token)")
         if scored:
             drawn[-1].axhline(points[0].base_rate, color=MUTED, linewidth=1, linestyle=":", label="chance")
-        handles, labels = drawn[-1].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside upper left", ncols=min(4, len(labels)), handlelength=2.8)
+        lettering.legend(figure, drawn[-1], columns=4, handlelength=2.8)
     return figure
 
 
@@ -118,8 +116,5 @@ def _draw(axes: Axes, points: Sequence[Point], height: Callable[[Point], float])
         label = variant if len(places) == 1 else f"{variant}, x{expansion}, block {block}"
         shown = [(p.l0, height(p)) for p in line if p.l0 > 0]
         x, y = zip(*shown, strict=True) if shown else ((), ())
-        axes.plot(x, y, color=SERIES[look], marker=_MARKERS[look], linestyle=dashes, label=plain(label))
+        axes.plot(x, y, color=SERIES[look], marker=_MARKERS[look], linestyle=dashes, label=label)
     axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda l0, _: f"{l0:,g}"))
-    axes.xaxis.set_minor_formatter(NullFormatter())

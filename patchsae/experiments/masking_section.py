@@ -11,6 +11,7 @@ from patchsae.experiments.mask_result import MaskResult
 from patchsae.experiments.models import AnyCLIP, prompts_in_words
 from patchsae.experiments.sweep import ABLATE, KEEP, RECONSTRUCTION, UNMODIFIED, Variant
 from patchsae.report import Section, plots
+from patchsae.words import counted, percent
 
 ON_RANKED_IMAGES = "Evaluated on the images that were ranked"
 _SHOWN_CLASSES = 40
@@ -28,15 +29,15 @@ def section(
 ) -> Section:
     """What keeping and ablating latents does to zero-shot classification."""
     lead = (
-        f"Zero-shot accuracy on {int(result.images.sum()):,} images of {dataset.name} ({len(result.classnames):,} "
-        f"classes, {prompts_in_words(clip, options)}) when {replaced_tokens(options)} are replaced by what the first k "
-        "latents of a ranking decode to (keep), or all the others (ablate). The class ranking is that of each image's "
-        "own class."
+        f"Zero-shot accuracy on {counted(int(result.images.sum()), 'image')} of {dataset.name} "
+        f"({counted(len(result.classnames), 'class', 'classes')}, {prompts_in_words(clip, options)}) when "
+        f"{replaced_tokens(options)} are replaced by what the first k latents of a ranking decode to (keep), or all "
+        "the others (ablate). The class ranking is that of each image's own class."
     )
-    part = Section("mask", "Top-k latent masking", lead)
+    part = Section("Top-k latent masking", lead)
     unmodified, full = result.accuracy(UNMODIFIED), result.accuracy(RECONSTRUCTION)
     chance = 1 / len(result.classnames)
-    part.facts({"unmodified": f"{unmodified:.1%}", "all latents kept": f"{full:.1%}", "chance": f"{chance:.1%}"})
+    part.facts({"unmodified": percent(unmodified), "all latents kept": percent(full), "chance": percent(chance)})
     if on_ranked_images:
         part.text(f"{ON_RANKED_IMAGES}: how well the class ranking transfers to images it has not seen is not shown.")
     if folded.bad:

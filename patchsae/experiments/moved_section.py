@@ -13,6 +13,7 @@ from patchsae.experiments.moved import moved, moved_in_class
 from patchsae.experiments.pictures import activations, name_of
 from patchsae.report import Row, Section, Tile
 from patchsae.sae import SparseAutoencoder
+from patchsae.words import percent
 
 Models = tuple[AnyCLIP, AnyCLIP]
 Datasets = tuple[ImageDataset, ImageDataset]
@@ -94,7 +95,7 @@ def _statistics(comparison: Comparison, latent: int) -> dict[str, float | str]:
     statistics: dict[str, float | str] = {"change of mean": float(comparison.shift[latent])}
     for side, name in enumerate(comparison.distinct_names):
         statistics[f"mean, {name}"] = float(comparison.mean_activation[side, latent])
-        statistics[f"active in, {name}"] = f"{float(comparison.frequency[side, latent]):.2%} of images"
+        statistics[f"active in, {name}"] = f"{percent(float(comparison.frequency[side, latent]))} of images"
     return statistics
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from patchsae import words
 from patchsae.data import ImageDataset
 from patchsae.experiments import adaptation, crossed
 from patchsae.experiments.adaptation import Side
@@ -133,10 +134,10 @@ def _write(rows: Sequence[TableRow], share: str, stage: Stage, cells_run: Run) -
     stage.write_table("table.csv", table_columns(rows))
     stage.write_bytes("table.md", markdown(columns, below).encode())
     lead = (
-        f"What adaptation changes in {len(rows)} pairs of a dataset and an adapter. The comparison of each pair, with "
-        f"its latents, is in {cells_run.root.name}/report.html."
+        f"What adaptation changes in {words.counted(len(rows), 'pair')} of a dataset and an adapter. The comparison of "
+        f"each pair, with its latents, is in {cells_run.root.name}/report.html."
     )
-    section = Section(stage.name, "Adaptation over datasets", lead)
+    section = Section("Adaptation over datasets", lead)
     section.table(columns, below)
     names = [f"{row.dataset}, {row.adapter}" for row in rows]
     first = next(iter(rows[0].accuracies))

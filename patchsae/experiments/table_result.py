@@ -10,6 +10,7 @@ from patchsae.experiments.accuracies import improvement, with_harmonic_mean
 from patchsae.experiments.comparison import Comparison
 from patchsae.experiments.crossed_result import CrossedResult
 from patchsae.experiments.transitions import KINDS, NORMALISATIONS
+from patchsae.words import NOTHING, fixed
 
 
 @dataclass(frozen=True)
@@ -116,4 +117,4 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def _joined(shares: Any) -> str:
-    return "/".join("–" if share is None else f"{100 * share:.2f}" for share in shares)
+    return "/".join(NOTHING if share is None else fixed(100 * share, 2) for share in shares)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from patchsae.experiments.comparison import Comparison
 from patchsae.experiments.transitions import KINDS, NORMALISATIONS
 from patchsae.report import Section, plots
+from patchsae.words import fixed
 
 
 def class_transitions(part: Section, comparison: Comparison, shown: Sequence[int]) -> None:
@@ -28,7 +29,7 @@ def class_transitions(part: Section, comparison: Comparison, shown: Sequence[int
         means[f"% of {meaning}"] = [[100 * share for share in of_group] for of_group in shares]
     table = {"mean over classes": list(means)}
     for position, kind in enumerate(KINDS):
-        table[kind] = [" / ".join(f"{row[position]:.2f}" for row in rows) for rows in means.values()]
+        table[kind] = [" / ".join(fixed(row[position], 2) for row in rows) for rows in means.values()]
     told_apart = "" if len(groups) == 1 else f" In every field: {' / '.join(groups)} classes."
     part.table(table, f"Latents of a class, and the same in per cent of several wholes.{told_apart}")
     rest = "" if len(shown) == len(names) else f" {len(shown)} of {len(names):,} classes are shown."

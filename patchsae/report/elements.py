@@ -1,8 +1,7 @@
-"""HTML of the parts of a report. All text is escaped here, and nowhere else."""
+"""HTML of the parts of a report. All text is escaped."""
 
 from __future__ import annotations
 
-import html
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from PIL import Image
 
 from patchsae import words
 from patchsae.report import figures, images
+from patchsae.report.text import escape
 
 Picture: TypeAlias = "Image.Image | np.ndarray"
 
@@ -46,24 +46,24 @@ class Row:
 
 def paragraph(text: str, kind: str = "") -> str:
     """A paragraph; blank lines in `text` begin a new one."""
-    mark = f' class="{_escape(kind)}"' if kind else ""
-    return "".join(f"<p{mark}>{_escape(part.strip())}</p>" for part in text.split("\n\n") if part.strip())
+    mark = f' class="{escape(kind)}"' if kind else ""
+    return "".join(f"<p{mark}>{escape(part.strip())}</p>" for part in text.split("\n\n") if part.strip())
 
 
 def heading(text: str, level: int, anchor: str) -> str:
     """A heading that the table of contents can point at."""
-    return f'<h{level} id="{_escape(anchor)}">{_escape(text)}</h{level}>'
+    return f'<h{level} id="{escape(anchor)}">{escape(text)}</h{level}>'
 
 
 def code(text: str) -> str:
     """Commands or other text set as it is."""
-    return f'<pre tabindex="0"><code>{_escape(text)}</code></pre>'
+    return f'<pre tabindex="0"><code>{escape(text)}</code></pre>'
 
 
 def facts(values: Mapping[str, Any]) -> str:
     """The few numbers that matter, large, each with its name."""
     items = (
-        f"<div><dt>{_escape(name)}</dt><dd>{_escape(words.number(value))}</dd></div>" for name, value in values.items()
+        f"<div><dt>{escape(name)}</dt><dd>{escape(words.number(value))}</dd></div>" for name, value in values.items()
     )
     return f'<dl class="facts">{"".join(items)}</dl>'
 
@@ -94,18 +94,18 @@ def table(columns: Mapping[str, Sequence[Any] | np.ndarray], caption: str) -> st
     if len(lengths) != 1:
         raise ValueError(f"columns have different lengths: { {name: len(v) for name, v in columns.items()} }")
     kinds = ["number" if _is_numeric(values) else "words" for values in columns.values()]
-    head = "".join(f'<th scope="col" class="{k}">{_escape(name)}</th>' for name, k in zip(columns, kinds, strict=True))
+    head = "".join(f'<th scope="col" class="{k}">{escape(name)}</th>' for name, k in zip(columns, kinds, strict=True))
     rows = zip(*map(words.numbers, columns.values()), strict=True)
     body = "".join(f"<tr>{''.join(_cells(row, kinds))}</tr>" for row in rows)
     inner = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-    label = f'role="region" aria-label="{_escape(caption)}"'
+    label = f'role="region" aria-label="{escape(caption)}"'
     scroll = f'<div class="scroll" tabindex="0" {label}>{inner}</div>'
     return f'<figure class="numbered table">{_caption(caption)}{scroll}</figure>'
 
 
 def gallery(tiles: Sequence[Tile], caption: str = "") -> str:
     """Pictures side by side."""
-    below = f'<p class="caption">{_escape(caption)}</p>' if caption else ""
+    below = f'<p class="caption">{escape(caption)}</p>' if caption else ""
     return f'<div class="gallery">{"".join(map(_tile, tiles))}</div>{below}'
 
 
@@ -118,11 +118,11 @@ def galleries(rows: Sequence[Row], shown: int = 12) -> str:
 
 def details(summary: str, inner: str) -> str:
     """HTML that opens on a click."""
-    return f"<details><summary>{_escape(summary)}</summary>{inner}</details>"
+    return f"<details><summary>{escape(summary)}</summary>{inner}</details>"
 
 
 def _row(row: Row) -> str:
-    header = f"<header><h4>{_escape(row.title)}</h4><dl>{_definitions(row.statistics)}</dl></header>"
+    header = f"<header><h4>{escape(row.title)}</h4><dl>{_definitions(row.statistics)}</dl></header>"
     note = paragraph(row.note, "note") if row.note else ""
     tiles = gallery(row.tiles) if row.tiles else ""
     return f'<article class="row">{header}{note}{tiles}</article>'
@@ -130,7 +130,9 @@ def _row(row: Row) -> str:
 
 def _definitions(values: Mapping[str, Any]) -> str:
     items = ((name, words.number(value)) for name, value in values.items())
-    return "".join(f"<div><dt>{_escape(name)}</dt><dd>{_escape(value)}</dd></div>" for name, value in items)
+    return "".join(
+        f'<div><dt>{escape(name)}</dt><dd title="{escape(value)}">{escape(value)}</dd></div>' for name, value in items
+    )
 
 
 def _tile(tile: Tile) -> str:
@@ -138,7 +140,8 @@ def _tile(tile: Tile) -> str:
     pictures = _tile_image(tile.image, name)
     if tile.heatmap is not None:
         pictures += _tile_image(tile.heatmap, f"{name}: where the latent is active")
-    caption = f"<figcaption>{_escape(tile.caption)}</figcaption>" if tile.caption else ""
+    said = escape(tile.caption)
+    caption = f'<figcaption title="{said}">{said}</figcaption>' if said else ""
     return f'<figure class="tile">{pictures}{caption}</figure>'
 
 
@@ -150,15 +153,15 @@ def _tile_image(picture: Picture, alt: str) -> str:
 def _image_tag(uri: str, alt: str, size: tuple[int, int] | None = None) -> str:
     # width and height keep the page from jumping while pictures decode
     dimensions = f' width="{size[0]}" height="{size[1]}"' if size else ""
-    return f'<img src="{uri}" alt="{_escape(alt)}"{dimensions} loading="lazy" decoding="async">'
+    return f'<img src="{uri}" alt="{escape(alt)}"{dimensions} loading="lazy" decoding="async">'
 
 
 def _caption(caption: str) -> str:
-    return f"<figcaption>{_escape(caption)}</figcaption>"
+    return f"<figcaption>{escape(caption)}</figcaption>"
 
 
 def _cells(row: Sequence[str], kinds: Sequence[str]) -> list[str]:
-    return [f'<td class="{kind}">{_escape(text)}</td>' for text, kind in zip(row, kinds, strict=True)]
+    return [f'<td class="{kind}">{escape(text)}</td>' for text, kind in zip(row, kinds, strict=True)]
 
 
 def _is_numeric(values: Sequence[Any] | np.ndarray) -> bool:
@@ -174,7 +177,3 @@ def _looks_numeric(value: Any) -> bool:
 
 def _as_image(picture: Picture) -> Image.Image:
     return Image.fromarray(picture) if isinstance(picture, np.ndarray) else picture
-
-
-def _escape(text: str) -> str:
-    return html.escape(str(text), quote=True)

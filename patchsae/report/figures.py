@@ -13,6 +13,9 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
+from patchsae.report import lettering, ticks
+from patchsae.report.text import escape
+
 # Okabe and Ito's colours, safe for colour-blind readers, in the order that keeps neighbours apart in grey as well
 SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 INK, MUTED, GRID, PAPER = "#1d2329", "#626c75", "#dfe3e6", "#fefefe"
@@ -32,7 +35,6 @@ _DARK = {
 _PNG_DPI = 200  # twice the 100 that a figure's inches are shown at
 _PLOT = re.compile(r'<svg class="plot".*?</svg>', re.DOTALL)
 _ID = re.compile(r'( id="|href="#|url\(#)')
-_FONTS = ["DejaVu Sans"]  # comes with matplotlib, so a figure is laid out alike everywhere
 
 
 @contextlib.contextmanager
@@ -50,7 +52,8 @@ def new(width: float = 7.2, height: float = 3.6) -> Figure:
 def png(figure: Figure) -> bytes:
     """The figure as PNG on white at twice the shown size, for documents."""
     buffer = io.BytesIO()
-    with style():
+    ticks.settle(figure)
+    with style(), lettering.for_picture(figure):
         figure.savefig(buffer, format="png", dpi=_PNG_DPI, facecolor="white", metadata={"Software": None})
     return buffer.getvalue()
 
@@ -69,23 +72,24 @@ def svg(figure: Figure, alt: str) -> Svg:
     The same figure gives the same text. Two figures may hold the same ids: see `number_ids`.
     """
     buffer = io.StringIO()
-    with style():
+    ticks.settle(figure)
+    with style(), lettering.for_browser(figure) as with_names:
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    text = buffer.getvalue()
+    text = with_names(buffer.getvalue())
     width, height = (round(100 * inches) for inches in figure.get_size_inches())
     view = re.search(r'viewBox="([^"]+)"', text)
     assert view is not None, "matplotlib writes a viewBox"
     body = text[text.index(">", view.end()) + 1 :]
     body = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", body, flags=re.DOTALL)
     body = _with_variables(_without_idle_ids(body))
-    open_tag = f'<svg class="plot" role="img" aria-label="{_attribute(alt)}" width="{width}" height="{height}"'
+    open_tag = f'<svg class="plot" role="img" aria-label="{escape(alt)}" width="{width}" height="{height}"'
     return Svg(f'{open_tag} viewBox="{view[1]}">{body.strip()}', width)
 
 
 def number_ids(page: str) -> str:
     """HTML in which every plot of `svg` has ids of its own, in the order of the page."""
     numbers = itertools.count(1)
-    return _PLOT.sub(lambda plot: _ID.sub(rf"\g<1>plot{next(numbers)}-", plot[0]), page)
+    return _PLOT.sub(lambda plot: _ID.sub(rf"\g<1>plot:{next(numbers)}-", plot[0]), page)
 
 
 def css() -> str:
@@ -97,9 +101,10 @@ def css() -> str:
 
 _SETTINGS: Any = {
     "font.family": "sans-serif",
-    "font.sans-serif": _FONTS,
+    "font.sans-serif": [lettering.FAMILY],
     "font.size": 9,
     "text.color": INK,
+    "axes.unicode_minus": False,  # as in tables
     "figure.facecolor": "none",
     "axes.facecolor": "none",
     "axes.edgecolor": MUTED,
@@ -151,7 +156,3 @@ def _with_variables(body: str) -> str:
 def _without_idle_ids(body: str) -> str:
     used = set(re.findall(r'(?:href="#|url\(#)([^")]+)', body))
     return re.sub(r' id="([^"]*)"', lambda match: match[0] if match[1] in used else "", body)
-
-
-def _attribute(text: str) -> str:
-    return text.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;").replace(">", "&gt;")

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import html
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from patchsae import atomic
+from patchsae.checksums import DamagedFile
 from patchsae.locks import FolderLock
 from patchsae.report import elements, figures
 from patchsae.report.section import FILE
+from patchsae.report.text import escape
 from patchsae.runs import Run, Stage
 
 ORDER = (
@@ -51,9 +53,10 @@ def _refuse_foreign(path: Path) -> None:
 
 def _page(run: Run) -> str:
     stages = sorted(run.stages(), key=lambda stage: (_rank(stage.name), stage.name))
-    sections = [(stage, stage.load_json(FILE)) for stage in stages if (stage.path / f"{FILE}.json").exists()]
+    sections = [(stage, _content(stage)) for stage in stages if (stage.path / f"{FILE}.json").exists()]
     name = run.root.resolve().name
     css = resources.files("patchsae.report").joinpath("page.css").read_text(encoding="utf-8")
+    sections = _told_apart(sections)
     main = [_overview(name, stages), *(_section(stage, content) for stage, content in sections)]
     body = figures.number_ids("\n".join(main))
     return "\n".join(
@@ -62,12 +65,26 @@ def _page(run: Run) -> str:
             f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">',
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
             '<meta name="color-scheme" content="light dark">',
-            f"<title>{html.escape(name)} · PatchSAE</title>",
+            f"<title>{escape(name)} · PatchSAE</title>",
             f"<style>\n{figures.css()}{css}</style>\n</head>\n<body>",
             _contents(sections),
             f"<main>\n{body}\n</main>\n</body>\n</html>\n",
         ]
     )
+
+
+def _content(stage: Stage) -> dict[str, Any]:
+    """What a stage left for the report; where that is damaged, the report of the others says so."""
+    try:
+        with stage.understanding():
+            content = stage.load_json(FILE)
+            return {
+                "title": str(content["title"]),
+                "headings": [(str(a), str(b)) for a, b in content["headings"]],
+                "html": str(content["html"]),
+            }
+    except DamagedFile as error:
+        return {"title": stage.name, "headings": [], "html": elements.paragraph(str(error), "note")}
 
 
 def _rank(name: str) -> int:
@@ -79,13 +96,37 @@ def _rank(name: str) -> int:
 def _contents(sections: list[tuple[Stage, dict[str, Any]]]) -> str:
     entries = []
     for stage, content in sections:
-        inner = "".join(f"<li>{_link(anchor, text)}</li>" for anchor, text in content["headings"])
+        headings = enumerate(content["headings"], start=1)
+        inner = "".join(f"<li>{_link(_anchor(stage, number), text)}</li>" for number, (_, text) in headings)
         entries.append(f"<li>{_link(stage.name, content['title'])}{f'<ol>{inner}</ol>' if inner else ''}</li>")
     return f'<nav aria-label="Contents"><p>Contents</p><ol>{"".join(entries)}</ol></nav>'
 
 
 def _link(anchor: str, text: str) -> str:
-    return f'<a href="#{html.escape(anchor)}">{html.escape(text)}</a>'
+    shown = escape(text)
+    return f'<a href="#{escape(anchor)}" title="{shown}">{shown}</a>'
+
+
+def _anchor(stage: Stage, number: int) -> str:
+    """The id of a stage's n-th heading; no stage's name holds a colon, so none is called that."""
+    return f"{stage.name}:{number}"
+
+
+def _told_apart(sections: list[tuple[Stage, dict[str, Any]]]) -> list[tuple[Stage, dict[str, Any]]]:
+    """The stages' names beside titles that occur more than once."""
+    counts = Counter(content["title"] for _, content in sections)
+    return [
+        (stage, {**content, "title": f"{content['title']} ({stage.name})"} if counts[content["title"]] > 1 else content)
+        for stage, content in sections
+    ]
+
+
+def _with_anchors(stage: Stage, content: Mapping[str, Any]) -> str:
+    """The section's HTML with ids of its own; what verbs wrote is unique within a section alone."""
+    markup = content["html"]
+    for number, (anchor, _) in enumerate(content["headings"], start=1):
+        markup = markup.replace(f' id="{anchor}"', f' id="{_anchor(stage, number)}"', 1)
+    return markup
 
 
 def _overview(name: str, stages: list[Stage]) -> str:
@@ -96,7 +137,7 @@ def _overview(name: str, stages: list[Stage]) -> str:
             states[key.replace("git_", "")] = [str(value or "–")[:12] for value in values]
     table = elements.table(states, "The stages of this run.") if stages else elements.paragraph("No stage has run yet.")
     kicker = elements.paragraph("PatchSAE · experiment report", "kicker")
-    return f"<header>{kicker}<h1>{html.escape(name)}</h1>{elements.details('Stages of this run', table)}</header>"
+    return f"<header>{kicker}<h1>{escape(name)}</h1>{elements.details('Stages of this run', table)}</header>"
 
 
 def _state(stage: Stage) -> str:
@@ -108,7 +149,7 @@ def _section(stage: Stage, content: Mapping[str, Any]) -> str:
         "" if stage.finished else elements.paragraph("This stage has not finished; what follows is partial.", "note")
     )
     heading = elements.heading(content["title"], 2, stage.name)
-    return f"<section>\n{heading}\n{unfinished}{content['html']}\n{_settings(stage)}\n</section>"
+    return f"<section>\n{heading}\n{unfinished}{_with_anchors(stage, content)}\n{_settings(stage)}\n</section>"
 
 
 def _settings(stage: Stage) -> str:

@@ -9,9 +9,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, PercentFormatter
+from matplotlib.ticker import PercentFormatter
 
-from patchsae.report import figures
+from patchsae import words
+from patchsae.report import figures, lettering, ticks
 from patchsae.report.figures import GRID, INK, MUTED, PAPER, SERIES
 
 TRAINING_PANELS: tuple[tuple[str, tuple[str, ...]], ...] = (
@@ -22,7 +23,10 @@ TRAINING_PANELS: tuple[tuple[str, tuple[str, ...]], ...] = (
 )
 
 _MARKERS = ("o", "s", "D", "^", "v", "P")
-_ROW_HEIGHT = 0.24  # inches for one class in a bar chart
+_ROW_HEIGHT = 0.24  # inches for one class in a bar chart, and at least of a heat chart
+_HEAT_ROW, _CELL, _WIDEST = 0.32, 0.5, 6.6  # inches of a heat chart: at most of a row and a column, and of all columns
+_MARKER = 6.5  # points of the first series
+_HEADROOM = 1.15  # from the highest accuracy to the end of the axis
 _LOG_DEPTH = 1e-4  # of the largest value: the bottom of a log axis
 _ANNOTATED = 14  # a heat chart with at most so many columns has its numbers written in
 
@@ -56,7 +60,8 @@ def never_fired(frequency: np.ndarray) -> str:
     total, silent = len(frequency), int(np.count_nonzero(np.asarray(frequency) <= 0))
     if silent == 0:
         return f"All {total:,} latents fired."
-    return f"{total - silent:,} of {total:,} latents are shown; {silent:,} ({silent / total:.1%}) never fired."
+    share = words.percent(silent / total)
+    return f"{total - silent:,} of {total:,} latents are shown; {silent:,} ({share}) never fired."
 
 
 def sweep_curves(
@@ -67,15 +72,16 @@ def sweep_curves(
     chance: float | None = None,
     reconstructed: float | None = None,
 ) -> Figure:
-    """Accuracy against the number k of latents kept (left) and dropped (right), one line per ranking.
+    """Accuracy against the number k of latents kept (left) and ablated (right), one line per ranking.
 
-    ks: ascending, positive. on, off: ranking name -> accuracy in [0, 1] for every k; both panels share the scale.
+    ks: ascending, positive. on, off: ranking name -> accuracy in [0, 1] for every k; both panels share the scale,
+    which ends at 100 % unless every accuracy is low.
     unmodified: accuracy of the model as it is; reconstructed: with all latents kept; chance: 1 / number of classes.
     """
     with figures.style():
         figure = figures.new(7.6, 3.5)
-        keep, drop = figure.subplots(1, 2, sharey=True)
-        for axes, curves, title in ((keep, on, "Keep only the top k"), (drop, off, "Drop the top k")):
+        keep, ablate = figure.subplots(1, 2, sharey=True)
+        for axes, curves, title in ((keep, on, "Keep only the top k"), (ablate, off, "Ablate the top k")):
             _reference_line(axes, unmodified, "unmodified", INK, "-")
             if reconstructed is not None:
                 _reference_line(axes, reconstructed, "all latents kept", MUTED, "--")
@@ -83,15 +89,15 @@ def sweep_curves(
                 _reference_line(axes, chance, "chance", MUTED, ":")
             for i, (name, accuracy) in enumerate(curves.items()):
                 _check_length(f"accuracy of {name!r}", accuracy, len(ks))
-                axes.plot(ks, accuracy, label=plain(name), **_line_look(i), clip_on=False, zorder=3 + len(curves) - i)
+                axes.plot(ks, accuracy, label=name, **_line_look(i), clip_on=False, zorder=3 + len(curves) - i)
             axes.set_xscale("log")
-            axes.xaxis.set_major_formatter(FuncFormatter(lambda k, _: f"{k:,.0f}"))
             axes.set_title(title)
             axes.set_xlabel("k (latents)")
-        keep.set_ylim(0, 1)
-        keep.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        heights = [unmodified, *(accuracy for curves in (on, off) for line in curves.values() for accuracy in line)]
+        keep.set_ylim(0, min(1, _HEADROOM * max(heights) if max(heights) > 0 else 1))
+        keep.yaxis.set_major_formatter(PercentFormatter(1))
         keep.set_ylabel("accuracy")
-        _shared_legend(figure, keep)
+        lettering.legend(figure, keep)
     return figure
 
 
@@ -120,7 +126,7 @@ def training_curves(
         for axes, (title, keys) in zip(grid, shown, strict=False):
             _curves(axes, rows, x, keys)
             axes.set_title(plain(title))
-            axes.xaxis.set_major_formatter(FuncFormatter(lambda step, _: f"{step:,.0f}"))
+            ticks.whole(axes.xaxis)
         for axes in grid[len(shown) :]:
             axes.set_axis_off()
         for axes in grid[max(0, len(shown) - columns) : len(shown)]:
@@ -141,7 +147,7 @@ def histogram(values: np.ndarray, label: str, bins: int = 40, log: bool = False)
         if log:
             axes.set_xscale("log")
         axes.grid(axis="x", visible=False)
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda n, _: f"{n:,.0f}"))
+        ticks.whole(axes.yaxis)
         axes.set_xlabel(plain(label))
         axes.set_ylabel("count")
     return figure
@@ -163,15 +169,18 @@ def class_dots(names: Sequence[str], series: Mapping[str, Sequence[float]], labe
                 rows,
                 _MARKERS[i % len(_MARKERS)],
                 color=SERIES[i % len(SERIES)],
-                label=plain(name),
+                markersize=_MARKER - i,  # so that equal values hide no series
+                label=name,
                 clip_on=False,
             )
         _class_axis(axes, names)
         axes.set_xlabel(plain(label))
         if percent:
             axes.set_xlim(0, 1)
-            axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-        _shared_legend(figure, axes)
+            axes.xaxis.set_major_formatter(PercentFormatter(1))
+        elif bool((table[np.isfinite(table)] % 1 == 0).all()):
+            ticks.whole(axes.xaxis)
+        lettering.legend(figure, axes)
     return figure
 
 
@@ -191,20 +200,20 @@ def shared_exclusive_bars(
         _check_length(name, values, len(names))
     first, middle = parts[:2]
     lefts = (-middle / 2 - first, -middle / 2, middle / 2)
-    only = [plain(f"only {label}") for label in labels]
+    only = [f"only {label}" for label in labels]
     looks = ((only[0], SERIES[1]), ("shared", GRID), (only[1], SERIES[0]))
     with figures.style():
         figure = figures.new(7.2, 0.9 + _ROW_HEIGHT * len(names))
         axes = figure.subplots()
         for width, left, (label, color) in zip(parts, lefts, looks, strict=True):
             bars = axes.barh(np.arange(len(names)), width, left=left, height=0.72, color=color, label=label)
-            texts = [f"{value:g}" if value else "" for value in width]
+            texts = [words.number(value) if value else "" for value in width]
             axes.bar_label(bars, texts, label_type="center", fontsize=7.5, color=MUTED if color == GRID else PAPER)
         _class_axis(axes, names)
         axes.grid(visible=False)
         axes.xaxis.set_visible(False)
         axes.spines["bottom"].set_visible(False)
-        _shared_legend(figure, axes)
+        lettering.legend(figure, axes)
     return figure
 
 
@@ -214,7 +223,11 @@ def heat(matrix: np.ndarray, rows: Sequence[str], columns: Sequence[str], label:
     if matrix.shape != (len(rows), len(columns)):
         raise ValueError(f"matrix has shape {matrix.shape}; expected [rows, columns] = {(len(rows), len(columns))}")
     with figures.style():
-        figure = figures.new(min(9.0, 2.4 + 0.5 * len(columns)), 1.4 + 0.32 * len(rows))
+        cell = min(_CELL, _WIDEST / len(columns))  # inches
+        row = max(_ROW_HEIGHT if len(rows) > len(columns) else 0, min(_HEAT_ROW, cell))
+        figure = figures.new(
+            1.4 + lettering.room(rows) + cell * len(columns), 0.4 + lettering.room(columns) + row * len(rows)
+        )
         axes = figure.subplots()
         finite = matrix[np.isfinite(matrix)]
         norm = Normalize(*((finite.min(), finite.max()) if finite.size else (0, 1)))
@@ -222,17 +235,18 @@ def heat(matrix: np.ndarray, rows: Sequence[str], columns: Sequence[str], label:
         gaps: dict[str, Any] = {"edgecolors": PAPER, "linewidth": 1.2} if small else {"rasterized": True}
         image = axes.pcolormesh(np.ma.masked_invalid(matrix), cmap=sequential(), norm=norm, **gaps)
         axes.invert_yaxis()
-        axes.set_xticks(
-            np.arange(len(columns)) + 0.5, [*map(plain, columns)], rotation=40, ha="right", rotation_mode="anchor"
-        )
-        axes.set_yticks(np.arange(len(rows)) + 0.5, [*map(plain, rows)])
+        lettering.below(axes, columns, 0.5, slanted=small)
+        lettering.beside(axes, rows, 0.5)
         axes.grid(visible=False)
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
+        whole = bool((finite % 1 == 0).all())
         if small:
-            _write_numbers(axes, matrix, norm)
+            _write_numbers(axes, matrix, norm, whole)
         bar = figure.colorbar(image, ax=axes, label=plain(label), aspect=28, pad=0.02)
         bar.outline.set_visible(False)  # type: ignore[operator]
+        if whole:
+            ticks.whole(bar.ax.yaxis)
     return figure
 
 
@@ -282,8 +296,6 @@ def _curves(axes: Axes, rows: Sequence[Mapping[str, Any]], x: str, keys: Sequenc
             top = max(value for row in rows for key in keys if (value := row.get(key)) is not None)
             axes.set_ylim(bottom=max(axes.get_ylim()[0], top * _LOG_DEPTH))
         axes.legend(loc="best")
-    if axes.get_yscale() == "linear":
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
 
 
 def _reference_line(axes: Axes, height: float, label: str, color: str, dashes: str) -> None:
@@ -295,24 +307,18 @@ def _line_look(i: int) -> dict[str, Any]:
 
 
 def _class_axis(axes: Axes, names: Sequence[str]) -> None:
-    axes.set_yticks(np.arange(len(names)), [*map(plain, names)])
+    lettering.beside(axes, names)
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.grid(axis="y", visible=False)
     axes.spines["left"].set_visible(False)
 
 
-def _shared_legend(figure: Figure, axes: Axes) -> None:
-    handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper left", ncols=min(6, len(labels)), columnspacing=1.4)
-
-
-def _write_numbers(axes: Axes, matrix: np.ndarray, norm: Normalize) -> None:
-    whole = bool((matrix[np.isfinite(matrix)] % 1 == 0).all())
+def _write_numbers(axes: Axes, matrix: np.ndarray, norm: Normalize, whole: bool) -> None:
     for (i, j), value in np.ndenumerate(matrix):
         if np.isfinite(value):
             # By the cell, not by the page: not one of the colours that turn with light and dark
             color = "#f8fafa" if norm(value) > 0.5 else "#10181c"
-            text = f"{value:,.0f}" if whole else f"{value:.2f}"
+            text = words.fixed(value, 0 if whole else 2)
             axes.text(j + 0.5, i + 0.5, text, ha="center", va="center", fontsize=7.5, color=color)
 
 

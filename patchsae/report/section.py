@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from patchsae.report import elements
 from patchsae.report.elements import Picture, Row, Tile
+from patchsae.report.text import without_surrogates
 
 if TYPE_CHECKING:
     from patchsae.runs import Stage
@@ -24,17 +25,16 @@ class Section:
     All text is plain text: it is escaped, and shown as it is.
     """
 
-    def __init__(self, stage_name: str, title: str, lead: str = "") -> None:
+    def __init__(self, title: str, lead: str = "") -> None:
         """title: heading of the section. lead: a sentence or two on what was done, set larger."""
-        self.stage_name = stage_name
-        self.title = title
+        self.title = without_surrogates(title)
         self._headings: list[tuple[str, str]] = []  # (anchor, text)
         self._parts: list[str] = [elements.paragraph(lead, "lead")] if lead else []
 
     def heading(self, text: str) -> None:
         """Begin a subsection; it appears in the table of contents."""
-        anchor = f"{self.stage_name}-{len(self._headings) + 1}"
-        self._headings.append((anchor, text))
+        anchor = f"{len(self._headings) + 1}"  # within this section: the page puts the stage's name before it
+        self._headings.append((anchor, without_surrogates(text)))
         self._parts.append(elements.heading(text, 3, anchor))
 
     def text(self, text: str) -> None:

@@ -8,6 +8,7 @@ from patchsae.runs import Stage
 from patchsae.sae import SparseAutoencoder
 from patchsae.training.checkpoint import TrainState
 from patchsae.training.config import TrainConfig
+from patchsae.words import counted
 
 TABLE_ROWS = 12
 COLUMNS = {
@@ -29,11 +30,10 @@ def training_section(stage: Stage, config: TrainConfig, sae: SparseAutoencoder, 
     last = rows[-1] if rows else {}
     origin = sae.config.metadata
     section = Section(
-        stage.name,
         "Training",
         f"A sparse autoencoder ({config.variant}) of {sae.config.d_sae:,} latents on the residual stream (width "
-        f"{sae.config.d_in:,}) after block {origin['layer']} of {origin['model']}, trained for {state.step:,} steps on "
-        f"{state.images:,} images of {origin['dataset']}, {_tokens(config)}.",
+        f"{sae.config.d_in:,}) after block {origin['layer']} of {origin['model']}, trained for "
+        f"{counted(state.step, 'step')} on {counted(state.images, 'image')} of {origin['dataset']}, {_tokens(config)}.",
     )
     measured = [key for key in COLUMNS if key not in ("step", "images") and last.get(key) is not None]
     section.facts({COLUMNS[key]: last[key] for key in measured})
@@ -46,7 +46,7 @@ def training_section(stage: Stage, config: TrainConfig, sae: SparseAutoencoder, 
             f"a latent is dead after more than {config.dead_window:,} steps without firing.",
         )
     if state.bad:
-        section.text(f"{len(state.bad):,} images could not be decoded and were left out:")
+        section.text(f"{counted(len(state.bad), 'image')} could not be decoded and left out:")
         section.table({"image": [b.id for b in state.bad], "reason": [b.reason for b in state.bad]}, "Images left out.")
     return section
 
@@ -55,7 +55,7 @@ def _tokens(config: TrainConfig) -> str:
     if config.cls_only:
         return "their CLS tokens alone"
     if config.tokens_per_image is not None:
-        return f"{config.tokens_per_image:,} random tokens of each"
+        return f"{counted(config.tokens_per_image, 'random token')} of each"
     return "all tokens alike"
 
 

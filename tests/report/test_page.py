@@ -37,9 +37,9 @@ def picture():
     return Image.fromarray(np.arange(48, dtype=np.uint8).reshape(4, 4, 3))
 
 
-def full_section(name, text):
+def full_section(text):
     """Every element there is, `text` wherever text goes."""
-    section = Section(name, text, lead=text)
+    section = Section(text, lead=text)
     section.heading(text)
     section.text(text)
     section.code(text)
@@ -50,16 +50,17 @@ def full_section(name, text):
     section.table({text: [text, None], "x": np.array([0.5, np.nan])}, text)
     section.gallery([(picture(), text)], text)
     section.galleries([Row(text, {text: text}, [Tile(picture(), text, picture())]), Row(text, note=text)], shown=1)
-    inner = Section(name, text)
+    inner = Section(text)
     inner.text(text)
     section.details(text, inner)
     return section
 
 
-def report(root, *sections, config=None, finished=True):
+def report(root, sections, config=None, finished=True):
+    """The page of a run with these sections, by the names of their stages."""
     run = Run(root)
-    for section in sections:
-        with run.stage(section.stage_name) as stage:
+    for name, section in sections.items():
+        with run.stage(name) as stage:
             stage.begin(config or {"lr": 4e-4}, overwrite=True)
             section.write(stage)
             if finished:
@@ -72,7 +73,7 @@ def report(root, *sections, config=None, finished=True):
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
     root = tmp_path_factory.mktemp("runs") / "demo <1>"
-    return report(root, full_section("train", NASTY), full_section("mask", NASTY), config={"images": NASTY})
+    return report(root, {"train": full_section(NASTY), "mask": full_section(NASTY)}, config={"images": NASTY})
 
 
 def test_nothing_is_loaded_from_anywhere(page):
@@ -89,17 +90,19 @@ def test_nothing_is_loaded_from_anywhere(page):
 
 
 def test_no_text_becomes_markup(page, tmp_path):
-    plain = report(tmp_path / "demo", full_section("train", "word"), full_section("mask", "word"))
+    plain = report(tmp_path / "demo", {"train": full_section("word"), "mask": full_section("word")})
     assert page.tags == plain.tags
     shown = "".join(page.texts)
-    assert shown.count(NASTY) >= plain.texts.count("word")
+    shortened = plain.tags.count("title") - 1  # names in plots, which are whole in their titles alone
+    assert shortened > 5
     assert plain.texts.count("word") > 20
+    assert shown.count(NASTY) >= plain.texts.count("word") - shortened
 
 
 @settings(max_examples=15, deadline=None)
 @given(st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=20))
 def test_any_text_is_shown_as_it_is(text):
-    section = Section("train", text)
+    section = Section(text)
     section.facts({"name": text})
     section.table({text: [text]}, text)
     parsed = Page(section.html)
@@ -108,7 +111,7 @@ def test_any_text_is_shown_as_it_is(text):
 
 
 def _benign(_):
-    section = Section("train", "word")
+    section = Section("word")
     section.facts({"name": "word"})
     section.table({"word": ["word"]}, "word")
     return section.html
@@ -126,7 +129,53 @@ def test_ids_are_unique_and_links_lead_somewhere(page):
     assert len(ids) == len(set(ids))
     links = [value[1:] for name in ("href", "xlink:href") for value in page.values(name) if value.startswith("#")]
     assert set(links) <= set(ids)
-    assert {"train", "train-1", "mask", "mask-1"} <= set(links)
+    assert {"train", "train:1", "mask", "mask:1"} <= set(links)
+
+
+def test_two_runs_of_a_verb_have_ids_and_titles_of_their_own(tmp_path):
+    """Also where one's name is what a heading of the other might be called."""
+    names = ("extract", "extract-1", "extract-2", "train")
+    titles = dict.fromkeys(names, "Latents") | {"train": "Training"}
+    page = report(tmp_path / "demo", {name: headed(titles[name]) for name in names})
+    ids = page.values("id")
+    assert len(ids) == len(set(ids))
+    links = [value[1:] for value in page.values("href")]
+    assert links == [anchor for name in ("train", *names[:3]) for anchor in (name, f"{name}:1", f"{name}:2")]
+    assert set(links) == set(ids)
+    shown = [text for text in page.texts if text.startswith(("Latents", "Training"))]
+    assert shown == 2 * ["Training", "Latents (extract)", "Latents (extract-1)", "Latents (extract-2)"]
+
+
+def headed(title):
+    section = Section(title)
+    section.heading("First")
+    section.heading("Second")
+    return section
+
+
+def test_a_section_of_an_earlier_version_gets_ids_of_its_own_too(tmp_path):
+    run = Run(tmp_path / "demo")
+    for name in ("extract", "extract-2"):
+        with run.stage(name) as stage:
+            stage.begin({}, overwrite=True)
+            content = {"headings": [("extract-1", "Images")], "html": '<h3 id="extract-1">Images</h3>'}
+            stage.save_json("section", {"title": "Latents", **content})
+            stage.finish()
+    page = Page(build(run).read_text(encoding="utf-8"))
+    assert page.values("id") == ["extract", "extract:1", "extract-2", "extract-2:1"]
+
+
+def test_a_byte_that_is_no_text_does_not_stop_the_report(tmp_path):
+    name = b"caf\xe9.png".decode(errors="surrogateescape")
+    page = report(tmp_path / "demo", {"train": full_section(name)})
+    assert "caf\ufffd.png" in page.texts
+
+
+@pytest.mark.parametrize("values", [["12.5%", "–"], ["1.00 / -2.50", "3"], [1.5, None], np.array([1, 2])])
+def test_numbers_stand_right_whether_or_not_they_are_text(values):
+    section = Section("train")
+    section.table({"x": values}, "x")
+    assert section.html.count('class="number"') == 3
 
 
 def test_markup_is_balanced(page, tmp_path):
@@ -136,24 +185,26 @@ def test_markup_is_balanced(page, tmp_path):
 
 
 def report_text(tmp_path):
-    report(tmp_path / "demo", full_section("train", "word"))
+    report(tmp_path / "demo", {"train": full_section("word")})
     return (tmp_path / "demo" / "report.html").read_text(encoding="utf-8")
 
 
 def test_stages_come_in_the_order_of_the_experiment(tmp_path):
     names = ["zoo", "table", "compare-test", "compare", "extract", "train"]
-    page = report(tmp_path / "demo", *(Section(name, f"Title {name}") for name in names))
+    page = report(tmp_path / "demo", {name: Section(f"Title {name}") for name in names})
     titles = [text for text in page.texts if text.startswith("Title ")]
     ordered = ("train", "extract", "compare", "compare-test", "table", "zoo")
     assert titles[: len(ordered)] == [f"Title {name}" for name in ordered]
 
 
 def test_settings_are_shown_as_written_and_unfinished_stages_say_so(tmp_path):
-    section = Section("train", "Training")
-    page = report(tmp_path / "demo", section, config={"steps": 2621440, "model": {"lr": 4e-4}}, finished=False)
+    section = Section("Training")
+    page = report(
+        tmp_path / "demo", {"train": section}, config={"steps": 2621440, "model": {"lr": 4e-4}}, finished=False
+    )
     assert {"2621440", "model.lr", "0.0004"} <= set(page.texts)
     assert any("has not finished" in text for text in page.texts)
-    assert not any("has not finished" in text for text in report(tmp_path / "demo", section).texts)
+    assert not any("has not finished" in text for text in report(tmp_path / "demo", {"train": section}).texts)
 
 
 def test_the_same_run_gives_the_same_report(tmp_path):
@@ -174,7 +225,7 @@ def test_a_run_without_stages_and_a_report_of_somebody_else(tmp_path):
 
 def test_sixty_latents_with_ten_reference_images_stay_under_ten_megabytes(tmp_path):
     rng = np.random.default_rng(0)
-    section = Section("extract", "Latents")
+    section = Section("Latents")
     rows = []
     for latent in range(6):
         tiles = []
@@ -186,5 +237,5 @@ def test_sixty_latents_with_ten_reference_images_stay_under_ten_megabytes(tmp_pa
             tiles.append(Tile(image, "n01440764 · 0.51", images.overlay(image, rng.random((14, 14)), 1.0)))
         rows.append(Row(f"Latent {latent}", {"frequency": 0.01}, tiles))
     section.galleries(rows)
-    report(tmp_path / "demo", section)
+    report(tmp_path / "demo", {"extract": section})
     assert (tmp_path / "demo" / "report.html").stat().st_size < 10e6 * 6 / 60

@@ -41,7 +41,7 @@ def all_plots():
         "dots": plots.class_dots(names, {"unmodified": [0.5, 0.6, 0.7], "top 10": [0.4, 0.2, 0.9]}, "recall"),
         "bars": plots.shared_exclusive_bars(names, [3, 4, 5], [1, 0, 2], [2, 2, 0], ("CLIP", "MaPLe")),
         "heat": plots.heat(np.asarray([[1, np.nan, 0.5]] * 3), names, names, "correlation"),
-        "panels": recall_panels({r"$one$": np.eye(3), "two": np.full((3, 3), np.nan)}, names, names, "k"),
+        "panels": recall_panels({r"$one$": np.eye(3), "two": np.full((3, 3), np.nan)}, names, ["1", "2", "3"], "k"),
     }
 
 
