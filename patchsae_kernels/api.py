@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from patchsae_kernels import checks
+from patchsae_kernels import checks, plain
 from patchsae_kernels.latents import SparseLatents
 from patchsae_kernels.prepare import PreparedWeights, as_prepared
 from patchsae_kernels.stats import LatentStats
@@ -84,8 +84,7 @@ def encode_bounded(
     w = as_prepared(weights, None, None)
     checks.encode_arguments(x, w.W_enc, activation, k, threshold, precision)
     checks.option("activation", activation, ("relu", "topk", "jumprelu"))
-    if capacity < 0:
-        raise ValueError(f"capacity is {capacity}; expected a number of entries >= 0")
+    plain.whole_number("capacity", capacity)
     packed, budget = w.packed(precision), checks.budget_bytes(budget_mb)
     with torch.no_grad():
         *csr, status = torch.ops.patchsae.encode_bounded(
@@ -207,12 +206,9 @@ def decode_sweep(
     """
     checks.decoder(z, W_dec, b_dec)
     checks.per_latent_table("rank", rank, z, class_ids, torch.int32)
-    if any(k < 0 for k in ks):
-        raise ValueError(f"ks is {list(ks)}; expected sizes >= 0")
+    sizes = [plain.whole_number("ks", k) for k in ks]
     with torch.no_grad():
-        return torch.ops.patchsae.decode_sweep(
-            z.values, z.indices, z.indptr, rank, [int(k) for k in ks], W_dec, b_dec, class_ids
-        )
+        return torch.ops.patchsae.decode_sweep(z.values, z.indices, z.indptr, rank, sizes, W_dec, b_dec, class_ids)
 
 
 def latent_stats(
@@ -234,13 +230,16 @@ def latent_stats(
         previous: continue this fold. Its tensors are updated in place, so it must not be used afterwards; in return the
             result does not depend on how the images were cut into batches, bit for bit.
     """
+    checks.latents(z)
     n, s = z.shape
     checks.whole_images("z", n, tokens_per_image)
+    plain.whole_number("first_image", first_image)
     images = n // tokens_per_image
     if (labels is None) != (num_classes is None):
         raise ValueError("labels and num_classes belong together; one of them is missing")
     if labels is not None and num_classes is not None:
         _check_labels(labels, images, num_classes)
+        checks.same_device(z=z.values, labels=labels)
     start = previous or LatentStats.empty(s, tokens_per_image, num_classes, z.device)
     if start.sums.shape[0] != s or start.tokens_per_image != tokens_per_image:
         raise ValueError(
@@ -272,6 +271,7 @@ def pool_tokens(z: SparseLatents, tokens_per_image: int, budget_mb: float = 256)
 
     An image holds an entry for each latent that any of its tokens holds. Not differentiable.
     """
+    checks.latents(z)
     n, s = z.shape
     checks.whole_images("z", n, tokens_per_image)
     with torch.no_grad():
@@ -284,5 +284,4 @@ def pool_tokens(z: SparseLatents, tokens_per_image: int, budget_mb: float = 256)
 def _check_labels(labels: Tensor, images: int, num_classes: int) -> None:
     checks.shape("labels", labels, (images,), "[B]")
     checks.dtype("labels", labels, (torch.int64,))
-    if num_classes < 1:
-        raise ValueError(f"num_classes is {num_classes}; expected at least 1")
+    plain.whole_number("num_classes", num_classes, 1)

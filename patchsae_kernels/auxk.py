@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
-from patchsae_kernels import checks
+from patchsae_kernels import checks, plain
 from patchsae_kernels.api import decode, encode
 from patchsae_kernels.step import parameter
 
@@ -36,9 +37,11 @@ def reconstruct_dead(
         ``[N, D]``; 0 without dead latents.
     """
     W_enc, b_enc, W_dec, b_dec = (parameter(params, name) for name in ("W_enc", "b_enc", "W_dec", "b_dec"))
+    checks.encoder_weights(W_enc, b_enc, b_dec)
+    checks.shape("x", x, (-1, W_enc.shape[0]), f"[N, D] with D = {W_enc.shape[0]}")
     checks.shape("dead", dead, (W_enc.shape[1],), "[S]")
-    if k < 1:
-        raise ValueError(f"k is {k}; expected at least 1")
+    checks.dtype("dead", dead, (torch.bool,))
+    plain.whole_number("k", k, 1)
     latents = dead.nonzero().squeeze(1)
     if not latents.shape[0]:
         return x.new_zeros(x.shape)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from patchsae_kernels import plain
 from patchsae_kernels.latents import SparseLatents
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -17,8 +18,7 @@ PRECISIONS = ("exact", "bf16", "fp32")
 
 def shape(name: str, tensor: Tensor, expected: tuple[int, ...], symbols: str) -> None:
     """``expected`` holds -1 where any size is right."""
-    if not isinstance(tensor, Tensor):
-        raise TypeError(f"{name} is a {type(tensor).__name__}; expected a tensor {symbols}")
+    plain.tensor(name, tensor, symbols)
     actual = tuple(tensor.shape)
     if len(actual) == len(expected) and all(e in (-1, a) for a, e in zip(actual, expected, strict=True)):
         return
@@ -47,12 +47,32 @@ def option(name: str, value: str, allowed: tuple[str, ...]) -> None:
         raise ValueError(f"{name} is {value!r}; expected one of {', '.join(map(repr, allowed))}")
 
 
+class NotFiniteError(ValueError):
+    """A NaN or an infinity in the input of an op, or from an overflow in it."""
+
+
 def finite_rows(name: str, x: Tensor) -> None:
     """Raise for the first row of ``x`` ``[N, D]`` that holds a NaN or an infinity."""
     bad = ~torch.isfinite(x).all(1)
     if bool(bad.any()):
         row = int(bad.nonzero()[0])
-        raise ValueError(f"{name} has a NaN or an infinity in row {row} ({int(bad.sum())} such rows of {x.shape[0]})")
+        count = int(bad.sum())
+        raise NotFiniteError(f"{name} has a NaN or an infinity in row {row} ({count} such rows of {x.shape[0]})")
+
+
+def finite_tokens(x: Tensor, b_dec: Tensor) -> None:
+    """Raise for the first row of x, or else of x - b_dec, that is not finite."""
+    finite_rows("x", x)
+    finite_rows("x - b_dec", x.to(torch.promote_types(x.dtype, torch.float32)) - b_dec)
+
+
+def finite_latents(values: Tensor, indptr: Tensor) -> None:
+    """Raise for the first token that has an infinite latent: finite tokens and weights whose product has overflowed."""
+    if not values.numel() or float(values.amax()) < float("inf"):
+        return
+    entry = int((~values.isfinite()).nonzero()[0])
+    row = int(torch.searchsorted(indptr, entry, right=True)) - 1
+    raise NotFiniteError(f"(x - b_dec) W_enc passes the range of {values.dtype} in row {row}")
 
 
 def in_range(name: str, ids: Tensor, low: int, end: int) -> None:
@@ -92,14 +112,13 @@ def encode_arguments(
     d, s = W_enc.shape
     shape("x", x, (-1, d), f"[N, D] with D = {d}")
     dtype("x", x, FLOATS)
-    same_device(x=x, W_enc=W_enc, threshold=threshold)
     option("activation", activation, ACTIVATIONS)
     option("precision", precision, PRECISIONS)
     if (k is not None) != (activation in WITH_K):
         raise ValueError(
             f"k is {k} with activation={activation!r}; expected k with 'topk' or 'batchtopk' and only there"
         )
-    if k is not None and not 1 <= k <= s:
+    if k is not None and not 1 <= plain.whole_number("k", k) <= s:
         raise ValueError(f"k is {k}; expected 1 <= k <= S = {s}")
     if (threshold is not None) != (activation == "jumprelu"):
         given = "given" if threshold is not None else "missing"
@@ -109,11 +128,17 @@ def encode_arguments(
     if threshold is not None:
         shape("threshold", threshold, (s,), "[S]")
         dtype("threshold", threshold, WEIGHTS)
+    same_device(x=x, W_enc=W_enc, threshold=threshold)
+
+
+def latents(z: SparseLatents) -> None:
+    if not isinstance(z, SparseLatents):
+        raise TypeError(f"z is a {type(z).__name__}; expected SparseLatents (SparseLatents.from_dense makes one)")
+    plain.tensor("z.values", z.values, "[nnz]")
 
 
 def decoder(z: SparseLatents, W_dec: Tensor, b_dec: Tensor) -> None:
-    if not isinstance(z, SparseLatents):
-        raise TypeError(f"z is a {type(z).__name__}; expected SparseLatents (SparseLatents.from_dense makes one)")
+    latents(z)
     shape("W_dec", W_dec, (z.shape[1], -1), f"[S, D] with S = {z.shape[1]}")
     shape("b_dec", b_dec, (W_dec.shape[1],), "[D]")
     dtype("W_dec", W_dec, DICTIONARIES)
@@ -124,20 +149,20 @@ def decoder(z: SparseLatents, W_dec: Tensor, b_dec: Tensor) -> None:
 def per_latent_table(name: str, table: Tensor, z: SparseLatents, class_ids: Tensor | None, kind: torch.dtype) -> None:
     """``keep`` or ``rank``: ``[S]``, or ``[C, S]`` together with ``class_ids`` int64 ``[N]``."""
     n, s = z.shape
-    dtype(name, table, (kind,))
     if class_ids is None:
         shape(name, table, (s,), "[S] (or [C, S] with class_ids)")
+        dtype(name, table, (kind,))
         same_device(z=z.values, **{name: table})
         return
     shape(name, table, (-1, s), f"[C, S] with S = {s}")
+    dtype(name, table, (kind,))
     shape("class_ids", class_ids, (n,), f"[N] with N = {n}")
     dtype("class_ids", class_ids, (torch.int64,))
     same_device(z=z.values, class_ids=class_ids, **{name: table})
 
 
 def whole_images(name: str, tokens: int, tokens_per_image: int) -> None:
-    if tokens_per_image < 1:
-        raise ValueError(f"tokens_per_image is {tokens_per_image}; expected at least 1")
+    plain.whole_number("tokens_per_image", tokens_per_image, 1)
     if tokens % tokens_per_image:
         raise ValueError(f"{name} has {tokens} tokens, not whole images of tokens_per_image = {tokens_per_image}")
 

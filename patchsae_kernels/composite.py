@@ -27,17 +27,20 @@ def encode(
     precision: str,
     budget: int,
 ) -> CSR:
-    checks.finite_rows("x", x)
+    checks.finite_tokens(x, b_dec)
     if threshold is not None:
         checks.non_negative("threshold", threshold)
     if activation == "batchtopk":
-        return select_over_batch(
+        csr = select_over_batch(
             lambda m: reference.encode(x, W_enc, b_enc, b_dec, None, "topk", m, precision, budget),
             x.shape[0],
             k,
             W_enc.shape[1],
         )
-    return reference.encode(x, W_enc, b_enc, b_dec, threshold, activation, k, precision, budget)
+    else:
+        csr = reference.encode(x, W_enc, b_enc, b_dec, threshold, activation, k, precision, budget)
+    checks.finite_latents(csr[0], csr[2])
+    return csr
 
 
 def encode_bounded(

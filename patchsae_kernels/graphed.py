@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from patchsae_kernels import checks, gpu
+from patchsae_kernels.arithmetic import as_said_by
+from patchsae_kernels.prepare import version
 from patchsae_kernels.step import PARAMETERS, AdamState, StepTerms, adam_step, parameter, sae_step
 
 WARM_UPS = 2
@@ -66,9 +68,8 @@ class StepGraph:
         self.dead = torch.zeros_like(b_enc, dtype=torch.bool)
         self.controls = torch.zeros(len(PARAMETERS), 4, dtype=torch.int32, device=W_enc.device)
         self.capacity, self.dead_capacity = capacity, dead_capacity
-        self.limits = torch.tensor([capacity, 0, 0, dead_capacity if dead_capacity else b_enc.shape[0]]).to(
-            W_enc.device
-        )
+        most_dead = dead_capacity if dead_capacity else b_enc.shape[0]
+        self.limits = torch.tensor([capacity, 0, 0, most_dead], dtype=torch.int64, device=W_enc.device)
         self.l1, self.cls_weight, self.precision, self.budget_mb = l1, cls_weight, precision, budget_mb
         self.betas, self.eps, self.unit_norm = betas, eps, unit_norm
         self.packed = self._packed_in_place()
@@ -146,7 +147,7 @@ class StepGraph:
 
     def _run(self) -> tuple[StepTerms, Tensor]:
         """What is recorded: terms, and whether parameters and moments have changed. Nothing here reads the device."""
-        with torch.no_grad():
+        with torch.no_grad(), as_said_by(self.precision, self.x.device):
             (*terms, dW_enc, db_enc, dW_dec, db_dec), needed = gpu.bounded_step(
                 self.x.view(-1, self.x.shape[2]),
                 *self.weights,
@@ -191,8 +192,8 @@ class StepGraph:
         packed = gpu.pack(self.weights[0], self.weights[1], self.precision)
         return packed if packed[gpu.PACKED_ROWS].data_ptr() == self.weights[0].data_ptr() else None
 
-    def _versions(self) -> tuple[int, ...]:
-        return tuple(weight._version for weight in self.weights)
+    def _versions(self) -> tuple[object, ...]:
+        return tuple(version(weight) for weight in self.weights)
 
 
 def _finite(terms: StepTerms, grads: Mapping[str, Tensor]) -> Tensor:

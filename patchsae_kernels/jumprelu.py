@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from patchsae_kernels import checks
 from patchsae_kernels.latents import SparseLatents
+from patchsae_kernels.ops import save
 from patchsae_kernels.reference import add_in_order_
 
 
@@ -89,13 +89,12 @@ class _JumpReLU(torch.autograd.Function):
         above = pre - threshold[latent]
         active, band = above > 0, above.abs() < bandwidth / 2
         tokens = max(x.shape[0], 1)
-        ctx.save_for_backward(indices, indptr, active, band, x, W_enc, b_dec, threshold)
+        save(ctx, indices, indptr, active, band, x, W_enc, b_dec, threshold)
         ctx.bandwidth, ctx.tokens = bandwidth, tokens
         ctx.mark_non_differentiable(indices, indptr)
-        return torch.where(active, pre, 0), indices, indptr, active.sum() / tokens
+        return torch.where(active, pre, 0), indices, indptr, active.sum().to(values.dtype) / tokens
 
     @staticmethod
-    @once_differentiable
     def backward(
         ctx: Any, grad_values: Tensor, _indices: Tensor, _indptr: Tensor, grad_l0: Tensor
     ) -> tuple[Tensor | None, ...]:

@@ -11,6 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from patchsae_kernels import plain
+
 VALUE_DTYPES = (torch.float32, torch.bfloat16, torch.float64)
 
 
@@ -33,6 +35,8 @@ class SparseLatents:
     shape: tuple[int, int]
 
     def __post_init__(self) -> None:
+        for name in ("values", "indices", "indptr"):
+            plain.tensor(name, getattr(self, name), "[N + 1]" if name == "indptr" else "[nnz]")
         if self.values.dtype not in VALUE_DTYPES:
             raise TypeError(f"values has dtype {self.values.dtype}; expected one of {VALUE_DTYPES}")
         if self.indices.dtype != torch.int32:
@@ -50,8 +54,11 @@ class SparseLatents:
     @staticmethod
     def from_dense(dense: Tensor) -> SparseLatents:
         """The non-zero entries of ``dense`` ``[N, S]`` (float32, bfloat16 or float64)."""
+        plain.tensor("dense", dense, "[N, S]")
         if dense.dim() != 2:
             raise ValueError(f"dense has shape {tuple(dense.shape)}; expected [N, S]")
+        if dense.dtype not in VALUE_DTYPES:
+            raise TypeError(f"dense has dtype {dense.dtype}; expected one of {VALUE_DTYPES}")
         rows, columns = dense.nonzero(as_tuple=True)
         return SparseLatents(
             dense[rows, columns],
@@ -68,13 +75,8 @@ class SparseLatents:
         widths = sorted({part.shape[1] for part in parts})
         if len(widths) > 1:
             raise ValueError(f"parts have {widths} latents; expected the same S in every part")
-        counts = torch.cat([part.counts() for part in parts])
-        return SparseLatents(
-            torch.cat([part.values for part in parts]),
-            torch.cat([part.indices for part in parts]),
-            indptr_from_counts(counts),
-            (counts.shape[0], widths[0]),
-        )
+        csr = cat([(part.values, part.indices, part.indptr) for part in parts])
+        return SparseLatents(*csr, (csr[2].shape[0] - 1, widths[0]))
 
     @property
     def nnz(self) -> int:
@@ -118,12 +120,18 @@ class SparseLatents:
 
     def where(self, keep: Tensor) -> SparseLatents:
         """Only the entries for which ``keep`` (bool ``[nnz]``) holds."""
+        plain.tensor("keep", keep, "[nnz]")
+        if keep.dtype != torch.bool or keep.shape != self.values.shape:
+            raise ValueError(
+                f"keep has dtype {keep.dtype} and shape {tuple(keep.shape)}; expected torch.bool [nnz] = [{self.nnz}]"
+            )
         kept = torch.zeros(self.nnz + 1, dtype=torch.int64, device=self.device)
         torch.cumsum(keep, 0, out=kept[1:])
         return SparseLatents(self.values[keep], self.indices[keep], kept[self.indptr], self.shape)
 
     def select_rows(self, index: Tensor) -> SparseLatents:
         """Tokens ``index`` (int64 ``[M]``, any order, repeats allowed) as a new ``[M, S]`` matrix."""
+        index = self._numbers("index", index, self.shape[0])
         counts = self.counts()[index]
         indptr = indptr_from_counts(counts)
         total = int(indptr[-1])
@@ -133,11 +141,12 @@ class SparseLatents:
 
     def reshape_tokens(self, images: int, tokens: int) -> list[SparseLatents]:
         """Split ``[images * tokens, S]`` into one ``[tokens, S]`` matrix per image; values and indices are views."""
+        images, tokens = plain.whole_number("images", images), plain.whole_number("tokens", tokens)
         if images * tokens != self.shape[0]:
             raise ValueError(
                 f"images * tokens is {images} * {tokens} = {images * tokens}; expected N = {self.shape[0]}"
             )
-        cuts = self.indptr[:: max(tokens, 1)].tolist()
+        cuts = self.indptr[::tokens].tolist() if tokens else [0] * (images + 1)
         return [
             SparseLatents(
                 self.values[cuts[i] : cuts[i + 1]],
@@ -173,9 +182,9 @@ class SparseLatents:
 
     def permute(self, order: Sequence[int] | Tensor) -> SparseLatents:
         """Rename latents: latent j of the result is latent ``order[j]`` of this one, as ``dense[:, order]``."""
-        order = torch.as_tensor(order, dtype=torch.int64, device=self.device)
+        order = self._numbers("order", order, self.shape[1])
         if order.shape != (self.shape[1],) or not torch.equal(
-            order.sort().values, torch.arange(self.shape[1]).to(order)
+            order.sort().values, torch.arange(self.shape[1], device=self.device)
         ):
             raise ValueError(f"order has shape {tuple(order.shape)}; expected a permutation of 0..{self.shape[1] - 1}")
         return self._sorted(self.rows(), torch.argsort(order)[self.indices.long()], self.values)
@@ -237,12 +246,27 @@ class SparseLatents:
 
     def _chosen(self, latents: Sequence[int] | Tensor) -> Tensor:
         """bool [S]: which latents are named; out of range is an error."""
-        index = torch.as_tensor(latents, dtype=torch.int64, device=self.device).reshape(-1)
-        if index.numel() and not 0 <= int(index.min()) <= int(index.max()) < self.shape[1]:
-            raise IndexError(f"latents reach {int(index.min())}..{int(index.max())}; expected 0..{self.shape[1] - 1}")
+        index = self._numbers("latents", latents, self.shape[1])
         chosen = torch.zeros(self.shape[1], dtype=torch.bool, device=self.device)
         chosen[index] = True
         return chosen
+
+    def _numbers(self, name: str, numbers: Sequence[int] | Tensor, end: int) -> Tensor:
+        """``numbers`` as int64 ``[M]``, every one of them in ``0..end-1``."""
+        try:
+            found = torch.as_tensor(numbers, device=self.device).reshape(-1)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise TypeError(f"{name} is a {type(numbers).__name__}; expected whole numbers") from error
+        plain.tensor(name, found)
+        if not found.numel():
+            return found.to(torch.int64)
+        if found.is_floating_point() or found.is_complex() or found.dtype == torch.bool:
+            hint = ": nonzero() of a mask gives them" if found.dtype == torch.bool else ""
+            raise TypeError(f"{name} has dtype {found.dtype}; expected whole numbers{hint}")
+        least, most = torch.stack(found.aminmax()).tolist()
+        if not 0 <= least <= most < end:
+            raise IndexError(f"{name} reach {least}..{most}; expected 0..{end - 1}")
+        return found.to(torch.int64)
 
     def _insert(self, latents: Sequence[int] | Tensor, value: float) -> SparseLatents:
         column = self._chosen(latents).nonzero().squeeze(1)
@@ -265,6 +289,14 @@ class SparseLatents:
             indptr_from_counts(torch.bincount(rows, minlength=self.shape[0])),
             self.shape,
         )
+
+
+def cat(parts: Sequence[tuple[Tensor, Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
+    """Values, indices and indptr of several CSR matrices, one below the other."""
+    if len(parts) == 1:
+        return parts[0]
+    values, indices, indptrs = zip(*parts, strict=True)
+    return torch.cat(values), torch.cat(indices), indptr_from_counts(torch.cat([p.diff() for p in indptrs]))
 
 
 def indptr_from_counts(counts: Tensor) -> Tensor:

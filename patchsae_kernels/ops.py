@@ -7,12 +7,14 @@ dispatch key and takes over there. All arguments are tensors and plain numbers h
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from patchsae_kernels import composite, cpu, gpu, reference, reference_training
+from patchsae_kernels.arithmetic import of_its_precision
 
 _lib = torch.library.Library("patchsae", "DEF")
 _REFERENCE = "CompositeExplicitAutograd"
@@ -50,15 +52,27 @@ for _schema in _SCHEMAS:
 BACKWARD_BUDGET = 256 * 2**20
 
 
+_MULTIPLY = ("encode", "encode_bounded", "reconstruct", "encode_backward", "sae_step")
+"""The ops that may take PyTorch's products."""
+
+
+def _register(name: str, implementation: Callable[..., Any], key: str) -> None:
+    if name in _MULTIPLY:
+        arguments = [a.name for a in getattr(torch.ops.patchsae, name).default._schema.arguments]
+        place = arguments.index("precision") if "precision" in arguments else None
+        implementation = of_its_precision(implementation, place)
+    _lib.impl(name, implementation, key)
+
+
 for _name in ("encode", "encode_bounded", "reconstruct", "decode_masked", "decode_sweep", "latent_stats_"):
-    _lib.impl(_name, getattr(composite, _name), _REFERENCE)
+    _register(_name, getattr(composite, _name), _REFERENCE)
 for _name in ("encode_backward", "decode", "decode_backward", "pool_tokens"):
-    _lib.impl(_name, getattr(reference, _name), _REFERENCE)
-_lib.impl("sae_step", reference_training.sae_step, _REFERENCE)
-_lib.impl("adam_step_", reference_training.adam_step_, _REFERENCE)
+    _register(_name, getattr(reference, _name), _REFERENCE)
+_register("sae_step", reference_training.sae_step, _REFERENCE)
+_register("adam_step_", reference_training.adam_step_, _REFERENCE)
 _NATIVE = {} if "CPU" in gpu.KEYS else cpu.implementations()
 for _name, _implementation in _NATIVE.items():
-    _lib.impl(_name, _implementation, "CPU")
+    _register(_name, _implementation, "CPU")
 _ON_GPU = (
     "encode",
     "encode_bounded",
@@ -74,7 +88,7 @@ _ON_GPU = (
 )
 for _key in gpu.KEYS:
     for _name in _ON_GPU:
-        _lib.impl(_name, getattr(gpu, _name), _key)
+        _register(_name, getattr(gpu, _name), _key)
 
 
 def _csr_fake(template: Tensor, rows: int | torch.SymInt) -> tuple[Tensor, Tensor, Tensor]:
@@ -182,11 +196,16 @@ def _adam_step_fake(*_: Any) -> None:
     return None
 
 
+def save(ctx: Any, *tensors: Tensor | None) -> None:
+    """``ctx.save_for_backward``, which refuses tensors made in inference mode: their copies are saved."""
+    ctx.save_for_backward(*(t.clone() if t is not None and t.is_inference() else t for t in tensors))
+
+
 def _encode_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
     x, W_enc, _, b_dec = inputs[:4]
     _, indices, indptr = output
     ctx.mark_non_differentiable(indices, indptr)
-    ctx.save_for_backward(indices, indptr, x, W_enc, b_dec)
+    save(ctx, indices, indptr, x, W_enc, b_dec)
     ctx.packed = len(inputs[4])
 
 
@@ -197,7 +216,7 @@ def _encode_backward(ctx: Any, grad_values: Tensor, *_: Any) -> tuple[Any, ...]:
 
 
 def _decode_setup(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs[:4])
+    save(ctx, *inputs[:4])
 
 
 def _decode_backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
@@ -208,7 +227,7 @@ def _decode_backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
 
 def _decode_masked_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     values, indices, indptr, keep, W_dec, _, class_ids = inputs
-    ctx.save_for_backward(values, indices, indptr, keep, W_dec, class_ids)
+    save(ctx, values, indices, indptr, keep, W_dec, class_ids)
 
 
 def _decode_masked_backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
@@ -221,6 +240,16 @@ def _decode_masked_backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ..
     return grad_values * kept, None, None, None, grad_W, grad_b, None
 
 
+def _no_second_derivative(ctx: Any, *_: Any) -> None:
+    """The gradient of a gradient. Without it autograd would take gradients for constants."""
+    raise RuntimeError(
+        "the ops of patchsae_kernels are differentiable once, and a derivative of a gradient (create_graph=True) was "
+        "asked for; detach the gradient, or write the loss with dense latents in PyTorch"
+    )
+
+
+for _name in ("encode_backward", "decode_backward"):
+    torch.library.register_autograd(f"patchsae::{_name}", _no_second_derivative, lib=_lib)
 torch.library.register_autograd("patchsae::encode", _encode_backward, setup_context=_encode_setup, lib=_lib)
 torch.library.register_autograd("patchsae::decode", _decode_backward, setup_context=_decode_setup, lib=_lib)
 torch.library.register_autograd(

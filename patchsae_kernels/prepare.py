@@ -18,7 +18,9 @@ class PreparedWeights:
     def __init__(self, W_enc: Tensor, b_enc: Tensor, b_dec: Tensor) -> None:
         checks.encoder_weights(W_enc, b_enc, b_dec)
         self.W_enc, self.b_enc, self.b_dec = W_enc, b_enc, b_dec
-        self._versions: tuple[int, ...] = ()  # none yet: a first refresh while tracing leaves the check to a later one
+        self._versions: tuple[
+            object, ...
+        ] = ()  # none yet: a first refresh while tracing leaves the check to a later one
         self._packed: dict[str, list[Tensor]] = {}
         self.refresh()
 
@@ -88,8 +90,16 @@ class PreparedWeights:
         """``(D, S)``."""
         return self.W_enc.shape[0], self.W_enc.shape[1]
 
-    def _current(self) -> tuple[int, ...]:
-        return tuple(t._version for t in (self.W_enc, self.b_enc, self.b_dec))
+    def _current(self) -> tuple[object, ...]:
+        return tuple(version(t) for t in (self.W_enc, self.b_enc, self.b_dec))
+
+
+def version(t: Tensor) -> object:
+    """Something that differs from what it was before ``t`` changed in place.
+
+    What was made in inference mode does not count its changes: its version is another one every time.
+    """
+    return object() if t.is_inference() else t._version
 
 
 def prepare(W_enc: Tensor, b_enc: Tensor, b_dec: Tensor) -> PreparedWeights:
@@ -99,6 +109,9 @@ def prepare(W_enc: Tensor, b_enc: Tensor, b_dec: Tensor) -> PreparedWeights:
         W_enc: ``[D, S]`` float32 (any strides; latent-major, strides ``(1, D)``, is the fast layout).
         b_enc: ``[S]`` float32.
         b_dec: ``[D]`` float32, subtracted from the input.
+
+    Changes in place are noticed when the weights are next used. Tensors made under `torch.inference_mode` cannot tell,
+    so that such weights are checked and packed at every use: make them outside of it.
 
     Raises:
         ValueError, TypeError: shapes that do not fit, dtypes other than float32 (float64 for the oracle), NaN or inf.

@@ -42,7 +42,7 @@ class LatentStats:
             sums=torch.zeros(latents, dtype=torch.float64, device=device),
             counts=integers,
             image_counts=integers.clone(),
-            max_values=torch.zeros(latents, device=device),
+            max_values=torch.zeros(latents, dtype=torch.float32, device=device),
             max_position=torch.full_like(integers, -1),
             class_counts=None if num_classes is None else integers.new_zeros(num_classes, latents),
             tokens_per_image=tokens_per_image,

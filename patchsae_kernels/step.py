@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from patchsae_kernels import checks, gpu
+from patchsae_kernels import checks, gpu, plain
 from patchsae_kernels.prepare import PreparedWeights
 
 PARAMETERS = ("W_enc", "b_enc", "W_dec", "b_dec")
@@ -182,6 +182,8 @@ def adam_step(
     ``prepared``: of these W_enc and b_enc; its packed copies are brought up to date, on a GPU in the same pass over
     W_enc. Without it they are made anew when they are next asked for, which also checks that the weights are finite.
     """
+    for name in _names(params):
+        _check_update(name, *_of_one(params, grads, state, name))
     state.step += 1
     settings = state.step, lr, betas[0], betas[1], eps
     with torch.no_grad():
@@ -223,7 +225,25 @@ def _names(params: Mapping[str, Tensor]) -> tuple[str, ...]:
 def _of_one(
     params: Mapping[str, Tensor], grads: Mapping[str, Tensor], state: AdamState, name: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return parameter(params, name).detach(), parameter(grads, name), state.exp_avg[name], state.exp_avg_sq[name]
+    return (
+        parameter(params, name).detach(),
+        parameter(grads, name, "grads"),
+        parameter(state.exp_avg, name, "state.exp_avg"),
+        parameter(state.exp_avg_sq, name, "state.exp_avg_sq"),
+    )
+
+
+def _check_update(name: str, p: Tensor, grad: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor) -> None:
+    """A parameter, with memory of its own for every element, and what goes with it, in its shape and on its device."""
+    checks.dtype(name, p, checks.FLOATS)
+    held = {f"grads[{name!r}]": grad, f"state.exp_avg[{name!r}]": exp_avg, f"state.exp_avg_sq[{name!r}]": exp_avg_sq}
+    for what, other in held.items():
+        checks.shape(what, other, tuple(p.shape), f"the shape of {name}")
+        checks.dtype(what, other, (p.dtype,) if other is grad else (p.dtype, torch.bfloat16))
+    checks.same_device(**{name: p}, **held)
+    for what, written in {name: p, **held}.items():
+        if written is not grad and any(s == 0 and n > 1 for s, n in zip(written.stride(), written.shape, strict=True)):
+            raise ValueError(f"{what} is an expanded tensor, whose elements share memory; expected a contiguous one")
 
 
 def _checked(
@@ -234,14 +254,15 @@ def _checked(
     checks.encoder_weights(W_enc, b_enc, b_dec)
     checks.shape("W_dec", W_dec, (W_enc.shape[1], W_enc.shape[0]), "[S, D]")
     checks.dtype("W_dec", W_dec, (W_enc.dtype,))
+    plain.tensor("x", x, f"[B, T, D] or [N, D] with D = {W_enc.shape[0]}")
     if x.dim() not in (2, 3) or x.shape[-1] != W_enc.shape[0]:
         raise ValueError(f"x has shape {tuple(x.shape)}; expected [B, T, D] or [N, D] with D = {W_enc.shape[0]}")
     checks.dtype("x", x, (W_enc.dtype,))
-    checks.same_device(x=x, W_enc=W_enc, W_dec=W_dec, dead=dead)
     checks.option("precision", precision, checks.PRECISIONS)
     if dead is not None:
         checks.shape("dead", dead, (W_enc.shape[1],), "[S]")
         checks.dtype("dead", dead, (torch.bool,))
+    checks.same_device(x=x, W_enc=W_enc, W_dec=W_dec, dead=dead)
     return W_enc, b_enc, W_dec, b_dec
 
 
@@ -255,8 +276,9 @@ def _of_these(prepared: PreparedWeights, W_enc: Tensor, b_enc: Tensor, current: 
     return prepared
 
 
-def parameter(params: Mapping[str, Tensor], name: str) -> Tensor:
-    """``params[name]``, or a KeyError that says what is expected."""
+def parameter(params: Mapping[str, Tensor], name: str, what: str = "params") -> Tensor:
+    """``params[name]``, a tensor, or an error that says what is expected."""
     if name not in params:
-        raise KeyError(f"params has no {name!r}; expected {', '.join(PARAMETERS)} and got {', '.join(params)}")
+        raise KeyError(f"{what} has no {name!r}; expected {', '.join(PARAMETERS)} and got {', '.join(params)}")
+    plain.tensor(name if what == "params" else f"{what}[{name!r}]", params[name])
     return params[name]

@@ -145,7 +145,7 @@ def images(p: Problem, turn: int) -> Tensor:
 
 def _ours(kind: str, precision: str, p: Problem, turn: int) -> Step:
     s = p.cached(f"state {kind}", lambda: state(p, kind))
-    ours = "bf16" if precision == "bf16" else "exact"
+    ours = {"bf16": "bf16", "tf32": "fp32"}.get(precision, "exact")  # "fp32" alone follows the switch
     with products(precision):
         return pk.sae_step(images(p, turn), s.params, l1=L1, dead=s.dead, cls_weight=CLS_WEIGHT, precision=ours)
 

@@ -35,7 +35,7 @@ def encode_backward(
     )
     # Made without ``with_x`` too: its sum, in a fixed order, is the gradient of b_dec for any number of threads.
     grad_x = torch.ops.patchsae.decode(grad_values, indices, indptr, rows, torch.zeros_like(b_dec))
-    grad_b_dec = torch.zeros(rows.shape[1], dtype=torch.float64)
+    grad_b_dec = rows.new_zeros(rows.shape[1], dtype=torch.float64)
     add_column_sums(grad_b_dec, grad_x, -1.0)
     return (grad_x if with_x else grad_x[:0]).to(x.dtype), grad_rows.t(), grad_b, grad_b_dec.to(torch.float32)
 
@@ -52,7 +52,7 @@ def decode_backward(
     gradients(by_latent, W_dec.shape[1], dots=dots, g=grad_y, W=W_dec, values=values[by_latent.order], sum_g=grad_W)
     grad_values = torch.empty_like(values)
     grad_values[by_latent.order] = dots
-    grad_b = torch.zeros(W_dec.shape[1], dtype=torch.float64)
+    grad_b = W_dec.new_zeros(W_dec.shape[1], dtype=torch.float64)
     add_column_sums(grad_b, grad_y)
     return grad_values, grad_W, grad_b.to(torch.float32)
 

@@ -16,7 +16,7 @@ def decode(values: Tensor, indices: Tensor, indptr: Tensor, W_dec: Tensor, b_dec
     """``[N, D]`` float32, see `patchsae_kernels.decode`."""
     if not _takes(values, W_dec, b_dec):
         return reference.decode(values, indices, indptr, W_dec, b_dec)
-    y = torch.empty(indptr.shape[0] - 1, W_dec.shape[1])
+    y = b_dec.new_empty(indptr.shape[0] - 1, W_dec.shape[1])
     held = _held(values, indices, indptr, W_dec, b_dec)
     native.decode(*_arguments(held, y))
     return y
@@ -35,7 +35,7 @@ def decode_masked(
     if not _takes(values, W_dec, b_dec):
         return composite.decode_masked(values, indices, indptr, keep, W_dec, b_dec, class_ids)
     keep, ids = _per_latent("keep", keep, indptr, W_dec, class_ids)
-    y = torch.empty(indptr.shape[0] - 1, W_dec.shape[1])
+    y = b_dec.new_empty(indptr.shape[0] - 1, W_dec.shape[1])
     held = _held(values, indices, indptr, W_dec, b_dec)
     native.decode_masked(*_arguments(held, y), keep.data_ptr(), _address(ids))
     return y
@@ -55,7 +55,7 @@ def decode_sweep(
     if not _takes(values, W_dec, b_dec):
         return composite.decode_sweep(values, indices, indptr, rank, ks, W_dec, b_dec, class_ids)
     rank, ids = _per_latent("rank", rank, indptr, W_dec, class_ids)
-    on = torch.empty(len(ks), indptr.shape[0] - 1, W_dec.shape[1])
+    on = b_dec.new_empty(len(ks), indptr.shape[0] - 1, W_dec.shape[1])
     off = torch.empty_like(on)
     held = _held(values, indices, indptr, W_dec, b_dec)
     native.decode_sweep(*_arguments(held, on), rank.data_ptr(), _address(ids), ks, off.data_ptr())

@@ -11,9 +11,14 @@ from patchsae_kernels import checks, composite
 from patchsae_kernels.batch_topk import select_over_batch
 from patchsae_kernels.cpu.extension import available, native
 from patchsae_kernels.cpu.memory import on_large_pages
+from patchsae_kernels.latents import cat
 
 CSR = tuple[Tensor, Tensor, Tensor]
 _INPUTS = (torch.float32, torch.bfloat16, torch.float16)
+BLOCK = 2048
+"""Tokens that the extension encodes together."""
+TOPK_BYTES, TOPK_CANDIDATES = 24, 64
+"""Memory of a candidate of top-k, and the most of them for each of the k: there are no more than latents, either."""
 
 
 class Packed(NamedTuple):
@@ -52,30 +57,47 @@ def encode(
     precision: str,
     budget: int,
 ) -> CSR:
-    """See `patchsae_kernels.encode`. Float64, and more than 512 latents a token by top-k, are the reference's."""
-    arguments = (x, W_enc, b_enc, b_dec, packed, threshold)
-    if x.dtype not in _INPUTS or W_enc.dtype != torch.float32 or W_enc.shape[1] == 0:
-        return composite.encode(*arguments, activation, k, precision, budget)
+    """See `patchsae_kernels.encode`. Float64 tokens are the reference's; their float64 weights take part in float32."""
+    if x.dtype not in _INPUTS or W_enc.shape[1] == 0:
+        return composite.encode(x, W_enc, b_enc, b_dec, packed, threshold, activation, k, precision, budget)
+    if W_enc.dtype != torch.float32:
+        W_enc, b_enc, b_dec, packed = W_enc.float(), b_enc.float(), b_dec.float(), []
     weights = _weights(packed, W_enc, b_enc, precision)
     if activation == "batchtopk":
-        checks.finite_rows("x", x)
 
         def largest(m: int) -> CSR:
             return encode(x, W_enc, b_enc, b_dec, list(weights), None, "topk", m, precision, budget)
 
         return select_over_batch(largest, x.shape[0], k, W_enc.shape[1])
-    if activation == "topk" and k > native.MAX_TOPK:
-        return composite.encode(*arguments, activation, k, precision, budget)
     if threshold is not None:
         checks.non_negative("threshold", threshold)
         threshold = threshold.float().contiguous()
-    return _encode(x.float().contiguous(), weights, b_enc.contiguous(), b_dec.contiguous(), threshold, k, precision)
+    x, b_enc, b_dec = x.float().contiguous(), b_enc.contiguous(), b_dec.contiguous()
+    parts = []
+    for part in x.split(_tokens_at_a_time(x.shape[0], W_enc.shape[1], k, budget)):
+        found = _encode(part, weights, b_enc, b_dec, threshold, k, precision)
+        if found is None:
+            checks.finite_tokens(x, b_dec)
+        else:
+            parts.append(found)
+    csr = cat(parts)
+    checks.finite_latents(csr[0], csr[2])
+    return csr
+
+
+def _tokens_at_a_time(tokens: int, latents: int, k: int, budget: int) -> int:
+    """Tokens for one call: all, unless the candidates of top-k for one of its blocks pass the budget."""
+    if k:
+        within = budget // (TOPK_BYTES * min(latents, TOPK_CANDIDATES * k))
+        if within < BLOCK:
+            return max(1, within)
+    return max(1, tokens)
 
 
 def _encode(
     x: Tensor, weights: Packed, b_enc: Tensor, b_dec: Tensor, threshold: Tensor | None, k: int, precision: str
-) -> CSR:
-    """All tensors float32 and contiguous."""
+) -> CSR | None:
+    """All tensors float32 and contiguous. None: x - b_dec is not finite."""
     tokens, width = x.shape
     threads = torch.get_num_threads()
     has_low = weights.low.numel() > 0
@@ -95,10 +117,10 @@ def _encode(
         threads,
     )
     if not found.finite:
-        checks.finite_rows("x", x)
-    values = on_large_pages(torch.empty(found.entries))
-    indices = on_large_pages(torch.empty(found.entries, dtype=torch.int32))
-    indptr = torch.empty(tokens + 1, dtype=torch.int64)
+        return None
+    values = on_large_pages(x.new_empty(found.entries))
+    indices = on_large_pages(x.new_empty(found.entries, dtype=torch.int32))
+    indptr = x.new_empty(tokens + 1, dtype=torch.int64)
     found.copy(values.data_ptr(), indices.data_ptr(), indptr.data_ptr(), threads)
     return values, indices, indptr
 

@@ -40,7 +40,7 @@ def add_ghost(
     step = min(
         MOST_TOKENS, max(1, budget // (4 * size * dead.shape[0]))
     )  # exp of a slice of the tokens, and one part's gradient
-    total = torch.zeros((), dtype=torch.float64)
+    total = x.new_zeros((), dtype=torch.float64)
     for start in range(0, x.shape[0], step):
         rows = slice(start, start + step)
         total += _add_slice(x[rows], centred[rows], error[rows], parts, w, grads, elements)
@@ -60,7 +60,7 @@ def _add_slice(
         grads.dec.index_add_(0, part, product(exp.t(), grad_raw))
         grad_pre = exp.mul_(product(grad_raw, w.dec[part].t()))
         grads.enc.index_add_(0, part, product(grad_pre.t(), centred))
-        sums = torch.zeros(part.shape[0], dtype=torch.float64)
+        sums = x.new_zeros(part.shape[0], dtype=torch.float64)
         add_column_sums(sums, grad_pre)
         grads.b_enc.index_add_(0, part, sums.float())
     return term

@@ -30,9 +30,9 @@ def sort_by_latent(indices: Tensor, indptr: Tensor, latents: int) -> ByLatent:
     nnz = indices.shape[0]
     indices, indptr = indices.contiguous(), indptr.contiguous()
     sorted_ = ByLatent(
-        torch.empty(latents + 1, dtype=torch.int64),
-        torch.empty(nnz, dtype=torch.int32),
-        torch.empty(nnz, dtype=torch.int64),
+        indptr.new_empty(latents + 1),
+        indices.new_empty(nnz),
+        indptr.new_empty(nnz),
     )
     native.sort_by_latent(
         indices.data_ptr(),

@@ -11,7 +11,7 @@ from patchsae_kernels.cpu.extension import native
 def product(a: Tensor, b: Tensor, into: Tensor | None = None) -> Tensor:
     """``a b`` ``[M, N]``, or ``into + a b`` in place; float32. ``a`` ``[M, K]`` may be strided; ``b`` is ``[K, N]``."""
     b = b.contiguous()
-    c = torch.empty(a.shape[0], b.shape[1]) if into is None else into
+    c = a.new_empty(a.shape[0], b.shape[1]) if into is None else into
     native.product(
         a.data_ptr(),
         *a.stride(),

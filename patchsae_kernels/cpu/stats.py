@@ -45,7 +45,7 @@ def latent_stats_(
         tokens_per_image,
         first_image,
         _address(labels if class_counts is not None else None),
-        float(torch.tensor(threshold, dtype=values.dtype)),  # compared in the dtype of the values, as PyTorch does
+        values.new_tensor(threshold).item(),  # compared in the dtype of the values, as PyTorch does
         *(t.data_ptr() for t in totals),
         _address(class_counts),
         torch.get_num_threads(),
@@ -61,10 +61,10 @@ def pool_tokens(
         return reference.pool_tokens(values, indices, indptr, latents, tokens_per_image, budget)
     held = values.float().contiguous(), indices.contiguous(), indptr.contiguous()
     csr, threads = _csr(*held, latents), torch.get_num_threads()
-    pooled_indptr = torch.empty(rows // tokens_per_image + 1, dtype=torch.int64)
+    pooled_indptr = indptr.new_empty(rows // tokens_per_image + 1)
     native.pool_count(*csr, tokens_per_image, pooled_indptr.data_ptr(), threads)
     entries = int(pooled_indptr[-1])
-    sums, pooled_indices = torch.empty(entries), torch.empty(entries, dtype=torch.int32)
+    sums, pooled_indices = values.new_empty(entries, dtype=torch.float32), indices.new_empty(entries)
     native.pool_sums(
         *csr, tokens_per_image, pooled_indptr.data_ptr(), sums.data_ptr(), pooled_indices.data_ptr(), threads
     )

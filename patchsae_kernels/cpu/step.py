@@ -65,13 +65,16 @@ def sae_step(
         return reference_training.sae_step(*arguments)
     checks.finite_rows("x", x)
     w = Rows(W_enc.t().contiguous(), b_enc.contiguous(), W_dec.contiguous())
-    share = _share_of_active(x, w, b_dec)
-    if path == "dense" or (path != "sparse" and share > DENSE_FROM):
+    try:
+        share = _share_of_active(x, w, b_dec)
+        if path == "dense" or (path != "sparse" and share > DENSE_FROM):
+            return reference_training.sae_step(*arguments)
+        step = _SparseStep(x, w, b_dec, dead, l1, cls_weight, tokens_per_image, budget)
+        rows = max(1, budget // (4 * x.shape[1] * 4 + int(BYTES_PER_ENTRY * max(share, 1e-3) * W_enc.shape[1])))
+        for start in range(0, max(x.shape[0], 1), rows):
+            step.add(slice(start, min(start + rows, x.shape[0])))
+    except checks.NotFiniteError:  # of a parameter, or of an overflow: x has been looked at
         return reference_training.sae_step(*arguments)
-    step = _SparseStep(x, w, b_dec, dead, l1, cls_weight, tokens_per_image, budget)
-    rows = max(1, budget // (4 * x.shape[1] * 4 + int(BYTES_PER_ENTRY * max(share, 1e-3) * W_enc.shape[1])))
-    for start in range(0, max(x.shape[0], 1), rows):
-        step.add(slice(start, min(start + rows, x.shape[0])))
     terms, grads, grad_b_dec = step.finish()
     if not bool(torch.stack([terms[0], grad_b_dec.sum(), b_enc.sum()]).isfinite().all()):
         return reference_training.sae_step(*arguments)
@@ -98,10 +101,10 @@ class _SparseStep:
         self.tokens = max(x.shape[0], 1)
         self.elements = self.tokens * x.shape[1]
         self.grads = Rows(*(on_large_pages(torch.empty_like(p)) for p in w))
-        self.grad_b_dec = torch.zeros(x.shape[1], dtype=torch.float64)
-        self.totals = torch.zeros(3, dtype=torch.float64)  # weighted squared error over norm, squared error, latents
-        self.ghost = torch.zeros((), dtype=torch.float64)
-        self.active = torch.zeros(w.b_enc.shape[0], dtype=torch.int64)
+        self.grad_b_dec = x.new_zeros(x.shape[1], dtype=torch.float64)
+        self.totals = x.new_zeros(3, dtype=torch.float64)  # weighted squared error over norm, squared error, latents
+        self.ghost = x.new_zeros((), dtype=torch.float64)
+        self.active = x.new_zeros(w.b_enc.shape[0], dtype=torch.int64)
 
     def add(self, rows: slice) -> None:
         x, w = self.x[rows].contiguous(), self.w
@@ -166,8 +169,9 @@ class _SparseStep:
     def _through_encoder(self) -> Tensor:
         """Rows that add up to W_enc @ db_enc: a decode of the latents in parts, each with its entries of db_enc."""
         latents = self.w.b_enc.shape[0]
-        ends = torch.arange(PARTIAL_SUMS + 1) * latents // PARTIAL_SUMS
-        indices = torch.arange(latents, dtype=torch.int32)
+        here = self.x.device
+        ends = torch.arange(PARTIAL_SUMS + 1, dtype=torch.int64, device=here) * latents // PARTIAL_SUMS
+        indices = torch.arange(latents, dtype=torch.int32, device=here)
         return torch.ops.patchsae.decode(self.grads.b_enc, indices, ends, self.w.enc, torch.zeros_like(self.b_dec))
 
 

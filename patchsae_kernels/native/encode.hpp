@@ -70,16 +70,15 @@ struct Encoded {
   Encoded(Encoded &&) = default;
 
   int64_t rows = 0, entries = 0;
-  bool finite = true; // false: x holds a NaN or an infinity, and nothing was encoded
+  bool finite = true; // false: x - b_dec holds a NaN or an infinity, and nothing was encoded
   std::vector<Part> parts; // for every token in ascending order of latents
 
   // Writes CSR: values and indices [entries], indptr [rows + 1].
   void copy(float *values, int32_t *indices, int64_t *indptr, int threads) const;
 };
 
-constexpr int64_t MAX_TOPK = 512;
-
-// x is [rows, width] float32. k = 0: ReLU or JumpReLU; else the k largest positive latents, ties to the lower one.
+// x is [rows, width] float32. k = 0: ReLU or JumpReLU; else the k largest positive latents, ties to the lower one, which takes
+// up to 24 bytes of each token for every latent that may be among them. A sum that overflows gives an infinite value.
 // Throws std::invalid_argument for sizes out of range, std::bad_alloc.
 std::unique_ptr<Encoded> encode(const EncodeWeights &w, const float *x, int64_t rows, int64_t k, Precision precision,
                                 int threads);

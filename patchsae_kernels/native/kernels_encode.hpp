@@ -32,7 +32,7 @@ struct EncodeKernels {
                     int32_t *columns, float *values);
   // low = bfloat16 of row; squares = |row|^2, |row - low|^2, |low|^2. depth: a multiple of 8.
   void (*round)(const float *row, int64_t depth, uint16_t *low, double *squares);
-  // centred = x - b_dec, zero up to a multiple of 16; false if x holds a NaN or an infinity.
+  // centred = x - b_dec, zero up to a multiple of 16; false if one of them is a NaN or an infinity.
   bool (*centre)(const float *x, const float *b_dec, int64_t width, float *centred);
   // Runs the instructions of the widest product here on registers, `rounds` times, and returns the operations done: what
   // this machine could do if nothing had to be loaded.

@@ -66,7 +66,6 @@ void bind_encode(nb::module_ &m) {
   m.def("peak", &bound_peak, "rounds"_a, "threads"_a, nb::call_guard<nb::gil_scoped_release>());
   m.def("wants_packed", &wants_packed);
   m.attr("PANEL") = ENCODE_PANEL;
-  m.attr("MAX_TOPK") = MAX_TOPK;
 }
 
 } // namespace patchsae

@@ -105,8 +105,9 @@ def step_constants(step: int, lr: float, beta1: float, beta2: float) -> tuple[fl
 
 def control_of(step: int, lr: float, beta1: float, beta2: float, seed: int) -> Tensor:
     """`Extras.control` of a call, on the CPU."""
-    constants = torch.tensor(step_constants(step, lr, beta1, beta2), dtype=torch.float32).view(torch.int32)
-    return torch.cat([constants, torch.tensor([1, signed(reference_training.mixed(seed))], dtype=torch.int32)])
+    floats = torch.tensor(step_constants(step, lr, beta1, beta2), dtype=torch.float32, device="cpu")
+    whole = torch.tensor([1, signed(reference_training.mixed(seed))], dtype=torch.int32, device="cpu")
+    return torch.cat([floats.view(torch.int32), whole])
 
 
 def signed(bits: int) -> int:

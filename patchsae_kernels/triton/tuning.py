@@ -14,6 +14,8 @@ from dataclasses import dataclass, replace
 import torch
 from triton import knobs
 
+from patchsae_kernels.arithmetic import tf32_is_allowed
+
 PRODUCTS = ("fused", "library")
 
 
@@ -95,8 +97,8 @@ PRODUCT_CANDIDATES = {
 # decode, 42 us (half of that with bfloat16 products). Dense float32 products cost 190 ms more than the encode, TF32
 # ones 35, bfloat16 ones 14: the steps meet near L0 4,500, 800 and 660 of 49,152. In float32 the encode's slots (4,096
 # candidates a token) set an earlier end.
-DENSE_FROM = {"highest": 0.04, "high": 0.015, "medium": 0.015, "bf16": 0.0135}
-"""Share of active latents from which a training step is dense, by PyTorch's switch for float32 products, or "bf16"."""
+DENSE_FROM = {"float32": 0.04, "tf32": 0.015, "bf16": 0.0135}
+"""Share of active latents from which a training step is dense, by what its dense products compute."""
 HYSTERESIS = 1.25
 """A run's step turns dense above this many times the share, and sparse below the share divided by it: within the band
 both cost about the same, and a step that changes over from one batch to the next changes its rounding for nothing."""
@@ -142,8 +144,10 @@ def product_design(precision: str) -> str:
 
 
 def dense_from(precision: str) -> float:
-    """The entry of `DENSE_FROM` that holds for a step's precision."""
-    return DENSE_FROM["bf16" if precision == "bf16" else torch.get_float32_matmul_precision()]
+    """The entry of `DENSE_FROM` that holds for a step's precision; "fp32" alone follows PyTorch's switch for TF32."""
+    if precision == "bf16":
+        return DENSE_FROM["bf16"]
+    return DENSE_FROM["tf32" if precision == "fp32" and tf32_is_allowed() else "float32"]
 
 
 def next_is_dense(share: float, was_dense: bool | None, precision: str) -> bool:

@@ -20,7 +20,7 @@ CASE = make_case(0, 4, 6, 10)
         ({"b_dec": torch.zeros(10)}, "b_dec has shape"),
         ({"b_dec": torch.zeros(6, dtype=torch.float64)}, "b_dec has dtype"),
         ({"W_enc": torch.full((6, 10), torch.inf)}, "W_enc holds a NaN"),
-        ({"x": torch.zeros(4, 6, device="meta")}, "W_enc is on cpu and x on meta"),
+        ({"x": torch.zeros(4, 6, device="meta")}, "x is a tensor without values"),
         ({"activation": "gelu"}, "activation is 'gelu'; expected one of"),
         ({"precision": "int8"}, "precision is 'int8'"),
         ({"activation": "topk"}, "k is None with activation='topk'"),
@@ -82,7 +82,7 @@ def test_keep_rank_and_class_ids():
     for op, table in ((pk.decode_masked, (keep.expand(2, 10),)), (pk.decode_sweep, (rank.expand(2, 10), [1]))):
         with pytest.raises(ValueError, match=r"class_ids reach 0\.\.2; expected 0\.\.1"):
             op(z, *table, *args, class_ids=torch.tensor([0, 1, 2, 0]))
-    with pytest.raises(ValueError, match=r"ks is \[-1\]"):
+    with pytest.raises(ValueError, match="ks is -1; expected at least 0"):
         pk.decode_sweep(z, rank, [-1], *args)
 
 

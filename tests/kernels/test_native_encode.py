@@ -143,13 +143,30 @@ def test_extreme_magnitudes(level, scale):
 
 
 @every_level
-def test_where_float32_overflows_every_way_of_computing_agrees(level):
-    """Sums beyond the range of float32 are infinite or NaN; NaN is not active. Alone or among others: the same."""
+@pytest.mark.parametrize("options", [{}, {"activation": "topk", "k": 7}, {"activation": "batchtopk", "k": 3}])
+@pytest.mark.parametrize("precision", ["exact", "fp32"])
+def test_a_token_whose_sums_leave_float32_is_refused_by_its_row(level, options, precision):
+    """Also where a sum leaves it both ways and is no number; just inside of the range every way of computing agrees."""
     case = make_case(6, 40, 48, 300, bias=0.0)
-    case = case._replace(x=case.x * 1e20, W_enc=case.W_enc * 1e19)
-    whole = case.encode()
+    near = case._replace(x=case.x * 1e19, W_enc=case.W_enc * 1e18)
+    whole = near.encode(precision=precision)
     for n in (0, 7, 39):
-        assert_same(case._replace(x=case.x[n : n + 1]).encode(), whole.select_rows(torch.tensor([n])))
+        alone = near._replace(x=near.x[n : n + 1]).encode(precision=precision)
+        assert_same(alone, whole.select_rows(torch.tensor([n])))
+    for row in (3, 38):
+        x = near.x.clone()
+        x[row] = torch.where(torch.arange(48) % 2 == 0, 3e38, -3e38)
+        with pytest.raises(ValueError, match=rf"\(x - b_dec\) W_enc passes the range of torch.float32 in row {row}"):
+            near._replace(x=x).encode(precision=precision, **options)
+
+
+@every_level
+def test_a_token_that_leaves_float32_when_it_is_centred_is_named(level):
+    case = make_case(6, 40, 48, 300)
+    x = case.x.clone()
+    x[[5, 9]] = 3e38
+    with pytest.raises(ValueError, match=r"x - b_dec has a NaN or an infinity in row 5 \(2 such rows of 40\)"):
+        case._replace(x=x, b_dec=torch.full((48,), -3e38)).encode()
 
 
 @every_level
@@ -231,5 +248,5 @@ def test_an_absurd_size_is_an_exception():
     for sizes in ({"rows": -1, "width": 16, "latents": 1}, {"rows": 1, "width": 16, "latents": 2**40}):
         with pytest.raises(ValueError, match="size is negative"):
             native.encode(**sizes, **arguments)
-    with pytest.raises(ValueError, match=r"expected 0\.\.512"):
-        native.encode(rows=1, width=16, latents=1, **(arguments | {"k": 513}))
+    with pytest.raises(ValueError, match="k is -1; expected at least 0"):
+        native.encode(rows=1, width=16, latents=1, **(arguments | {"k": -1}))

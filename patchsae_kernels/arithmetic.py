@@ -1,0 +1,87 @@
+"""What PyTorch's products inside of an op compute, whatever surrounds the call.
+
+Autocast and the switches of the process (`torch.set_float32_matmul_precision`, ``allow_tf32``, ``fp32_precision``) are
+about the layers of a model. An op has a ``precision`` of its own: its float32 products are float32, and only
+``precision="fp32"`` follows the switches.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, TypeVar
+
+import torch
+
+Op = TypeVar("Op", bound=Callable[..., Any])
+_REDUCED = ("tf32", "bf16")
+
+
+@contextmanager
+def as_said_by(precision: str, device: torch.device) -> Iterator[None]:
+    """Products of tensors on ``device`` have the precision of an op, see above."""
+    with ExitStack() as held:
+        if torch.is_autocast_enabled(device.type):
+            held.enter_context(torch.autocast(device.type, enabled=False))
+        if precision != "fp32" and _switches.are_reduced():
+            held.enter_context(_switches.off())
+        yield
+
+
+def of_its_precision(op: Op, place: int | None) -> Op:
+    """``op`` with products `as_said_by` its argument number ``place``, or in float32 where it has no such argument."""
+
+    @functools.wraps(op)
+    def guarded(first: torch.Tensor, *rest: Any) -> Any:
+        precision = "exact" if place is None or place > len(rest) else rest[place - 1]
+        with as_said_by(precision, first.device):
+            return op(first, *rest)
+
+    return guarded  # type: ignore[return-value]
+
+
+def tf32_is_allowed() -> bool:
+    """Whether a GPU's float32 products outside of this package may take TF32."""
+    return torch.backends.cuda.matmul.fp32_precision == "tf32"
+
+
+class _Switches:
+    """The switches of the process, off from the first that asks until the last is done: other threads may be inside.
+
+    One that has the value of the switch above it goes back to following that one.
+    """
+
+    def __init__(self) -> None:
+        self._all = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._before: list[str] = []
+
+    def are_reduced(self) -> bool:
+        return self._inside > 0 or any(one.fp32_precision in _REDUCED for one in self._all)
+
+    @contextmanager
+    def off(self) -> Iterator[None]:
+        with self._lock:
+            if not self._inside:
+                above = (torch.backends.fp32_precision, torch.backends.mkldnn.fp32_precision)  # type: ignore[attr-defined]
+                now = [one.fp32_precision for one in self._all]
+                self._before = ["none" if value == b else value for value, b in zip(now, above, strict=True)]
+                self._set(["ieee"] * len(self._all))
+            self._inside += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._inside -= 1
+                if not self._inside:
+                    self._set(self._before)
+
+    def _set(self, values: list[str]) -> None:
+        for one, value in zip(self._all, values, strict=True):
+            one.fp32_precision = value
+
+
+_switches = _Switches()
