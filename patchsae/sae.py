@@ -12,9 +12,13 @@ import torch
 from torch import Tensor, nn
 
 import patchsae_kernels as pk
+from patchsae.claims import require_memory
+from patchsae.given import described, outside_inference_mode, require_tensor
+from patchsae.tensor_files import require_float32
 
 ACTIVATIONS = ("relu", "topk", "jumprelu")
 PARAMETERS = ("W_enc", "b_enc", "W_dec", "b_dec")
+MOST = 2**53  # latents or dimensions; what is larger is no size
 
 
 @dataclass(frozen=True)
@@ -26,7 +30,8 @@ class SAEConfig:
         d_sae: S, number of latents.
         activation: "relu"; "topk" (the k largest positive pre-activations); "jumprelu" (above a threshold per latent).
         k: with "topk" only.
-        metadata: free entries; ``model``, ``pretrained`` and ``layer`` name the CLIP (`SplitCLIP.metadata`).
+        metadata: free entries, text or finite numbers; ``model``, ``pretrained`` and ``layer`` name the CLIP
+            (`SplitCLIP.metadata`).
     """
 
     d_in: int
@@ -38,14 +43,31 @@ class SAEConfig:
     def __post_init__(self) -> None:
         for name in ("d_in", "d_sae"):
             size = getattr(self, name)
-            if not isinstance(size, int) or size < 1:
-                raise ValueError(f"{name}={size!r}; expected an integer of at least 1")
+            if not _is_whole(size) or not 1 <= size <= MOST:
+                raise ValueError(f"{name}={repr(size)[:40]}; expected an integer of at least 1")
         if self.activation not in ACTIVATIONS:
             raise ValueError(f"activation={self.activation!r}; expected one of {', '.join(ACTIVATIONS)}")
+        if self.k is not None and not _is_whole(self.k):
+            raise ValueError(f"k={self.k!r}; expected an integer")
         if (self.k is not None) != (self.activation == "topk"):
             raise ValueError(f"k={self.k!r} with activation={self.activation!r}; expected k with 'topk' and only there")
         if self.k is not None and not 1 <= self.k <= self.d_sae:
             raise ValueError(f"k={self.k}; expected 1 <= k <= d_sae = {self.d_sae}")
+        if not isinstance(self.metadata, Mapping):
+            raise ValueError(f"metadata is a {type(self.metadata).__name__}; expected names with text or numbers")
+        for name, value in self.metadata.items():
+            finite = isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value))
+            if not isinstance(name, str) or not finite:
+                raise ValueError(
+                    f"metadata[{name!r}] is a {type(value).__name__}, {str(value)[:40]!r}; "
+                    "expected text or a finite number"
+                )
+
+    @property
+    def parameter_bytes(self) -> int:
+        """What the parameters take in float32."""
+        vectors = 2 if self.activation == "jumprelu" else 1
+        return 4 * (2 * self.d_in * self.d_sae + vectors * self.d_sae + self.d_in)
 
 
 class SparseAutoencoder(nn.Module):
@@ -68,27 +90,32 @@ class SparseAutoencoder(nn.Module):
     threshold: Tensor
     _prepared: pk.PreparedWeights | None
 
+    @outside_inference_mode
     def __init__(self, config: SAEConfig, generator: torch.Generator | None = None) -> None:
         super().__init__()
         self._allocate(config)
         self.reset_parameters(generator)
 
     @classmethod
+    @outside_inference_mode
     def from_tensors(cls, config: SAEConfig, tensors: Mapping[str, Tensor]) -> SparseAutoencoder:
         """A SAE with copies of these weights (the names of the state dict); other float dtypes become float32.
 
         Raises:
-            ValueError: a tensor is missing, left over, or has another shape than ``config`` says.
+            ValueError: a tensor is missing, left over, has another shape than ``config`` says, or holds what is no real
+                number that float32 has.
         """
+        expected = [*PARAMETERS, *(["threshold"] if config.activation == "jumprelu" else [])]
+        if tensors.keys() != set(expected):
+            named = str(sorted(map(str, tensors)))[:200]
+            raise ValueError(f"the tensors are named {named}; expected {sorted(expected)}")
+        for name, tensor in tensors.items():
+            check_shape(name, tuple(tensor.shape), config)
+        state = {name: require_float32(name, tensor) for name, tensor in tensors.items()}
         sae = cls.__new__(cls)
         nn.Module.__init__(sae)
         sae._allocate(config)
-        expected = sae.state_dict()
-        if tensors.keys() != expected.keys():
-            raise ValueError(f"the tensors are named {sorted(tensors)}; expected {sorted(expected)}")
-        for name, tensor in tensors.items():
-            check_shape(name, tuple(tensor.shape), config)
-        sae.load_state_dict(dict(tensors))
+        sae.load_state_dict(state)
         return sae
 
     @torch.no_grad()
@@ -132,10 +159,14 @@ class SparseAutoencoder(nn.Module):
         """Latents of ``r`` ``[..., D]``: leading dimensions are flattened to N tokens. Differentiable.
 
         Raises:
+            TypeError: ``r`` is no tensor.
             ValueError: the last dimension is not D, or a token holds NaN or an infinity.
         """
+        require_tensor("r", r, f"the residual stream [..., D] with D = {self.config.d_in}")
         if r.dim() == 0 or r.shape[-1] != self.config.d_in:
-            raise ValueError(f"r has shape {tuple(r.shape)}; expected [..., D] with D = {self.config.d_in}")
+            pixels = r.dim() in (3, 4) and r.shape[-3] == 3
+            hint = ": these look like pixels, of which `clip.residual(pixels)` makes r" if pixels else ""
+            raise ValueError(f"r has shape {tuple(r.shape)}; expected [..., D] with D = {self.config.d_in}{hint}")
         return pk.encode(
             r.reshape(-1, self.config.d_in),
             self.prepared,
@@ -145,7 +176,18 @@ class SparseAutoencoder(nn.Module):
         )
 
     def decode(self, z: pk.SparseLatents, like: Tensor | None = None) -> Tensor:
-        """Reconstruction of N tokens, float32 ``[N, D]``, or in the shape of ``like`` ``[..., D]``. Differentiable."""
+        """Reconstruction of N tokens, float32 ``[N, D]``, or in the shape of ``like`` ``[..., D]``. Differentiable.
+
+        Raises:
+            TypeError: ``z`` are no sparse latents, or ``like`` is no tensor.
+            ValueError: the shapes do not fit.
+        """
+        if not isinstance(z, pk.SparseLatents):
+            raise TypeError(f"z is {described(z)}; expected SparseLatents, as encode() returns them")
+        if like is not None:
+            require_tensor("like", like, f"tokens [..., D] with D = {self.config.d_in}")
+            if like.numel() != z.shape[0] * self.config.d_in:
+                raise ValueError(f"like has shape {tuple(like.shape)}; expected the {z.shape[0]:,} tokens of z")
         y = pk.decode(z, self.W_dec, self.b_dec)
         return y if like is None else y.reshape(like.shape)
 
@@ -171,6 +213,9 @@ class SparseAutoencoder(nn.Module):
         return {**self.__dict__, "_prepared": None}  # packed copies are remade where the module is unpickled
 
     def _allocate(self, config: SAEConfig) -> None:
+        if torch.get_default_device().type == "cpu":
+            sizes = f"d_sae={config.d_sae:,} and d_in={config.d_in:,}"
+            require_memory(f"an autoencoder of {sizes}", config.parameter_bytes)
         self.config = config
         self._prepared = None
         self.W_enc = nn.Parameter(torch.empty(config.d_sae, config.d_in).T)
@@ -214,6 +259,10 @@ def check_shape(name: str, shape: tuple[int, ...], config: SAEConfig) -> None:
     if shape != expected:
         hint = ": transpose it" if shape == expected[::-1] else ""
         raise ValueError(f"{name} has shape {shape}; expected {symbols} = {expected}{hint}")
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _restore_layout(sae: nn.Module, _incompatible: object) -> None:

@@ -4,10 +4,12 @@ import copy
 import pickle
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 import patchsae
 from patchsae.sae import SAEConfig, SparseAutoencoder
@@ -27,6 +29,11 @@ def make(activation: str = "relu", k: int | None = None) -> SparseAutoencoder:
     if activation == "jumprelu":
         sae.threshold.uniform_(0, 0.3, generator=seeded(2))
     return sae
+
+
+def weights() -> dict[str, torch.Tensor]:
+    """The tensors of `make`; under inference mode they belong to it."""
+    return {name: tensor.clone() for name, tensor in make().state_dict().items()}
 
 
 def tokens(*shape: int) -> torch.Tensor:
@@ -168,6 +175,8 @@ def test_other_float_types_become_float32() -> None:
     ("arguments", "message"),
     [
         ({"d_in": 0}, "d_in=0"),
+        ({"d_in": True}, "d_in=True"),
+        ({"metadata": {"lr": float("nan")}}, r"metadata\['lr'\] is a float"),
         ({"d_sae": 2.5}, "d_sae=2.5"),
         ({"activation": "gelu"}, "activation='gelu'; expected one of relu, topk, jumprelu"),
         ({"activation": "topk"}, "k=None with activation='topk'"),
@@ -191,6 +200,42 @@ def test_wrong_tensors_are_named() -> None:
         SparseAutoencoder.from_tensors(sae.config, {**state, "threshold": state["b_enc"]})
     with pytest.raises(ValueError, match=r"r has shape \(3, 5\); expected \[..., D\] with D = 12"):
         sae.encode(torch.zeros(3, 5))
+
+
+def test_pixels_arrays_and_pictures_are_no_tokens() -> None:
+    sae = make()
+    with pytest.raises(ValueError, match=r"r has shape \(3, 224, 224\); .*look like pixels, of which `clip\.residual"):
+        sae.encode(torch.zeros(3, 224, 224))
+    with pytest.raises(TypeError, match=r"r is a ndarray of shape \(2, 12\); expected .*torch\.as_tensor makes one"):
+        sae.encode(np.zeros((2, D)))
+    with pytest.raises(TypeError, match=r"r is a PIL picture; expected the residual stream \[\.\.\., D\] with D = 12"):
+        sae.encode(Image.new("RGB", (4, 4)))
+    with pytest.raises(TypeError, match=r"r is the text 'cat\.png'; .*load_image\(path\)"):
+        sae("cat.png")
+    with pytest.raises(TypeError, match="r has dtype int64; expected the residual stream"):
+        sae.encode(torch.zeros(2, D, dtype=torch.long))
+    with pytest.raises(TypeError, match="z is a Tensor of shape \\(2, 40\\); expected SparseLatents"):
+        sae.decode(torch.zeros(2, S))
+    with pytest.raises(ValueError, match=r"like has shape \(3, 12\); expected the 2 tokens of z"):
+        sae.decode(sae.encode(tokens(2)), like=tokens(3))
+
+
+@pytest.mark.parametrize("inside", [True, False], ids=["made inside", "made outside"])
+def test_inference_mode_leaves_nothing_behind(tmp_path: Path, inside: bool) -> None:
+    make().save(tmp_path)
+    expected = make()(tokens(5))
+    with torch.inference_mode(inside):
+        copies = [
+            make(),
+            patchsae.load_sae(tmp_path, "cpu"),
+            SparseAutoencoder.from_tensors(SAEConfig(D, S), weights()),
+        ]
+    for sae in copies:
+        with torch.inference_mode(not inside):
+            sae(tokens(5))
+        sae(tokens(5)).sum().backward()
+        assert sae.W_enc.grad is not None
+    torch.testing.assert_close(copies[0](tokens(5)), expected)
 
 
 def test_the_package_offers_it_lazily() -> None:

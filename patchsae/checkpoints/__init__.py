@@ -7,6 +7,8 @@ import pkgutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from patchsae.contents import what_is
+
 if TYPE_CHECKING:
     from patchsae.checkpoints.format import Format
     from patchsae.sae import SparseAutoencoder
@@ -26,10 +28,30 @@ def detect(path: Path) -> Format:
     """
     found = [candidate for candidate in formats() if candidate.matches(path)]
     if len(found) != 1:
-        which = "matches " + ", ".join(f.name for f in found) if found else "matches no format"
+        which = "matches " + ", ".join(f.name for f in found) if found else _what_it_is(path)
         known = "; ".join(f"{f.name}: {f.layout}" for f in formats())
         raise ValueError(f"{path} {which}. Known formats: {known}")
     return found[0]
+
+
+def _what_it_is(path: Path) -> str:
+    """What a path is that no format has, and what may have been meant."""
+    from patchsae.checkpoints.ours import CONFIG, WEIGHTS
+
+    if not path.is_dir():
+        if path.name in (WEIGHTS, CONFIG):
+            return f"is a part of a SAE; name its directory, {path.parent}"
+        return f"is {what_is(path).said}, which no format is"
+    if (path / "train" / WEIGHTS).is_file():
+        return f"is a run, whose SAE is {path / 'train'}: name that"
+    if (path / "config.toml").is_file():
+        return "is a stage of a run, which holds no SAE; expected that of `patchsae train`, when it is finished"
+    if (path / WEIGHTS).is_file():
+        return f"has {WEIGHTS} without a {CONFIG} that says 'format': 'patchsae'"
+    several = sorted(file.name for file in path.glob("*.pt"))
+    if several:
+        return f"holds several .pt files: name one, such as {path / several[0]}"
+    return "matches no format"
 
 
 def load(source: str | Path) -> SparseAutoencoder:

@@ -30,7 +30,7 @@ def fetch(source: str) -> Path:
         root = Path(snapshot_download(f"{owner}/{name}", allow_patterns=patterns))
     except (OSError, ValueError) as error:
         raise FileNotFoundError(
-            f"{source} does not exist here, and could not be had from the Hugging Face Hub: {error}"
+            f"{source} does not exist here, and could not be had from the Hugging Face Hub: {str(error)[:300]}"
         ) from error
     if not (root / folder).exists():
         raise FileNotFoundError(f"{owner}/{name} on the Hugging Face Hub has no {folder}")

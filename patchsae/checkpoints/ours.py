@@ -7,16 +7,18 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
 from safetensors.torch import save_file
 
 from patchsae.atomic import replacing, write_text
 from patchsae.checkpoints.format import Format
 from patchsae.checksums import verified
+from patchsae.documents import parse_json, read_json
 from patchsae.sae import SAEConfig, SparseAutoencoder
+from patchsae.tensor_files import read_tensors
 
 VERSION = 1
 WEIGHTS, CONFIG = "sae.safetensors", "config.json"
+MOST_CONFIG = 2**20  # bytes
 FIELDS = {"d_in", "d_sae", "activation", "k", "metadata"}
 
 
@@ -38,27 +40,28 @@ def _load(path: Path) -> SparseAutoencoder:
     record = _record(path)
     if record.get("version") != VERSION:
         raise ValueError(
-            f"{path / CONFIG} has version {record.get('version')!r}; this patchsae reads version {VERSION}"
+            f"{path / CONFIG} has version {str(record.get('version'))[:40]}; this patchsae reads version {VERSION}"
         )
     if record.keys() != FIELDS | {"format", "version"}:
         raise ValueError(
-            f"{path / CONFIG} has the entries {sorted(record)}; expected {sorted(FIELDS)}, format, version"
+            f"{path / CONFIG} has the entries {str(sorted(record))[:200]}; expected {sorted(FIELDS)}, format, version"
         )
-    with safe_open(verified(path / WEIGHTS), framework="pt") as file:
-        # The weights carry their own copy, so that a save cut off between the two files is noticed.
-        if json.loads((file.metadata() or {}).get("config", "null")) != record:
-            raise ValueError(
-                f"{path / CONFIG} does not belong to {path / WEIGHTS}: the files are of two different saves"
-            )
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    return SparseAutoencoder.from_tensors(SAEConfig(**{name: record[name] for name in FIELDS}), tensors)
+    try:
+        config = SAEConfig(**{name: record[name] for name in FIELDS})
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path / CONFIG}: {error}") from error
+    tensors, header = read_tensors(verified(path / WEIGHTS))
+    # The weights carry their own copy, so that a save cut off between the two files is noticed.
+    if parse_json(path / WEIGHTS, header.get("config", "null")) != record:
+        raise ValueError(f"{path / CONFIG} does not belong to {path / WEIGHTS}: the files are of two different saves")
+    try:
+        return SparseAutoencoder.from_tensors(config, tensors)
+    except ValueError as error:
+        raise ValueError(f"{path / WEIGHTS}: {error}") from error
 
 
 def _record(path: Path) -> dict[str, Any]:
-    try:
-        record = json.loads(verified(path / CONFIG).read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path / CONFIG} is not JSON: {error}") from error
+    record = read_json(verified(path / CONFIG), MOST_CONFIG)
     return record if isinstance(record, dict) else {}
 
 

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from patchsae import archives
 from patchsae.checkpoints.format import Format
-from patchsae.sae import PARAMETERS, SAEConfig, SparseAutoencoder, check_shape
+from patchsae.contents import what_is
+from patchsae.sae import PARAMETERS, SAEConfig, SparseAutoencoder
 
 CONFIG_CLASSES = ("src.sae_training.config.ViTSAERunnerConfig", "src.sae_training.config.Config")
 CONFIG_KEYS = ("cfg", "config")
@@ -39,16 +40,16 @@ def _load(path: Path) -> SparseAutoencoder:
     settings, state = _parts(file, content)
     if settings.get("gated_sae"):
         raise ValueError(f"{file} holds a gated SAE (gated_sae is set), which this format does not read")
-    config = _config(file, settings, state)
-    for name, tensor in state.items():
-        check_shape(name, tuple(tensor.shape), config)
-    return SparseAutoencoder.from_tensors(config, state)
+    try:
+        return SparseAutoencoder.from_tensors(_config(file, settings, state), state)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from error
 
 
 def _file(path: Path) -> Path | None:
-    """The ``.pt`` file itself, or the only one in a directory."""
+    """The file itself, if it is called ``.pt`` or is a torch archive, or the only ``.pt`` of a directory."""
     if path.is_file():
-        return path if path.suffix in (".pt", ".pth") else None
+        return path if path.suffix in (".pt", ".pth") or what_is(path).kind == "torch" else None
     files = list(path.glob("*.pt")) if path.is_dir() else []
     return files[0] if len(files) == 1 else None
 
@@ -58,10 +59,12 @@ def _parts(file: Path, content: object) -> tuple[dict[str, Any], dict[str, Tenso
     keys = list(content) if isinstance(content, Mapping) else []
     key = next((key for key in CONFIG_KEYS if key in keys), None)
     if not isinstance(content, Mapping) or key is None or not isinstance(content.get("state_dict"), Mapping):
-        raise ValueError(f"{file} holds {keys or type(content).__name__}; expected 'state_dict' and 'cfg' or 'config'")
+        found = str(keys)[:200] if keys else type(content).__name__
+        raise ValueError(f"{file} holds {found}; expected 'state_dict' and 'cfg' or 'config', as a SAE has them")
     state = dict(content["state_dict"])
     if set(state) != set(PARAMETERS) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
-        raise ValueError(f"{file}: state_dict holds {sorted(map(str, state))}; expected {sorted(PARAMETERS)}")
+        found = str([str(name)[:60] for name in list(state)[:6]])
+        raise ValueError(f"{file}: state_dict holds {found}, {len(state)} in all; expected the tensors {PARAMETERS}")
     settings = content[key]
     if isinstance(settings, archives.Inert):
         settings = vars(settings)
@@ -71,10 +74,15 @@ def _parts(file: Path, content: object) -> tuple[dict[str, Any], dict[str, Tenso
 
 
 def _config(file: Path, settings: Mapping[str, Any], state: Mapping[str, Tensor]) -> SAEConfig:
-    """Sizes from the settings where they are there (so that a transposed file is noticed), else from the biases."""
+    """Sizes from the settings where they are there (so that a transposed file is noticed), else from the biases.
+
+    Raises ValueError for settings that no SAE has.
+    """
     d_in = settings.get("d_in", state["b_dec"].numel())
     d_sae = settings.get("d_sae", state["b_enc"].numel())
-    model = str(settings.get("model_name", ""))
+    model = settings.get("model_name", "")
+    if not isinstance(model, str):
+        raise ValueError(f"model_name is a {type(model).__name__}; expected text")
     metadata: dict[str, str | int | float] = {
         name: settings[name] for name in KEPT if isinstance(settings.get(name), (str, int, float))
     }
@@ -82,7 +90,7 @@ def _config(file: Path, settings: Mapping[str, Any], state: Mapping[str, Tensor]
         metadata |= {"model": OPEN_CLIP_NAMES[model], "pretrained": "openai"}
     elif model:
         metadata["model"] = model
-    if isinstance(settings.get("block_layer"), int):
+    if type(settings.get("block_layer")) is int:
         metadata["layer"] = settings["block_layer"]
     return SAEConfig(d_in=d_in, d_sae=d_sae, metadata={**metadata, "source": file.name})
 

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from patchsae import load_sae
+from patchsae.checkpoints import ours
 from patchsae.sae import SAEConfig, SparseAutoencoder
 
 METADATA = {"model": "ViT-B-16-quickgelu", "pretrained": "openai", "layer": -2, "l1": 8e-5}
@@ -57,13 +58,17 @@ def test_a_second_save_replaces_the_first(tmp_path: Path) -> None:
     assert sorted(os.listdir(tmp_path)) == ["config.json", "sae.safetensors"]
 
 
-def test_a_save_that_fails_leaves_the_old_files(tmp_path: Path) -> None:
-    sae = make(CONFIGS[0])
-    sae.save(tmp_path)
+def test_a_save_that_fails_leaves_the_old_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make(CONFIGS[0]).save(tmp_path)
     before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
-    broken = make(SAEConfig(6, 20, metadata={"model": Path("not JSON")}))  # type: ignore[dict-item]
-    with pytest.raises(TypeError):
-        broken.save(tmp_path)
+
+    def torn(tensors: object, path: Path, metadata: object) -> None:
+        Path(path).write_bytes(b"half")
+        raise OSError("no space left")
+
+    monkeypatch.setattr(ours, "save_file", torn)
+    with pytest.raises(OSError, match="no space left"):
+        make(CONFIGS[1]).save(tmp_path)
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
 
 
