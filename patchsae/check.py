@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from patchsae import checksums, progress, settings, tables
 from patchsae.checksums import DamagedFile
+from patchsae.documents import read_json
 from patchsae.runs import Run, Stage
 
 
@@ -146,7 +146,7 @@ def _read_picture(path: Path) -> None:
 
 _READERS: dict[str, Callable[[Path], Any]] = {
     ".safetensors": _read_safetensors,
-    ".json": lambda path: json.loads(path.read_bytes()),
+    ".json": lambda path: read_json(path, most=2**30),
     ".toml": settings.read,
     ".csv": tables.read_table,
     ".parquet": tables.read_table,

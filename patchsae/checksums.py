@@ -82,7 +82,7 @@ def understanding(path: Path) -> Iterator[None]:
     except PatchsaeError:
         raise
     except (*_UNREADABLE, SafetensorError) as error:
-        text = str(error).replace(f"{path}: ", "").replace(f"{path} ", "")
+        text = str(error).removeprefix(f"{path}: ").replace(f"{path} ", "it ")
         raise DamagedFile(path, f"{text} ({type(error).__name__})" if text else type(error).__name__) from error
 
 

@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from patchsae import atomic, checksums, environment, settings, tables
+from patchsae.documents import parse_json, read_json
 from patchsae.locks import FolderLock
 from patchsae.paths import OutsidePath, is_plain, plain_name
 
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
 _CONFIG, _METRICS, _FINISHED, _DISCARDED = checksums.CONFIG, "metrics.jsonl", "finished", ".discarded"
 _MANIFEST = ".files"
+_LARGEST_JSON = 2**30  # a report's pictures are text in it
 _RESERVED = ("environment", "versions")
 _OWN_NAMES = (_CONFIG, _FINISHED, _MANIFEST, _DISCARDED)
 
@@ -200,7 +202,7 @@ class Stage:
     def load_json(self, name: str) -> Any:
         """The content of `name`.json."""
         with self.reading(f"{name}.json") as path:
-            return json.loads(path.read_bytes())
+            return read_json(path, most=_LARGEST_JSON)
 
     def write_bytes(self, name: str, content: bytes) -> Path:
         """Write a file of any other kind (a picture) under its full name."""
@@ -227,14 +229,14 @@ class Stage:
         if not (self.path / _METRICS).exists():
             return []
         with self.reading(_METRICS) as path:
-            return [_row(line) for line in _whole_lines(path)]
+            return [_row(path, line) for line in _whole_lines(path)]
 
     def keep_metrics(self, keep: Callable[[dict[str, Any]], bool]) -> None:
         """Drop rows for which `keep` is false: on resume, those after the checkpoint, which will be written again."""
         if not self.own(_METRICS).exists():
             return
         with self.reading(_METRICS) as path:
-            lines = [line for line in _whole_lines(path) if keep(_row(line))]
+            lines = [line for line in _whole_lines(path) if keep(_row(path, line))]
         atomic.write_bytes(path, b"".join(lines))
         self._metrics_digest = None
 
@@ -399,8 +401,8 @@ def _whole_lines(path: Path) -> list[bytes]:
     return [line + b"\n" for line in path.read_bytes().split(b"\n")[:-1]]
 
 
-def _row(line: bytes) -> dict[str, Any]:
-    row = json.loads(line)
+def _row(path: Path, line: bytes) -> dict[str, Any]:
+    row = parse_json(path, line)
     if not isinstance(row, dict):
         raise ValueError(f"a line is {line[:40]!r}; expected an object")
     return row

@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from patchsae import atomic
+from patchsae.claims import require_memory
 
 Column: TypeAlias = "Sequence[Any] | np.ndarray"
 
@@ -120,11 +121,17 @@ def _from_csv(text: str, path: Path) -> dict[str, np.ndarray | list[Any]]:
         position = match.end()
         if end != ",":
             rows.append([])
-    header, *body = [row for row in rows if row]
+    header, *body = [row for row in rows if row] or [[]]
+    if len(set(header)) < len(header):
+        raise ValueError(f"{path}: two columns have the name {_twin(header)!r}")
     for number, row in enumerate(body, 2):
         if len(row) != len(header):
             raise ValueError(f"{path}: row {number} has {len(row)} fields; the header has {len(header)}")
     return {str(name): _parse([row[i] for row in body]) for i, name in enumerate(header)}
+
+
+def _twin(names: Sequence[str]) -> str:
+    return next(name for i, name in enumerate(names) if name in names[:i])
 
 
 class _Bare(str):
@@ -165,10 +172,28 @@ def _read_parquet(path: Path) -> dict[str, np.ndarray | list[Any]]:
     import pyarrow.parquet as pq
 
     with path.open("rb") as file:
-        table = pq.read_table(file)
+        about = pq.read_metadata(file)
+        schema = about.schema.to_arrow_schema()
+        if len(set(schema.names)) < len(schema.names):
+            raise ValueError(f"{path}: two columns have the name {_twin(schema.names)!r}")
+        encoded = sum(about.row_group(i).total_byte_size for i in range(about.num_row_groups))
+        require_memory(f"{path}", 2 * encoded + 16 * about.num_rows * len(schema.names))
+        # texts as they are stored, each once: written out they may take a thousand times the file
+        texts = [field.name for field in schema if pa.types.is_string(field.type) or pa.types.is_binary(field.type)]
+        table = pq.read_table(file, read_dictionary=texts)
+    return {name: _column_of(column) for name, column in zip(table.column_names, table.columns, strict=True)}
+
+
+def _column_of(column: Any) -> np.ndarray | list[Any]:
+    """A pyarrow column: an array where it is numeric without gaps, else a list."""
+    import pyarrow as pa
+
+    if pa.types.is_dictionary(column.type):
+        found: list[Any] = []
+        for chunk in column.chunks:
+            texts = chunk.dictionary.to_pylist()
+            found += [None if i is None else texts[i] for i in chunk.indices.to_pylist()]
+        return found
     numeric = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean)
-    columns: dict[str, np.ndarray | list[Any]] = {}
-    for name, column in zip(table.column_names, table.columns, strict=True):
-        plain = column.null_count == 0 and any(is_kind(column.type) for is_kind in numeric)
-        columns[name] = column.to_numpy() if plain else column.to_pylist()
-    return columns
+    plain = column.null_count == 0 and any(is_kind(column.type) for is_kind in numeric)
+    return column.to_numpy() if plain else column.to_pylist()

@@ -88,10 +88,11 @@ import sys
 from patchsae.runs import Run
 stage = Run(sys.argv[1]).stage("extract")
 stage.begin({"lr": 1})
-print("begun", flush=True)
 i = 0
 while True:
     i += 1
+    if i == 2:
+        print("one is whole", flush=True)
     stage.save_json("state", {"x": [i] * 500})
     stage.write_table("table.csv", {"x": [i] * 50})
     stage.append_metrics({"step": i})

@@ -80,7 +80,7 @@ def test_a_run_from_before_there_were_checksums_opens_with_one_note(tmp_path, ca
         assert reader(stage), name
     assert capsys.readouterr().err.count("was written before files had checksums") == 1
     (stage.path / "about.json").write_text('{"x": ')
-    with pytest.raises(DamagedFile, match=r"about\.json is damaged: .*JSONDecodeError"):
+    with pytest.raises(DamagedFile, match=r"about\.json is damaged: it is not JSON: Expecting value"):
         stage.load_json("about")
 
 

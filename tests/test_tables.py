@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from patchsae import tables
 from patchsae.tables import read_table, write_table
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
@@ -95,3 +96,38 @@ def test_unknown_endings_and_ragged_rows_are_refused(tmp_path):
 
 def _python(value):
     return value.item() if isinstance(value, np.generic) else value
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.parquet"])
+def test_two_columns_of_one_name_are_refused(tmp_path, name):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = tmp_path / name
+    path.write_text('"x","y","x"\n1,2,3\n')
+    if name == "a.parquet":
+        pq.write_table(pa.Table.from_arrays([pa.array([1]), pa.array([2])], names=["x", "x"]), path)
+    with pytest.raises(ValueError, match=rf"{name}: two columns have the name 'x'"):
+        tables.read_table(path)
+
+
+def test_a_small_table_that_unpacks_to_more_than_there_is_memory_is_refused(tmp_path, monkeypatch):
+    path = tmp_path / "a.parquet"
+    tables.write_table(path, {"x": np.zeros(3_000_000)})
+    assert path.stat().st_size < 100_000
+    monkeypatch.setattr("patchsae.claims.available_memory", lambda: 1_000_000)
+    with pytest.raises(ValueError, match=r"a\.parquet needs .* MB of memory; 1 MB are available"):
+        tables.read_table(path)
+
+
+def test_a_long_text_that_is_stored_once_is_held_once(tmp_path):
+    import tracemalloc
+
+    path, text = tmp_path / "a.parquet", "x" * 1_000_000
+    tables.write_table(path, {"name": [text] * 500, "x": list(range(500))})
+    assert path.stat().st_size < 2_000_000
+    tracemalloc.start()
+    found = tables.read_table(path)
+    assert tracemalloc.get_traced_memory()[1] < 20_000_000
+    tracemalloc.stop()
+    assert found["name"] == [text] * 500

@@ -14,6 +14,7 @@ from patchsae.activations.packing import image_bytes
 from patchsae.checksums import verified
 from patchsae.claims import whole_number
 from patchsae.data import BadImageRecord
+from patchsae.documents import read_json
 from patchsae.errors import PatchsaeError
 from patchsae.paths import plain_name
 
@@ -94,7 +95,7 @@ class CacheIndex:
                 f"{folder} is not a cache of activations: `patchsae cache --out {folder}` makes one"
             )
         try:
-            stored = json.loads(verified(path).read_bytes())
+            stored = read_json(verified(path))
             if stored.pop("format") != _FORMAT:
                 raise ValueError("another version of the format")
             stored["options"] = CacheOptions(**stored["options"])
