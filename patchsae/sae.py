@@ -218,12 +218,12 @@ class SparseAutoencoder(nn.Module):
             require_memory(f"an autoencoder of {sizes}", config.parameter_bytes)
         self.config = config
         self._prepared = None
-        self.W_enc = nn.Parameter(torch.empty(config.d_sae, config.d_in).T)
-        self.b_enc = nn.Parameter(torch.empty(config.d_sae))
-        self.W_dec = nn.Parameter(torch.empty(config.d_sae, config.d_in))
-        self.b_dec = nn.Parameter(torch.empty(config.d_in))
+        self.W_enc = nn.Parameter(torch.empty(config.d_sae, config.d_in, dtype=torch.float32).T)
+        self.b_enc = nn.Parameter(torch.empty(config.d_sae, dtype=torch.float32))
+        self.W_dec = nn.Parameter(torch.empty(config.d_sae, config.d_in, dtype=torch.float32))
+        self.b_dec = nn.Parameter(torch.empty(config.d_in, dtype=torch.float32))
         if config.activation == "jumprelu":
-            self.register_buffer("threshold", torch.empty(config.d_sae))
+            self.register_buffer("threshold", torch.empty(config.d_sae, dtype=torch.float32))
         self.register_load_state_dict_post_hook(_restore_layout)
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from patchsae_kernels import composite, cpu, gpu, reference, reference_training
 from patchsae_kernels.arithmetic import of_its_precision
+from patchsae_kernels.once import no_second_derivative
 
 _lib = torch.library.Library("patchsae", "DEF")
 _REFERENCE = "CompositeExplicitAutograd"
@@ -240,16 +241,8 @@ def _decode_masked_backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ..
     return grad_values * kept, None, None, None, grad_W, grad_b, None
 
 
-def _no_second_derivative(ctx: Any, *_: Any) -> None:
-    """The gradient of a gradient. Without it autograd would take gradients for constants."""
-    raise RuntimeError(
-        "the ops of patchsae_kernels are differentiable once, and a derivative of a gradient (create_graph=True) was "
-        "asked for; detach the gradient, or write the loss with dense latents in PyTorch"
-    )
-
-
 for _name in ("encode_backward", "decode_backward"):
-    torch.library.register_autograd(f"patchsae::{_name}", _no_second_derivative, lib=_lib)
+    torch.library.register_autograd(f"patchsae::{_name}", no_second_derivative, lib=_lib)
 torch.library.register_autograd("patchsae::encode", _encode_backward, setup_context=_encode_setup, lib=_lib)
 torch.library.register_autograd("patchsae::decode", _decode_backward, setup_context=_decode_setup, lib=_lib)
 torch.library.register_autograd(

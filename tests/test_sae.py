@@ -171,6 +171,16 @@ def test_other_float_types_become_float32() -> None:
     assert torch.equal(loaded.W_dec, half["W_dec"].float())
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_parameters_are_float32_whatever_the_default_dtype(dtype: torch.dtype) -> None:
+    torch.set_default_dtype(dtype)
+    try:
+        sae = SparseAutoencoder(SAEConfig(D, S, "jumprelu"), seeded())
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert {tensor.dtype for tensor in sae.state_dict().values()} == {torch.float32}
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

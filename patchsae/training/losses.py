@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 import patchsae_kernels as pk
+from patchsae_kernels.once import differentiable_once
 
 if TYPE_CHECKING:
     from patchsae.sae import SparseAutoencoder
@@ -68,10 +68,10 @@ class _SaeStep(torch.autograd.Function):
         named = dict(zip(PARAMETERS, params, strict=True))
         terms, grads = pk.sae_step(r, {name: p.detach() for name, p in named.items()}, **settings)
         ctx.save_for_backward(*(grads[name] for name in PARAMETERS))
+        ctx.params = params  # not saved, so that an optimiser may change them before backward() reads the gradients
         ctx.mark_non_differentiable(*terms[1:])
         return tuple(terms)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad_total: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        return (None, None, *(grad * grad_total for grad in ctx.saved_tensors))
+        return (None, None, *(differentiable_once(grad * grad_total, *ctx.params) for grad in ctx.saved_tensors))

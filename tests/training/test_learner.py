@@ -205,3 +205,14 @@ def test_a_tied_encoder_starts_at_the_scale_that_fits_the_first_batch(variant: s
 
     assert error(1.0) < 0.9 * (x - state.params["b_dec"]).square().sum().item()
     assert min(error(0.9), error(1.1)) > error(1.0)
+
+
+@pytest.mark.parametrize("kind", LOSSES)
+def test_autocast_changes_no_bit(kind: str) -> None:
+    """Also where most latents are active, and products are dense."""
+    learners = [learner_of(**LOSSES[kind]) for _ in range(2)]
+    for learner, enabled in zip(learners, (False, True), strict=True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            learner.step(batch(0))
+    expected, found = map(snapshot, learners)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)

@@ -156,6 +156,15 @@ def test_only_the_total_is_differentiable() -> None:
     assert not any(getattr(terms, name).requires_grad for name in (*TERMS[1:], "fired"))
 
 
+def test_a_derivative_of_the_gradient_is_an_error() -> None:
+    sae, r, dead = case_with_dead_latents()
+    total = patchsae_loss(sae, r, dead=dead).total
+    params = list(sae.parameters())
+    grads = torch.autograd.grad(total, params, create_graph=True)
+    with pytest.raises(RuntimeError, match="differentiable once"):
+        torch.autograd.grad(total + sum(g.square().sum() for g in grads), params)
+
+
 def test_what_the_loss_is_not_defined_for_is_refused() -> None:
     sae, r, _ = case_with_dead_latents()
     with pytest.raises(ValueError, match="r requires grad"):
