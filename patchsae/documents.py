@@ -22,7 +22,8 @@ def read_json(path: Path, most: int = MOST) -> Any:
             `most` bytes (`FalseClaim`).
     """
     with path.open("rb") as file:
-        content = file.read(most + 1)
+        # no more than the file has: to read N bytes, Python takes room for N
+        content = file.read(min(most, os.fstat(file.fileno()).st_size) + 1)
     return parse_json(path, content, most)
 
 
