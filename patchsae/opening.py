@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import glob
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import open_clip
 import torch
@@ -18,6 +19,7 @@ import torch
 from patchsae import clip_weights
 from patchsae.adapters import AdaptedCLIP, load_adapter
 from patchsae.adapters.files import FILE as ADAPTER
+from patchsae.adapting.config import AdaptOptions
 from patchsae.choices import FewImages, Images, Model
 from patchsae.clip import SplitCLIP, load_clip
 from patchsae.data import ImageDataset, limit, open_images
@@ -25,9 +27,12 @@ from patchsae.data.open import is_shapes
 from patchsae.runs import Run, Stage
 from patchsae.sae import SparseAutoencoder, load_sae
 
+from patchsae.experiments.config import StreamOptions
 TRAIN = "train"
 DEFAULT_MODEL = "tiny"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+Options = TypeVar("Options", bound=StreamOptions | AdaptOptions)
+
 
 
 def finished_stage(run: Run, name: str, verb: str, instead: str) -> Stage:
@@ -53,11 +58,13 @@ def autoencoder(run: Run, sae: str | None, device: torch.device | str) -> Sparse
 
 
 def images(
-    choice: Images, origin: Mapping[str, Any], default: str | None = None
+    choice: Images, origin: Mapping[str, Any], default: str | None = None, option: str = "--split"
 ) -> tuple[ImageDataset, dict[str, Any]]:
     """The dataset of a choice, and what to record of it; what is left out comes from ``origin``, then ``default``.
 
-    Raises ValueError when nobody says which images.
+    What lies beside the images and is none of them is said on standard error.
+
+    Raises ValueError when nobody says which images, and for a split that is not there, which ``option`` named.
     """
     source = choice.images or origin.get("images") or default
     if source is None:
@@ -67,17 +74,42 @@ def images(
     most, seed = choice.limit, choice.limit_seed
     if most is None and "limit" in inherited:
         most, seed = inherited["limit"], inherited.get("limit_seed", 0)
-    dataset = open_images(source, split)
+    # of the images alone, whichever part of them is read
+    outside = choice.outside or (choice.images is None and bool(origin.get("outside")))
+    try:
+        dataset = open_images(source, split, outside)
+    except SplitError as error:
+        raise ValueError(f"{option} {error.reason}") from error
+    if is_first():
+        for note in dataset.notes:
+            print(f"{dataset.name}: {note}", file=sys.stderr)
     if most is not None:
         dataset = limit(dataset, most, seed)
-    found = {"images": _whole(source), "split": split, "limit": most, "limit_seed": None if most is None else seed}
+    found = {
+        "images": _writable(_whole(source)),
+        "split": split,
+        "limit": most,
+        "limit_seed": None if most is None else seed,
+        "outside": outside or None,
+        **({"on_bad_image": origin.get("on_bad_image")} if choice.images is None else {}),
+    }
     return dataset, {key: value for key, value in found.items() if value is not None}
 
 
 def clip(choice: Model, origin: Mapping[str, Any]) -> SplitCLIP:
     """The CLIP of a choice; what is left out comes from ``origin``, the metadata of a SAE.
 
-    Raises ValueError for a model of open_clip without weights: random ones are for those who ask ("random").
+def as_trained(options: Options, found: Mapping[str, Any]) -> Options:
+    """The options of a verb, with what `images` found of bad images where nothing was said."""
+    return replace(options, on_bad_image=options.on_bad_image or found.get("on_bad_image", "stop"))
+
+
+def is_first() -> bool:
+    """Whether this process speaks for those of torchrun; asked before they are joined."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+    Raises ValueError as `load_clip`: for a model of open_clip without weights, random ones are for those who ask.
     """
     name = choice.model or str(origin.get("model", DEFAULT_MODEL))
     layer = choice.layer if choice.layer is not None else int(origin.get("layer", -2))
@@ -129,14 +161,19 @@ def few_images(
 ) -> tuple[ImageDataset, ImageDataset, list[ImageDataset], dict[str, Any]]:
     """Train split, test split, test splits of the targets, and what to record of them."""
     source = choice.images or origin.get("images") or "shapes"
-    train, found = images(Images(source, choice.split), {})
-    test, _ = images(Images(source, choice.test_split, choice.test_limit), {})
-    targets = [
-        images(Images(name, None if _names_split(name) else choice.test_split, choice.test_limit), {})
-        for name in choice.targets
-    ]
+    outside = choice.outside or (choice.images is None and bool(origin.get("outside")))
+
+    def tested(name: str, split: str | None) -> tuple[ImageDataset, dict[str, Any]]:
+        chosen = Images(name, split, choice.test_limit, outside=outside)
+        return images(chosen, {}, option="--test-split")
+
+    train, found = images(Images(source, choice.split, outside=outside), {})
+    test, _ = tested(source, choice.test_split)
+    targets = [tested(name, None if _names_split(name) else choice.test_split) for name in choice.targets]
     record = {
         "images": found["images"],
+        "outside": outside or None,
+        "on_bad_image": origin.get("on_bad_image") if choice.images is None else None,
         "split": choice.split,
         "test_split": choice.test_split,
         "test_limit": choice.test_limit,

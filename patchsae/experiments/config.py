@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, fields
 from typing import Literal
 
@@ -36,13 +37,15 @@ class DisplayOptions:
     """What of the latents a report shows. Tables and tensors always hold all of them."""
 
     noisy_above: float = 0.1
-    """Latents whose mean activation over the dataset exceeds this are left out of displays."""
+    """Latents whose mean activation over the dataset exceeds this are left out of displays, which say how many; inf
+    leaves none out."""
     show_latents: int = 12
     """Latents in the report's gallery."""
     show_images: int = 5
     """Reference images shown of every latent."""
 
     def __post_init__(self) -> None:
+        require(self.noisy_above >= 0, "noisy_above", self.noisy_above, "a number of at least 0")
         require(self.show_latents >= 0, "show_latents", self.show_latents, "an integer of at least 0")
         require(self.show_images >= 1, "show_images", self.show_images, "an integer of at least 1")
 
@@ -218,6 +221,8 @@ class ExplainOptions(DisplayOptions):
     """Row and column of a patch on the token grid, from 0 at the top left; None explains the whole image."""
     show_latents: int = 5
     """Latents explained of every image."""
+    noisy_above: float = math.inf
+    """Leave out latents whose mean activation over the dataset of the extraction exceeds this."""
 
 
 def require(holds: bool, name: str, value: object, expected: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import io
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ from torch import Tensor
 import patchsae_kernels as pk
 from patchsae.data import ImageDataset
 from patchsae.experiments.config import ExplainOptions
+from patchsae.experiments.explain_picture import explained_picture, marked, own_overlay
 from patchsae.experiments.extract_section import latent_row
 from patchsae.experiments.extraction import Extraction
 from patchsae.experiments.identity import (
@@ -24,15 +25,24 @@ from patchsae.experiments.identity import (
     stage_config,
 )
 from patchsae.experiments.models import AnyCLIP
-from patchsae.experiments.pictures import Activation, activation, encode_images, picture_of, reference_tiles
-from patchsae.report import Row, Section, Tile
-from patchsae.report.images import contact_sheet, thumbnail
+from patchsae.experiments.noise import left_out
+from patchsae.experiments.pictures import (
+    CLS_ALONE,
+    Activation,
+    Seen,
+    activation,
+    encode_images,
+    picture_of,
+    reference_images,
+    tiles_of,
+)
+from patchsae.report import Row, Section, Tile, figures
+from patchsae.report.text import without_surrogates
 from patchsae.sae import SparseAutoencoder
+from patchsae.words import counted
 
 if TYPE_CHECKING:
     from patchsae.runs import Stage
-
-_CELL = 128  # pixels of a picture in the sheet
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +55,8 @@ class Explained:
     """Mean activation over the image's tokens, or the activation at the chosen patch."""
     activations: tuple[Activation, ...]
     """Where each latent is active in the image."""
+    noisy: int
+    """Active latents that were left out, as `ExplainOptions.noisy_above` asks."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,13 +86,13 @@ def run(
         stage: folder of the results: a PNG per image, ``explain.csv`` (a row per image and latent), the report's
             section.
         options: see :class:`ExplainOptions`.
-        references: statistics and reference images of the latents; without them there are no reference images and noisy
-            latents are not known, so none is left out.
+        references: statistics and reference images of the latents; without them there are no reference images.
         settings: what the caller wants recorded, and compared on resume, beside these (how things were opened).
         overwrite: begin again even if the stage is finished.
 
     Raises:
-        ValueError: no images, a patch outside the grid, or an extraction of another autoencoder, CLIP or dataset.
+        ValueError: no images, a patch outside the grid, noisy latents to be left out and no extraction that knows them,
+            or an extraction of another autoencoder, CLIP or dataset.
     """
     options = options or ExplainOptions()
     if not images:
@@ -88,6 +100,11 @@ def run(
     models = {"clip": describe_model(clip), "sae": describe_sae(sae)}
     if references is not None:
         _require_fresh(references, models)
+    elif math.isfinite(options.noisy_above):
+        raise ValueError(
+            f"noisy_above is {options.noisy_above}, and without an extraction nothing is known of the latents' mean "
+            "activations: run `patchsae extract` first, or leave --noisy-above out"
+        )
     explained = explain(clip, sae, images, options, None if references is None else references.extraction)
     made_from = {} if references is None else {"references": describe_images(references.dataset)}
     config = stage_config(options, settings, pictures=list(images), **models, **made_from)
@@ -95,7 +112,7 @@ def run(
         if stage.begin(config, overwrite, device=str(clip.device)):
             _write(explained, clip, sae, references, stage, options)
             stage.finish()
-    for line in table_lines(explained, None if references is None else references.extraction):
+    for line in table_lines(explained, None if references is None else references.extraction, options.noisy_above):
         print(line)
     return explained
 
@@ -121,8 +138,10 @@ def explain(
     options: ExplainOptions | None = None,
     extraction: Extraction | None = None,
 ) -> list[Explained]:
-    """The top latents of every image (or of the patch ``options.patch`` of it), noisy ones left out if they are
-    known."""
+    """The top latents of every image (or of the patch ``options.patch`` of it).
+
+    extraction: what says which latents are noisy, where ``options.noisy_above`` leaves some out.
+    """
     options = options or ExplainOptions()
     token = None if options.patch is None else token_of(options.patch, clip.grid)
     hidden = torch.zeros(sae.config.d_sae, dtype=torch.bool)
@@ -132,10 +151,10 @@ def explain(
     for name, image in images.items():
         pixels = clip.preprocess(image.convert("RGB"))
         (latents,) = encode_images(clip, sae, pixels[None])
-        top, values = _top(latents, token, hidden.to(latents.device), options.show_latents)
+        top, values, noisy = _top(latents, token, hidden.to(latents.device), options.show_latents)
         picture = picture_of(clip, pixels)
         shown = tuple(activation(clip, latents, latent, picture) for latent in top)
-        found.append(Explained(name, tuple(top), tuple(values), shown))
+        found.append(Explained(name, tuple(top), tuple(values), shown, noisy))
     return found
 
 
@@ -150,18 +169,28 @@ def token_of(patch: tuple[int, int], grid: tuple[int, int]) -> int:
     return 1 + row * columns + column
 
 
-def table_lines(explained: Sequence[Explained], extraction: Extraction | None) -> list[str]:
+def table_lines(
+    explained: Sequence[Explained], extraction: Extraction | None, noisy_above: float = math.inf
+) -> list[str]:
     """The result as lines of text, a block per image."""
     lines = []
     for one in explained:
-        lines.append(one.name)
+        lines.append(without_surrogates(one.name))
         if not one.latents:
-            lines.append("  no active latent is left to show")
+            lines.append("  no latent is active" if one.noisy == 0 else "  no latent is left to show")
         for latent, value, where in zip(one.latents, one.values, one.activations, strict=True):
-            row, column = divmod(int(where.grid.argmax()), where.grid.shape[1])
-            line = f"  latent {latent:>6}  activation {value:8.4f}  strongest at row {row}, column {column}"
+            line = f"  latent {latent:>6}  activation {value:8.4f}  {_strongest(where)}"
             lines.append(line + _about(extraction, latent))
+        if one.noisy:
+            lines.append(f"  {left_out(one.noisy, noisy_above)}")
     return lines
+
+
+def _strongest(where: Activation) -> str:
+    if where.on_cls_alone:
+        return CLS_ALONE
+    row, column = divmod(int(where.grid.argmax()), where.grid.shape[1])
+    return f"strongest at row {row}, column {column}"
 
 
 def _about(extraction: Extraction | None, latent: int) -> str:
@@ -172,18 +201,20 @@ def _about(extraction: Extraction | None, latent: int) -> str:
     return f"  active in {known['active in']}" + (f", mostly {mostly}" if mostly is not None else "")
 
 
-def _top(latents: pk.SparseLatents, token: int | None, hidden: Tensor, n: int) -> tuple[list[int], list[float]]:
-    """The ``n`` strongest latents of an image [T, S] that are not hidden, with their activations; ties to the lower."""
+def _top(latents: pk.SparseLatents, token: int | None, hidden: Tensor, n: int) -> tuple[list[int], list[float], int]:
+    """The ``n`` strongest latents of an image [T, S] that are not hidden, ties to the lower; their activations; and how
+    many active ones are hidden."""
     if token is None:
         pooled = pk.pool_tokens(latents, tokens_per_image=latents.shape[0])
         indices, values = pooled.indices.long(), pooled.values / latents.shape[0]
     else:
         indices, values = latents.row(token)
         indices = indices.long()
-    shown = ~hidden[indices] & (values > 0)
-    indices, values = indices[shown], values[shown]
+    active, shown = values > 0, ~hidden[indices]
+    noisy = int((active & ~shown).sum())
+    indices, values = indices[active & shown], values[active & shown]
     order = values.argsort(descending=True, stable=True)[:n]
-    return indices[order].tolist(), values[order].tolist()
+    return indices[order].tolist(), values[order].tolist(), noisy
 
 
 def _write(
@@ -194,11 +225,12 @@ def _write(
     stage: Stage,
     options: ExplainOptions,
 ) -> None:
-    tiles = _reference_tiles(explained, clip, sae, references, options)
+    seen = _reference_images(explained, clip, sae, references, options)
     pictures = []
     for number, one in enumerate(explained, start=1):
         pictures.append(f"image-{number:03d}.png")
-        stage.write_bytes(pictures[-1], _sheet(one, tiles))
+        shown = [seen[latent] for latent in one.latents] if seen else []
+        stage.write_bytes(pictures[-1], figures.png(explained_picture(one, shown, options.patch, _notes(one, options))))
     rows = [(number, rank) for number, one in enumerate(explained) for rank in range(len(one.latents))]
     stage.write_table(
         "explain.csv",
@@ -212,63 +244,61 @@ def _write(
             "largest_patch": [float(explained[number].activations[rank].grid.max()) for number, rank in rows],
         },
     )
-    _section(explained, references, tiles, options).write(stage)
+    _section(explained, references, seen, options).write(stage)
 
 
-def _reference_tiles(
+def _notes(one: Explained, options: ExplainOptions) -> list[str]:
+    return [left_out(one.noisy, options.noisy_above)] if one.noisy else []
+
+
+def _reference_images(
     explained: Sequence[Explained],
     clip: AnyCLIP,
     sae: SparseAutoencoder,
     references: References | None,
     options: ExplainOptions,
-) -> dict[int, list[Tile]]:
+) -> dict[int, list[Seen]]:
     if references is None:
         return {}
     latents = sorted({latent for one in explained for latent in one.latents})
     positions = references.extraction.top_images.images[latents, : options.show_images]
-    return reference_tiles(clip, sae, references.dataset, latents, positions)
-
-
-def _sheet(one: Explained, tiles: Mapping[int, Sequence[Tile]]) -> bytes:
-    """A PNG with a row per latent: the image, its heatmap, then the reference images with theirs."""
-    width = 2 + max((len(tiles.get(latent, ())) for latent in one.latents), default=0)
-    empty = Image.new("RGB", (_CELL, _CELL), "white")
-    cells = []
-    for latent, where in zip(one.latents, one.activations, strict=True):
-        row = [thumbnail(where.image, _CELL, enlarge=True), _own_overlay(where)]
-        row += [tile.heatmap for tile in tiles.get(latent, ()) if isinstance(tile.heatmap, Image.Image)]
-        cells += row + [empty] * (width - len(row))
-    buffer = io.BytesIO()
-    contact_sheet(cells or [empty], width, _CELL).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def _own_overlay(where: Activation) -> Image.Image:
-    return where.overlay(float(where.grid.max()), _CELL)
+    return reference_images(clip, sae, references.dataset, latents, positions)
 
 
 def _section(
     explained: Sequence[Explained],
     references: References | None,
-    tiles: Mapping[int, Sequence[Tile]],
+    seen: Mapping[int, Sequence[Seen]],
     options: ExplainOptions,
 ) -> Section:
     of = "the image" if options.patch is None else f"the patch in row {options.patch[0]}, column {options.patch[1]}"
-    lead = f"The {options.show_latents} latents most active on {of}, and where each is active."
+    lead = f"The {counted(options.show_latents, 'latent')} most active on {of}, and where each is active."
     if references is not None:
         lead += f" Beside it: the latent's reference images out of {references.dataset.name}."
     part = Section("Explained images", lead)
     for one in explained:
         part.heading(one.name)
-        rows = []
-        for latent, value, where in zip(one.latents, one.values, one.activations, strict=True):
-            statistics: dict[str, float | int | str | None] = {"activation": value, "at CLS": where.cls}
-            if references is not None:
-                statistics |= latent_row(references.extraction, latent)
-            own = Tile(where.image, "this image", _own_overlay(where))
-            rows.append(Row(f"Latent {latent}", statistics, [own, *tiles.get(latent, ())]))
-        if rows:
-            part.galleries(rows)
-        else:
-            part.text("No active latent is left to show.")
+        for note in _notes(one, options):
+            part.text(note)
+        if not one.latents:
+            part.text("No latent is left to show." if one.noisy else "No latent is active.")
+            continue
+        part.gallery([(marked(one.activations[0].image, one.activations[0], options.patch), "this image")])
+        part.galleries([_latent(one, place, references, seen, options) for place in range(len(one.latents))])
     return part
+
+
+def _latent(
+    one: Explained,
+    place: int,
+    references: References | None,
+    seen: Mapping[int, Sequence[Seen]],
+    options: ExplainOptions,
+) -> Row:
+    """A row of the gallery: the heatmap of the image, then the reference images with theirs."""
+    latent, where = one.latents[place], one.activations[place]
+    statistics: dict[str, float | int | str | None] = {"activation": one.values[place], "on CLS": where.cls}
+    if references is not None:
+        statistics |= latent_row(references.extraction, latent)
+    own = Tile(own_overlay(where, options.patch), CLS_ALONE if where.on_cls_alone else "in this image")
+    return Row(f"Latent {latent}", statistics, [own, *tiles_of(seen.get(latent, ()))])

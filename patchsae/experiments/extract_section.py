@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from matplotlib.figure import Figure
@@ -10,8 +12,10 @@ from patchsae.data import ImageDataset
 from patchsae.experiments.config import ExtractOptions
 from patchsae.experiments.extraction import Extraction
 from patchsae.experiments.fold import FoldResult
+from patchsae.experiments.label_spread import MINIMUM_ENTRIES
 from patchsae.experiments.models import AnyCLIP
-from patchsae.experiments.pictures import reference_tiles
+from patchsae.experiments.noise import left_out
+from patchsae.experiments.pictures import reference_images, tiles_of
 from patchsae.report import Row, Section, plots
 from patchsae.sae import SparseAutoencoder
 from patchsae.words import counted, number, percent
@@ -58,14 +62,15 @@ def scatter(extraction: Extraction) -> Figure:
 def counts(extraction: Extraction, options: ExtractOptions) -> dict[str, int]:
     """How many latents are of which kind."""
     weak = (extraction.counts == 0) & ~extraction.never_fired
-    return {
+    kinds = {
         "latents": extraction.latents,
         "never fired": int(extraction.never_fired.sum()),
         f"fired, never above {number(options.threshold)}": int(weak.sum()),
-        f"noisy (mean activation above {number(options.noisy_above)})": int(
-            extraction.noisy(options.noisy_above).sum()
-        ),
     }
+    if math.isfinite(options.noisy_above):
+        noisy = int(extraction.noisy(options.noisy_above).sum())
+        kinds[f"noisy (mean activation above {number(options.noisy_above)})"] = noisy
+    return kinds
 
 
 def interesting(extraction: Extraction, noisy_above: float, n: int) -> list[int]:
@@ -118,16 +123,33 @@ def _gallery(
 ) -> None:
     part.heading("Reference images")
     latents = interesting(extraction, options.noisy_above, options.show_latents)
+    noisy, few = _left_out(extraction, options.noisy_above)
     if not latents:
-        part.text("No latent is left to show: all are noisy, never fired, or have too few reference images.")
+        part.text(f"No latent is left to show. {noisy} {few}")
         return
-    which = "whose reference images agree most on a label"
-    if extraction.classnames is None:
-        which = "with the largest activations"
-    part.text(
-        f"Latents {which}; noisy ones (mean activation above {options.noisy_above:g}) are left out. Below every image: "
-        "where the latent is active in it."
-    )
+    part.text(f"{_order(extraction)} {noisy} {few} Below every image: where the latent is active in it.")
     references = extraction.top_images.images[latents, : options.show_images]
-    tiles = reference_tiles(clip, sae, dataset, latents, references)
-    part.galleries([Row(f"Latent {latent}", latent_row(extraction, latent), tiles[latent]) for latent in latents])
+    seen = reference_images(clip, sae, dataset, latents, references)
+    rows = [Row(f"Latent {latent}", latent_row(extraction, latent), tiles_of(seen[latent])) for latent in latents]
+    part.galleries(rows)
+
+
+def _order(extraction: Extraction) -> str:
+    """The order of `interesting` in words."""
+    if extraction.classnames is None:
+        return "The latents with the largest activations, the largest first."
+    return (
+        "For every label that a latent is mostly active on, the latent whose reference images agree most on it (the "
+        "lowest label entropy, then the largest activation); these in the order of their label entropy. Then every "
+        "label's second latent likewise, and so on."
+    )
+
+
+def _left_out(extraction: Extraction, noisy_above: float) -> tuple[str, str]:
+    """What is said of the noisy latents that `interesting` leaves out, and of those with too few reference images."""
+    noisy = extraction.noisy(noisy_above)
+    few = ~extraction.entropy[1] & ~extraction.never_fired & ~noisy
+    count = 0 if extraction.classnames is None else int(few.sum())
+    fewer = f"{counted(count, 'latent')} with fewer than {MINIMUM_ENTRIES} labelled reference images"
+    said = f"{fewer} {'is' if count == 1 else 'are'} left out: without them there is no label entropy."
+    return left_out(int(noisy.sum()), noisy_above), said if count else ""

@@ -17,7 +17,6 @@ from patchsae.experiments.stored import require_range, require_shapes
 if TYPE_CHECKING:
     from patchsae.runs import Stage
 
-NOISY_MEAN_ACTIVATION = 0.1
 _SHAPES = {
     "sums": "float64 S",
     "counts": "int64 S",
@@ -100,8 +99,8 @@ class Extraction:
         """int64 [S]: the label that carries most of the reference activations, -1 without labels."""
         return majority_label(self.top_images.values, self.top_labels)
 
-    def noisy(self, above: float = NOISY_MEAN_ACTIVATION) -> Tensor:
-        """bool [S]: latents whose mean activation exceeds ``above`` and that displays leave out."""
+    def noisy(self, above: float) -> Tensor:
+        """bool [S]: latents whose mean activation exceeds ``above``."""
         return self.mean_activation > above
 
     def require_consistent(self) -> None:

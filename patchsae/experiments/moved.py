@@ -37,6 +37,11 @@ def moved_in_class(comparison: Comparison, noisy_above: float, n: int) -> tuple[
     return ([], []) if shifts is None else _extremes(shifts.gain, shifts.loss, _shown(comparison, noisy_above), n)
 
 
+def hidden(comparison: Comparison, noisy_above: float) -> int:
+    """How many latents are left out as noisy: those of a larger mean activation on either side."""
+    return int((~_shown(comparison, noisy_above)).sum())
+
+
 def class_shift(before: Tensor, after: Tensor, images: Tensor) -> ClassShift:
     """How the tokens above tau in a class change, divided by the images of the class.
 

@@ -9,8 +9,9 @@ from patchsae.data import ImageDataset
 from patchsae.experiments.comparison import Comparison
 from patchsae.experiments.config import CompareOptions
 from patchsae.experiments.models import AnyCLIP
-from patchsae.experiments.moved import moved, moved_in_class
-from patchsae.experiments.pictures import activations, name_of
+from patchsae.experiments.moved import hidden, moved, moved_in_class
+from patchsae.experiments.noise import left_out
+from patchsae.experiments.pictures import Seen, activations, name_of, tiles_of
 from patchsae.report import Row, Section, Tile
 from patchsae.sae import SparseAutoencoder
 from patchsae.words import percent
@@ -34,21 +35,22 @@ def latents_that_moved(
     wanted = sorted({latent for lists in (of_all, in_class) for latents in lists for latent in latents})
     tiles = _tiles(comparison, clips, datasets, sae, wanted, -(-options.show_images // 2))
     a, b = comparison.names
-    intro = f"The pictures are the reference images of {a}, then those of {b}, drawn on one scale."
+    noisy = left_out(hidden(comparison, options.noisy_above), options.noisy_above)
+    intro = f"The pictures are the reference images of {a}, then those of {b}, drawn on one scale. {noisy}"
     for latents, title in zip(of_all, ("gain", "lose"), strict=True):
         rows = _rows(latents, tiles, partial(_statistics, comparison))
-        _gallery(part, f"Latents that {title} most", f"By mean activation over all image tokens. {intro}", rows)
+        _gallery(part, f"Latents that {title} most", f"By mean activation over all image tokens. {intro}", rows, noisy)
     if comparison.class_counts is None:
         return
     for latents, title in zip(in_class, ("gain", "lose"), strict=True):
         rows = _rows(latents, tiles, partial(_in_class, comparison, title))
         text = f"By the change of a_c in one class: tokens above the threshold per image of the class. {intro}"
-        _gallery(part, f"Latents that {title} most in a class", text, rows)
+        _gallery(part, f"Latents that {title} most in a class", text, rows, noisy)
 
 
-def _gallery(part: Section, title: str, text: str, rows: Sequence[Row]) -> None:
+def _gallery(part: Section, title: str, text: str, rows: Sequence[Row], noisy: str) -> None:
     part.heading(title)
-    part.text(text if rows else "None, once noisy latents are left out.")
+    part.text(text if rows else f"None. {noisy}")
     if rows:
         part.galleries(rows)
 
@@ -82,12 +84,13 @@ def _tiles(
     ]
     tiles = {}
     for latent in latents:
-        found = [(side, i, seen[side][latent, i]) for side in (0, 1) for i in places[side, latent]]
-        vmax = max((float(activation.grid.max()) for _, _, activation in found), default=0.0)
-        tiles[latent] = [
-            Tile(shown.image, f"{comparison.names[side]}: {name_of(datasets[side], image)}", shown.overlay(vmax))
-            for side, image, shown in found
-        ]
+        tiles[latent] = tiles_of(
+            [
+                Seen(f"{comparison.names[side]}: {name_of(datasets[side], image)}", seen[side][latent, image])
+                for side in (0, 1)
+                for image in places[side, latent]
+            ]
+        )
     return tiles
 
 

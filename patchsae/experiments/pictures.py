@@ -18,6 +18,7 @@ from patchsae.report import images as report_images
 from patchsae.sae import SparseAutoencoder
 
 BATCH = 16
+CLS_ALONE = "on CLS alone"
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +31,11 @@ class Activation:
     """float32 [h, w]: activation at every patch (the CLS token left out)."""
     cls: float
     """Activation at the CLS token."""
+
+    @property
+    def on_cls_alone(self) -> bool:
+        """Whether it is active here, and on no patch."""
+        return self.cls > 0 and not self.grid.any()
 
     def overlay(self, vmax: float, size: int = 128) -> Image.Image:
         """The image with the grid over it as light; ``vmax`` is the activation drawn at full strength."""
@@ -89,27 +95,47 @@ def picture_of(clip: AnyCLIP, pixels: Tensor) -> Image.Image:
     return Image.fromarray(scaled.round().to(torch.uint8).permute(1, 2, 0).numpy())
 
 
-def reference_tiles(
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """A latent in an image that has a name."""
+
+    name: str
+    where: Activation
+
+
+def tiles_of(seen: Sequence[Seen]) -> list[Tile]:
+    """Images of one latent with heatmaps for a report, drawn on one scale."""
+    vmax = scale_of(seen)
+    return [Tile(one.where.image, caption_of(one), one.where.overlay(vmax)) for one in seen]
+
+
+def scale_of(seen: Sequence[Seen]) -> float:
+    """The activation drawn at full strength in all of these images: the largest on any patch."""
+    return max((float(one.where.grid.max()) for one in seen), default=0.0)
+
+
+def caption_of(seen: Seen) -> str:
+    """The image's name; a heatmap without light says why."""
+    return f"{seen.name} ({CLS_ALONE})" if seen.where.on_cls_alone else seen.name
+
+
+def reference_images(
     clip: AnyCLIP,
     sae: SparseAutoencoder,
     dataset: ImageDataset,
     latents: Sequence[int],
     references: Tensor,
-) -> dict[int, list[Tile]]:
-    """Reference images with heatmaps: latent -> tiles for a report, drawn on one scale per latent.
+) -> dict[int, list[Seen]]:
+    """Look at the reference images of latents again: latent -> the images, best first.
 
     references: int64 [len(latents), n] dataset positions, best first, -1 where there is none.
     """
     rows = {latent: [i for i in row.tolist() if i >= 0] for latent, row in zip(latents, references, strict=True)}
     found = activations(clip, sae, dataset, ((latent, image) for latent in rows for image in rows[latent]))
-    tiles = {}
-    for latent, images in rows.items():
-        vmax = max((float(found[latent, image].grid.max()) for image in images), default=0.0)
-        tiles[latent] = [
-            Tile(found[latent, image].image, name_of(dataset, image), found[latent, image].overlay(vmax))
-            for image in images
-        ]
-    return tiles
+    return {
+        latent: [Seen(name_of(dataset, image), found[latent, image]) for image in images]
+        for latent, images in rows.items()
+    }
 
 
 def name_of(dataset: ImageDataset, image: int) -> str:

@@ -1,17 +1,15 @@
-"""Pictures of a report: heatmaps over images, thumbnails, contact sheets, data URIs."""
+"""Pictures of a report: heatmaps over images, outlined patches, thumbnails, data URIs."""
 
 from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
 
 import matplotlib
 import numpy as np
-from PIL import Image, features
+from PIL import Image, ImageDraw, features
 
 _THUMBNAIL = 128  # pixels of the longer side
-_SHEET_GAP = 4  # pixels
 _PALETTE = 256  # colours a paletted PNG can hold
 _QUALITIES = (80, 65, 50, 35, 20)
 
@@ -34,6 +32,20 @@ def overlay(image: Image.Image, values: np.ndarray, vmax: float, size: int = _TH
     return Image.fromarray(_blend(np.asarray(base, np.float32) / 255, np.asarray(fine)))
 
 
+def outlined(image: Image.Image, patch: tuple[int, int], grid: tuple[int, ...]) -> Image.Image:
+    """A copy with a frame around one patch, in row and column `patch` of a `grid` of rows and columns."""
+    (row, column), (rows, columns) = patch, grid
+    copy = image.convert("RGB")
+    pen = ImageDraw.Draw(copy)
+    left, right = (round(edge * image.width / columns) for edge in (column, column + 1))
+    top, bottom = (round(edge * image.height / rows) for edge in (row, row + 1))
+    for inset, color in enumerate(("black", "white", "white", "black")):  # seen on every ground
+        box = (left + inset, top + inset, right - 1 - inset, bottom - 1 - inset)
+        if box[0] <= box[2] and box[1] <= box[3]:
+            pen.rectangle(box, outline=color)
+    return copy
+
+
 def thumbnail(image: Image.Image, size: int = _THUMBNAIL, enlarge: bool = False) -> Image.Image:
     """An RGB copy whose longer side is at most `size` pixels (exactly `size` with `enlarge`)."""
     scale = size / max(image.size)
@@ -42,21 +54,6 @@ def thumbnail(image: Image.Image, size: int = _THUMBNAIL, enlarge: bool = False)
         return rgb
     width, height = (max(1, round(side * scale)) for side in image.size)
     return rgb.resize((width, height), Image.Resampling.BICUBIC if scale > 1 else Image.Resampling.LANCZOS)
-
-
-def contact_sheet(images: Sequence[Image.Image], columns: int, size: int = _THUMBNAIL) -> Image.Image:
-    """Images in reading order on a white sheet, each centred in a square cell of `size` pixels."""
-    if not images or columns < 1:
-        raise ValueError(f"got {len(images)} images in {columns} columns; expected at least one of each")
-    columns = min(columns, len(images))
-    rows = -(-len(images) // columns)
-    pitch = size + _SHEET_GAP
-    sheet = Image.new("RGB", (columns * pitch - _SHEET_GAP, rows * pitch - _SHEET_GAP), "white")
-    for i, image in enumerate(images):
-        small = thumbnail(image, size)
-        left, top = i % columns * pitch, i // columns * pitch
-        sheet.paste(small, (left + (size - small.width) // 2, top + (size - small.height) // 2))
-    return sheet
 
 
 def data_uri(image: Image.Image, max_bytes: int | None = None) -> str:

@@ -86,6 +86,17 @@ def test_tables_and_report(two_models) -> None:
     assert "after" in build(run).read_text()
 
 
+def test_what_moved_says_how_many_noisy_latents_are_left_out(clip, other_clip, sae, tmp_path) -> None:
+    """All of them, with a young autoencoder; then "none" would be false."""
+    stage = Run(tmp_path).stage("compare")
+    first, second = Side("before", clip, make_images(6)), Side("after", other_clip, make_images(6))
+    result = adaptation.run(first, second, sae, stage, replace(OPTIONS, noisy_above=0.0))
+    left_out = int((result.noise > 0).any(dim=0).sum())
+    assert left_out > 1
+    html = stage.load_json("section")["html"]
+    assert html.count(f"None. {left_out} noisy latents (mean activation above 0) are left out; --noisy-above inf") == 4
+
+
 def test_an_unknown_name_of_templates_is_refused_before_the_stage_begins(clip, sae, tmp_path) -> None:
     stage, side = Run(tmp_path).stage("compare"), Side("same", clip, make_images(4))
     with pytest.raises(ValueError, match="'pet'"):

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import io
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
+from matplotlib.text import Text
 from PIL import Image
 
 from patchsae.experiments import explain, extract
 from patchsae.experiments.config import ExplainOptions, ExtractOptions
 from patchsae.experiments.explain import References, token_of
-from patchsae.experiments.pictures import picture_of
+from patchsae.experiments.explain_picture import explained_picture
+from patchsae.experiments.pictures import Seen, picture_of, tiles_of
+from patchsae.report import figures
 from patchsae.runs import Run
+from patchsae.words import number
 from tests.experiments.worlds import dense_latents, make_images, make_sae, pixels_of
 
 GRID = (4, 4)
@@ -54,17 +62,67 @@ def test_a_patch_outside_the_grid_is_refused(patch) -> None:
         token_of(patch, GRID)
 
 
-def test_noisy_latents_are_left_out_where_they_are_known(clip, sae, images, references) -> None:
-    mean = references.extraction.mean_activation
+def test_the_strongest_are_shown_unless_noisy_ones_are_asked_to_be_left_out(clip, sae, images, references) -> None:
+    extraction = references.extraction
+    everything = explain.explain(clip, sae, images, ExplainOptions(show_latents=96))
+    assert [one.latents for one in explain.explain(clip, sae, images, ExplainOptions(show_latents=96), extraction)] == [
+        one.latents for one in everything
+    ]
+    mean = extraction.mean_activation
     options = ExplainOptions(noisy_above=float(mean[mean > 0].median()), show_latents=96)
-    for one in explain.explain(clip, sae, images, options, references.extraction):
+    quiet = explain.explain(clip, sae, images, options, extraction)
+    for one, whole in zip(quiet, everything, strict=True):
         assert one.latents
-        assert bool((mean[list(one.latents)] <= options.noisy_above).all())
+        assert list(one.latents) == [s for s in whole.latents if mean[s] <= options.noisy_above]
+        assert one.noisy == len(whole.latents) - len(one.latents) > 0
+    printed = explain.table_lines(quiet, extraction, options.noisy_above)
+    for one in quiet:
+        assert any(line.startswith(f"  {one.noisy} noisy latents") and "--noisy-above inf" in line for line in printed)
+    assert not any("noisy" in line for line in explain.table_lines(everything, extraction))
+
+
+def test_leaving_out_noisy_latents_needs_an_extraction(clip, sae, images, tmp_path) -> None:
+    with pytest.raises(ValueError, match="noisy_above is 0.1, and without an extraction"):
+        explain.run(clip, sae, images, Run(tmp_path).stage("explain"), ExplainOptions(noisy_above=0.1))
+
+
+def test_a_latent_on_cls_alone_says_so(clip, sae, images, tmp_path, capsys) -> None:
+    (one,) = explain.explain(clip, sae, dict([next(iter(images.items()))]), ExplainOptions(show_latents=2))
+    dark = replace(one.activations[0], grid=np.zeros_like(one.activations[0].grid), cls=2.5)
+    explained = replace(one, activations=(dark, one.activations[1]))
+    first, second = explain.table_lines([explained], None)[1:]
+    assert first.endswith("on CLS alone")
+    assert "strongest at row" in second
+    (tile, lit) = tiles_of([Seen("cat", dark), Seen("dog", one.activations[1])])
+    assert (tile.caption, lit.caption) == ("cat (on CLS alone)", "dog")
+    texts = words_of(explained_picture(explained, [[Seen("cat", dark)], []], None, []))
+    assert texts.count("on CLS alone") == 1
+    assert "no patch: on CLS alone" in texts
+
+
+def words_of(figure) -> list[str]:
+    return [text.get_text() for text in figure.findobj(Text)]
+
+
+def test_the_picture_has_numbers_values_and_scales_and_the_image_once(clip, sae, images) -> None:
+    (one, _) = explain.explain(clip, sae, images, ExplainOptions(patch=(1, 2), show_latents=3))
+    seen = [[Seen("猫", where), Seen("x" * 200, where)] for where in one.activations]
+    figure = explained_picture(one, seen, (1, 2), ["3 noisy latents are left out."])
+    texts = words_of(figure)
+    for latent, value, where in zip(one.latents, one.values, one.activations, strict=True):
+        assert f"latent {latent}" in texts
+        assert f"activation {number(value)}" in texts
+        assert f"light up to {number(float(where.grid.max()))}" in texts
+    assert any("row 1, column 2" in text for text in texts)
+    assert {"none", "largest", "猫", "3 noisy latents are left out."} <= set(texts)
+    assert len(figure.axes[0].images) == 1 + 1 + 3 * (1 + 2)  # the image, the scale, and every latent's
+    with Image.open(io.BytesIO(figures.png(figure))) as picture:
+        assert picture.size[0] > 4 * 256
 
 
 def test_with_references(clip, sae, images, references, tmp_path, capsys) -> None:
     stage = Run(tmp_path).stage("explain")
-    options = ExplainOptions(noisy_above=10, show_latents=3, show_images=2)
+    options = ExplainOptions(show_latents=3, show_images=2)
     explained = explain.run(clip, sae, images, stage, options, references=references)
     printed = capsys.readouterr().out
     table = stage.read_table("explain.csv")
@@ -74,9 +132,10 @@ def test_with_references(clip, sae, images, references, tmp_path, capsys) -> Non
         for latent in one.latents:
             assert f"latent {latent:>6}" in printed
     with Image.open(stage.path / "image-001.png") as picture:
-        assert picture.size == (4 * 132 - 4, 3 * 132 - 4)
+        assert picture.format == "PNG"
     html = stage.load_json("section")["html"]
-    assert html.count("this image") >= 6
+    assert html.count(">this image<") == 2
+    assert html.count(">in this image<") == 6
     assert "mostly" in printed
 
 
@@ -85,7 +144,7 @@ def test_without_references(clip, sae, images, tmp_path, capsys) -> None:
     explain.run(clip, sae, images, stage, ExplainOptions(show_latents=2))
     assert "mostly" not in capsys.readouterr().out
     with Image.open(stage.path / "image-002.png") as picture:
-        assert picture.size == (2 * 132 - 4, 2 * 132 - 4)
+        assert picture.format == "PNG"
 
 
 def test_the_picture_is_what_the_model_saw(clip) -> None:

@@ -91,6 +91,34 @@ def test_noisy_latents_are_not_shown(extraction) -> None:
     assert bool((extraction.mean_activation[shown] <= middle).all())
 
 
+def test_the_gallery_says_its_order_and_what_it_leaves_out(clip, sae, extraction, tmp_path) -> None:
+    middle = float(extraction.mean_activation[~extraction.never_fired].median())
+    noisy, undefined = extraction.mean_activation > middle, ~extraction.entropy[1]
+    few = int((undefined & ~noisy & ~extraction.never_fired).sum())
+    stage = Run(tmp_path).stage("extract")
+    extract.run(clip, sae, make_images(), stage, ExtractOptions(batch_size=5, noisy_above=middle, show_images=1))
+    html = stage.load_json("section")["html"]
+    assert "For every label" in html
+    assert f"{int(noisy.sum())} noisy latents (mean activation above" in html
+    assert "--noisy-above inf leaves none out" in html
+    assert f"{few} latents with fewer than 10 labelled reference images are left out" in html
+    everything = Run(tmp_path / "all").stage("extract")
+    extract.run(clip, sae, make_images(), everything, ExtractOptions(batch_size=5, noisy_above=np.inf, show_images=1))
+    assert "noisy" not in everything.load_json("section")["html"]
+
+
+def test_the_order_of_the_gallery_is_by_turns_of_the_labels(extraction) -> None:
+    shown = interesting(extraction, noisy_above=np.inf, n=S)
+    entropy, labels = extraction.entropy[0].tolist(), extraction.majority_label.tolist()
+    turns = [sum(labels[other] == labels[latent] for other in shown[:place]) for place, latent in enumerate(shown)]
+    keys = [
+        (turn, entropy[latent], -float(extraction.top_patches.values[latent, 0]))
+        for turn, latent in zip(turns, shown, strict=True)
+    ]
+    assert keys == sorted(keys)
+    assert max(turns) > 0
+
+
 @pytest.mark.slow  # a process of its own imports torch and torchvision first
 def test_a_killed_process_resumes_to_the_same_bits(clip, sae, clip_folder, tmp_path) -> None:
     n = 120

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from patchsae.experiments.moved import class_shift, class_shift_columns, moved, moved_in_class
+from patchsae.experiments.moved import class_shift, class_shift_columns, hidden, moved, moved_in_class
 
 S = 5
 table = st.lists(st.lists(st.integers(0, 6), min_size=S, max_size=S), min_size=1, max_size=4)
@@ -47,5 +47,6 @@ def test_noisy_latents_are_left_out_and_the_order_is_by_the_change() -> None:
     assert moved(comparison, 1.0, 2) == ([1, 3], [2])
     assert moved_in_class(comparison, 1.0, 9) == ([1, 3, 0], [2])
     assert moved(comparison, 10.0, 9) == ([1, 3, 0], [4, 2])
+    assert [hidden(comparison, above) for above in (1.0, 10.0)] == [1, 0]
     comparison.class_shift = None
     assert moved_in_class(comparison, 1.0, 9) == ([], [])

@@ -67,13 +67,17 @@ def test_thumbnails_fit_and_keep_the_shape(width, height):
     assert max(images.thumbnail(small, 64, enlarge=True).size) == 64
 
 
-def test_a_contact_sheet_keeps_reading_order():
-    colors = [(250, 0, 0), (0, 250, 0), (0, 0, 250)]
-    sheet = images.contact_sheet([Image.new("RGB", (20, 20), color) for color in colors], columns=2, size=20)
-    assert sheet.size == (44, 44)
-    assert [sheet.getpixel(at) for at in ((10, 10), (34, 10), (10, 34), (34, 34))] == [*colors, (255, 255, 255)]
-    with pytest.raises(ValueError, match="got 0 images"):
-        images.contact_sheet([], columns=2)
+@pytest.mark.parametrize("patch", [(0, 0), (1, 2), (3, 3)])
+def test_an_outline_frames_one_patch(patch):
+    picture = Image.new("RGB", (64, 64), (90, 110, 130))
+    changed = np.any(np.asarray(images.outlined(picture, patch, (4, 4))) != np.asarray(picture), axis=2)
+    cells = changed.reshape(4, 16, 4, 16).swapaxes(1, 2)
+    assert np.argwhere(cells.any(axis=(2, 3))).tolist() == [list(patch)]
+    frame = cells[patch]
+    assert frame[0].all()
+    assert frame[:, -1].all()
+    assert not frame[6:10, 6:10].any()
+    assert not np.asarray(picture).reshape(-1, 3).std(axis=0).any()  # the given one stays as it was
 
 
 @given(st.integers(1, 256), st.integers(0, 9))
