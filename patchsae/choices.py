@@ -20,6 +20,8 @@ class Images:
     """At most this many images, drawn evenly over the classes."""
     limit_seed: int = 0
     """Seed of that draw."""
+    outside: bool = False
+    """Also read images that are not below the folder of --images, where a list or a table in it names them so."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,8 @@ class FewImages:
     """cross-dataset: other sources to test on, each with its own classes ("dtd", "pets:val", ...)."""
     test_limit: int | None = None
     """Test on at most this many images of every dataset, drawn evenly over the classes."""
+    outside: bool = False
+    """Also read images that are not below the folder of a dataset, where a list or a table in it names them so."""
 
 
 @dataclass(frozen=True)

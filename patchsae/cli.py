@@ -157,8 +157,10 @@ def sweep(
 
     clip = opening.clip(tower.clip, {})
     dataset, origin = opening.images(images, {}, default="shapes")
-    held_out = Images(options.test_images or origin["images"], options.test_split, options.test_limit)
-    test, tested = opening.images(held_out, {})
+    held_out = Images(
+        options.test_images or origin["images"], options.test_split, options.test_limit, outside=images.outside
+    )
+    test, tested = opening.images(held_out, {}, option="--test-split")
     if all(tested.get(name) == origin.get(name) for name in ("images", "split")):
         raise ValueError(f"--test-split is {options.test_split!r}, which is trained on; expected another split")
     memory = int(1e9 * options.memory_gb) if options.memory_gb else free_memory(str(clip.device)) * 4 // 5
@@ -192,10 +194,12 @@ def evaluate(
         name: another name keeps several evaluations side by side.
         overwrite: start again.
     """
+    from patchsae import opening
     from patchsae.experiments import evaluate as experiment
 
     with _together(run, model) as (model, parallel):
         clip, autoencoder, dataset, origin = _open(run, sae, images, model)
+        options = opening.as_trained(options, origin)
         stage = _stage(run, name, "evaluate")
         experiment.run(
             clip, autoencoder, dataset, stage, options, settings=origin, overwrite=overwrite, parallel=parallel
@@ -223,6 +227,7 @@ def cache(
     """
     from patchsae import opening
     from patchsae.activations import CacheIndex, repair_cache, write_cache
+    from patchsae.data.left_out import inherited
 
     if check:
         index = CacheIndex.load(out)
@@ -232,7 +237,7 @@ def cache(
         return
     clip = opening.clip(model, {})
     dataset, origin = opening.images(images, {}, default="shapes")
-    origin |= {"dtype": model.dtype}
+    origin |= {"dtype": model.dtype, **inherited(options.on_bad_image)}
     written = write_cache(clip, dataset, out, options, origin=origin, workers=workers, overwrite=overwrite)
     print(f"{out}: {sum(shard.images for shard in written.shards):,} images in {len(written.shards)} shards")
 
@@ -256,10 +261,12 @@ def extract(
         name: another name keeps several extractions side by side.
         overwrite: start again.
     """
+    from patchsae import opening
     from patchsae.experiments import extract as experiment
 
     with _together(run, model) as (model, parallel):
         clip, autoencoder, dataset, origin = _open(run, sae, images, model)
+        options = opening.as_trained(options, origin)
         stage = _stage(run, name, "extract")
         experiment.run(
             clip, autoencoder, dataset, stage, options, settings=origin, overwrite=overwrite, parallel=parallel
@@ -317,6 +324,7 @@ def mask(
     rankings = Rankings.load(opening.finished_stage(Run(run), classes, "classes", "--classes NAME"))
     with _together(run, model) as (model, parallel):
         clip, autoencoder, dataset, origin = _open(run, sae, images, model)
+        options = opening.as_trained(options, origin)
         masking.run(
             clip,
             autoencoder,
@@ -360,6 +368,7 @@ def compare(
     with _together(run, model) as (model, parallel):
         reader = opening.autoencoder(Run(run), sae, opening.device(model))
         found = open_sides(sides, images, model, reader)
+        options = opening.as_trained(options, found.settings)
         given = {} if sae is None else {"sae": sae}
         pair = (found.first, found.second, reader)
         compared = adaptation.run(
@@ -480,6 +489,7 @@ def adapt(
 
     origin = opening.trained_on(Run(run))
     train, test, targets, found = opening.few_images(images, origin)
+    options = opening.as_trained(options, found)
     task = make_task(options, train, test, targets)
     clip = opening.clip(model, origin)
     stage = _stage(run, name or f"adapt-{options.adapter}-seed{options.seed}", "adapt")
@@ -550,7 +560,9 @@ def check(run: tyro.conf.Positional[Path]) -> None:
         raise SystemExit(1)
 
 
-def data_check(source: tyro.conf.Positional[str], split: str | None = None, workers: int = 0) -> None:
+def data_check(
+    source: tyro.conf.Positional[str], split: str | None = None, workers: int = 0, outside: bool = False
+) -> None:
     """Look through a dataset: layout, classes, counts, sizes, files that cannot be decoded.
 
     Exits with status 1 where something is wrong.
@@ -559,12 +571,13 @@ def data_check(source: tyro.conf.Positional[str], split: str | None = None, work
         source: path, glob or "shapes", as for --images.
         split: one split; left out: all.
         workers: processes that decode images; 0 decodes in this one.
+        outside: as for --images.
     """
     from patchsae import progress
     from patchsae.data import check
 
     with progress.track(None, "data check") as shown:
-        report = check(source, split, workers, _increments(shown.advance))
+        report = check(source, split, workers, _increments(shown.advance), outside)
     for line in report.lines():
         print(line)
     if not report.ok:
@@ -719,7 +732,8 @@ def _with_preset(verb: Callable[..., None], arguments: Sequence[str]) -> Callabl
     from patchsae.training import presets
 
     expected = {name: hint for name, hint in hints.items() if isinstance(hint, type) and is_dataclass(hint)}
-    return functools.partial(verb, **presets.groups(chosen[-1], expected))
+    given = {word[2:].partition("=")[0].replace("-", "_") for word in arguments if word.startswith("--")}
+    return functools.partial(verb, **presets.groups(chosen[-1], expected, given))
 
 
 def _verb(argv: Sequence[str]) -> tuple[str | None, list[str]]:

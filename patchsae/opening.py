@@ -22,17 +22,18 @@ from patchsae.adapters.files import FILE as ADAPTER
 from patchsae.adapting.config import AdaptOptions
 from patchsae.choices import FewImages, Images, Model
 from patchsae.clip import SplitCLIP, load_clip
-from patchsae.data import ImageDataset, limit, open_images
+from patchsae.data import ImageDataset, SplitError, limit, open_images
+from patchsae.data.names import written
 from patchsae.data.open import is_shapes
+from patchsae.experiments.config import StreamOptions
 from patchsae.runs import Run, Stage
 from patchsae.sae import SparseAutoencoder, load_sae
 
-from patchsae.experiments.config import StreamOptions
+Options = TypeVar("Options", bound=StreamOptions | AdaptOptions)
+
 TRAIN = "train"
 DEFAULT_MODEL = "tiny"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-Options = TypeVar("Options", bound=StreamOptions | AdaptOptions)
-
 
 
 def finished_stage(run: Run, name: str, verb: str, instead: str) -> Stage:
@@ -96,9 +97,6 @@ def images(
     return dataset, {key: value for key, value in found.items() if value is not None}
 
 
-def clip(choice: Model, origin: Mapping[str, Any]) -> SplitCLIP:
-    """The CLIP of a choice; what is left out comes from ``origin``, the metadata of a SAE.
-
 def as_trained(options: Options, found: Mapping[str, Any]) -> Options:
     """The options of a verb, with what `images` found of bad images where nothing was said."""
     return replace(options, on_bad_image=options.on_bad_image or found.get("on_bad_image", "stop"))
@@ -109,7 +107,10 @@ def is_first() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-    Raises ValueError as `load_clip`: for a model of open_clip without weights, random ones are for those who ask.
+def clip(choice: Model, origin: Mapping[str, Any]) -> SplitCLIP:
+    """The CLIP of a choice; what is left out comes from ``origin``, the metadata of a SAE.
+
+    Raises ValueError for a model of open_clip without weights: random ones are for those who ask ("random").
     """
     name = choice.model or str(origin.get("model", DEFAULT_MODEL))
     layer = choice.layer if choice.layer is not None else int(origin.get("layer", -2))
@@ -172,12 +173,12 @@ def few_images(
     targets = [tested(name, None if _names_split(name) else choice.test_split) for name in choice.targets]
     record = {
         "images": found["images"],
-        "outside": outside or None,
-        "on_bad_image": origin.get("on_bad_image") if choice.images is None else None,
         "split": choice.split,
         "test_split": choice.test_split,
         "test_limit": choice.test_limit,
         "targets": [opened["images"] for _, opened in targets],
+        "outside": outside or None,
+        "on_bad_image": origin.get("on_bad_image") if choice.images is None else None,
     }
     settings = {key: value for key, value in record.items() if value is not None}
     return train, test, [dataset for dataset, _ in targets], settings
@@ -209,6 +210,13 @@ def _names_split(source: str) -> bool:
     """Whether a source says which split it means: "SOURCE:SPLIT", "shapes:SPLIT?...", as `open_images` reads them."""
     head = source.partition("?")[0] if is_shapes(source) else source
     return ":" in head and not os.path.exists(os.path.expanduser(head))
+
+
+def _writable(source: str) -> str:
+    """A source that can be recorded. Raises ValueError for a path whose bytes are not UTF-8."""
+    if written(source) != source:
+        raise ValueError(f"--images is {written(source)!r}, whose bytes are not text; give it another name, or a link")
+    return source
 
 
 def _whole(name: str) -> str:

@@ -42,7 +42,7 @@ def open_sides(choice: Sides, images: Images, model: Model, sae: SparseAutoencod
     other, second_dataset = _other_clip(choice, clip, model), dataset
     if choice.other_images is not None or choice.other_split is not None:
         theirs = replace(images, images=choice.other_images or images.images, split=choice.other_split)
-        second_dataset, found = opening.images(theirs, origin)
+        second_dataset, found = opening.images(theirs, origin, option="--other-split")
         settings |= {f"other_{key}": value for key, value in found.items()}
     if other is clip and second_dataset is dataset and choice.adapter == choice.other_adapter:
         raise ValueError("no second side: give --other-adapter, --other-model, --other-pretrained or --other-images")
@@ -115,8 +115,10 @@ def _tested(
             "--test-split and --test-images classify the same images with both models, --other-images and "
             "--other-split compare different ones: leave one of the two out"
         )
-    theirs = Images(choice.test_images or images.images, choice.test_split, choice.test_limit, images.limit_seed)
-    return opening.images(theirs, sae.config.metadata)
+    theirs = Images(
+        choice.test_images or images.images, choice.test_split, choice.test_limit, images.limit_seed, images.outside
+    )
+    return opening.images(theirs, sae.config.metadata, option="--test-split")
 
 
 def _whole(path: str) -> str:

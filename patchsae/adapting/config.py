@@ -60,8 +60,9 @@ class AdaptOptions:
     """Images that are tested together."""
     workers: int = 0
     """Processes that decode images; 0 decodes in this one. The result does not depend on it."""
-    on_bad_image: Literal["stop", "skip"] = "stop"
-    """`stop` names the first image that cannot be decoded; `skip` leaves such images out, counts and reports them."""
+    on_bad_image: Literal["stop", "skip"] | None = None
+    """`stop` names the first image that cannot be decoded; `skip` leaves such images out, counts and reports them. Left
+    out: as the training of RUN/train did with these images, else `stop`."""
     log_every: int = 20
     """Steps between two lines of metrics.jsonl; the first and the last step are always written."""
     checkpoint_steps: int = 500
@@ -75,7 +76,8 @@ class AdaptOptions:
         for name, kinds in (("preset", Setting), ("augment", Augment)):
             if getattr(self, name) is not None:
                 _require_one_of(name, getattr(self, name), get_args(kinds))
-        _require_one_of("on_bad_image", self.on_bad_image, ("stop", "skip"))
+        if self.on_bad_image is not None:
+            _require_one_of("on_bad_image", self.on_bad_image, ("stop", "skip"))
         for name in ("shots", "text_budget_mb", "test_batch_size", "log_every", "checkpoint_steps"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "an integer of at least 1")
         for name in ("epochs", "steps", "batch_size", "n_ctx", "depth", "rank"):

@@ -78,7 +78,7 @@ class Source:
                 self.batch_size,
                 self.order,
                 options.workers,
-                options.on_bad_image,
+                options.on_bad_image or "stop",
                 place,
             ),
             self.batch_size,
@@ -137,7 +137,7 @@ class _EmbeddedSource(Source):
             adapted.preprocess,
             options.test_batch_size,
             workers=options.workers,
-            on_bad_image=options.on_bad_image,
+            on_bad_image=options.on_bad_image or "stop",
         )
         with torch.no_grad(), progress.track(len(few), f"{label}: embedding") as bar:
             for batch in stream:

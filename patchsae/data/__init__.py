@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from patchsae.data.base import BadImage as BadImage
     from patchsae.data.base import BadImageRecord as BadImageRecord
     from patchsae.data.base import DataError as DataError
+    from patchsae.data.base import Flawed as Flawed
     from patchsae.data.base import ImageDataset as ImageDataset
     from patchsae.data.base import ReadGroups as ReadGroups
     from patchsae.data.base import Sample as Sample
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from patchsae.data.decode import load_image as load_image
     from patchsae.data.few_shots import few_shot as few_shot
     from patchsae.data.few_shots import few_shot_pair as few_shot_pair
+    from patchsae.data.layout import SplitError as SplitError
     from patchsae.data.loader import Batch as Batch
     from patchsae.data.loader import BatchIterator as BatchIterator
     from patchsae.data.loader import batches as batches
@@ -37,6 +39,8 @@ _HOMES = {
     "BadImage": "base",
     "BadImageRecord": "base",
     "DataError": "base",
+    "Flawed": "base",
+    "SplitError": "layout",
     "ImageDataset": "base",
     "ReadGroups": "base",
     "Sample": "base",

@@ -16,6 +16,14 @@ class DataError(ValueError):
     """A dataset cannot be opened as asked; the message names the argument, what came and what was expected."""
 
 
+class Flawed(DataError):
+    """A dataset of which a part is wrong; `rest` is the dataset without that part."""
+
+    def __init__(self, message: str, rest: ImageDataset) -> None:
+        super().__init__(message)
+        self.rest = rest
+
+
 class BadImage(DataError):
     """One image cannot be decoded. `id` names it, `reason` says why."""
 
@@ -78,6 +86,8 @@ class ImageDataset(ABC):
         self.name = name
         self.labels = _checked_labels(labels, classnames)
         self.classnames = classnames
+        self.notes: tuple[str, ...] = ()
+        """A line for each kind of thing that was found beside the images and is none of them."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -122,6 +132,7 @@ class Subset(ImageDataset):
             came = f"shape {indices.shape}" if indices.ndim != 1 else f"{outside[0]}"
             raise DataError(f"indices has {came}; expected positions [m] within 0 .. {len(parent) - 1}")
         super().__init__(parent.name, parent.labels[indices], parent.classnames)
+        self.notes = parent.notes
         self.parent = parent
         self.indices = indices
 

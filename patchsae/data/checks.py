@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from patchsae.data.base import BadImage, BadImageRecord, DataError, ImageDataset
+from patchsae.data.base import BadImage, BadImageRecord, DataError, Flawed, ImageDataset
+from patchsae.data.names import written
 from patchsae.data.open import describe, find_layout, open_images, source_and_split, splits
 from patchsae.data.workers import in_workers
 
@@ -30,6 +31,8 @@ class SplitReport:
     sizes: dict[tuple[int, int], int]
     """Good images by upright (width, height) in pixels, most frequent first."""
     bad: list[BadImageRecord]
+    notes: tuple[str, ...] = ()
+    """What was found beside the images."""
 
     def lines(self) -> Iterator[str]:
         """The report as text: classes, then sizes, then bad files."""
@@ -38,6 +41,7 @@ class SplitReport:
         for label, (name, count) in enumerate(zip(self.classnames or [], self.class_counts, strict=True)):
             yield f"  {count:>{width}}  {label}: {name}"
         yield from self._notes()
+        yield from (f"  {note}" for note in self.notes)
         yield from self._sizes()
         yield f"  bad files: {len(self.bad)}"
         for record in self.bad:
@@ -78,7 +82,7 @@ class CheckReport:
     layout: str
     splits: list[SplitReport]
     problems: list[str]
-    """Why some of the splits cannot be opened: what is missing, and where it belongs."""
+    """What is wrong with the splits beside images that cannot be read: what is missing, and where it belongs."""
 
     @property
     def ok(self) -> bool:
@@ -87,11 +91,11 @@ class CheckReport:
 
     def lines(self) -> Iterator[str]:
         """The report as lines of text, ready to print."""
-        yield f"{self.source}: {self.layout}"
+        yield f"{written(self.source)}: {self.layout}"
         for part in self.splits:
             yield from part.lines()
         for problem in self.problems:
-            yield f"cannot be opened: {problem}"
+            yield f"wrong: {written(problem)}"
 
 
 def check(
@@ -99,25 +103,30 @@ def check(
     split: str | None = None,
     workers: int = 0,
     on_progress: Callable[[int, int], None] | None = None,
+    outside: bool = False,
 ) -> CheckReport:
     """Opens a source and decodes every image of the named split, or of all splits.
 
     Args:
-        source, split: as for `open_images`.
+        source, split, outside: as for `open_images`.
         workers: processes that decode; 0 decodes in this one.
         on_progress: called with (images read, images in all) of the split at hand.
 
     Raises:
-        DataError: the source cannot be opened at all; a bad image, or one split of several that cannot be opened, is
-            part of the report instead.
+        DataError: the source cannot be opened at all; a bad image, a class without images, or one split of several that
+            cannot be opened, is part of the report instead.
     """
     base, _ = source_and_split(source, split)
     layout = find_layout(base).name
     wanted: list[str | None] = [split] if split is not None else [*splits(source)] or [None]
-    parts, problems = [], []
+    parts: list[SplitReport] = []
+    problems: list[DataError] = []
     for name in wanted:
         try:
-            dataset = open_images(base, name)
+            dataset = open_images(base, name, outside)
+        except Flawed as error:
+            problems.append(error)
+            dataset = error.rest
         except DataError as error:
             problems.append(error)
             continue
@@ -149,6 +158,7 @@ def _read(
         unlabelled=len(dataset) - len(labelled),
         sizes=dict(sorted(sizes.items(), key=lambda item: (-item[1], item[0]))),
         bad=bad,
+        notes=dataset.notes,
     )
 
 

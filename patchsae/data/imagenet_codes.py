@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import functools
 import re
+from collections.abc import Collection
 from pathlib import Path
 
 from patchsae.data.base import DataError
-from patchsae.data.matlab import read_mat
+from patchsae.data.listed import read_text
+from patchsae.data.matlab import number_in, read_mat
+from patchsae.data.names import written
 
 CODE = re.compile(r"n\d{8}")
+_CLASSES = 100_000
 _TRUTH = "ILSVRC2012_validation_ground_truth.txt"
 _VAL_NAME = re.compile(r".*_val_(\d{8})\.jpe?g", re.IGNORECASE)
 
@@ -26,13 +30,20 @@ def read_names(path: Path) -> dict[str, str]:
         DataError: a line without a name.
     """
     names = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(read_text(path).splitlines(), 1):
         code, _, name = line.strip().partition(" ")
         if line.strip() and not name:
             raise DataError(f"{path} line {number} is {line!r}; expected FOLDER NAME OF THE CLASS")
         if code:
-            names[code] = name.strip()
+            names[code] = written(name.strip())
     return names
+
+
+def names_folders(path: Path, folders: Collection[str]) -> bool:
+    """Whether a classnames.txt is CoOp's, by class folder or code; others have a name on each line and nothing else."""
+    lines = read_text(path).splitlines() if path.is_file() else []
+    heads = (line.split()[0] for line in lines if len(line.split()) > 1)
+    return any(head in folders or CODE.fullmatch(head) for head in heads)
 
 
 def val_truth(root: Path) -> Path | None:
@@ -73,21 +84,23 @@ def _of_devkit(folder: Path) -> list[str]:
     synsets = read_mat(folder / "meta.mat").get("synsets")
     if not isinstance(synsets, list) or not synsets or not {"ILSVRC2012_ID", "WNID"} <= set(synsets[0]):
         raise DataError(f"{folder / 'meta.mat'} holds no synsets with ILSVRC2012_ID and WNID")
-    code = {int(synset["ILSVRC2012_ID"].ravel()[0]): str(synset["WNID"]) for synset in synsets}
-    truth = (folder / _TRUTH).read_text(encoding="utf-8").split()
-    wrong = [entry for entry in truth if not entry.isdecimal() or int(entry) not in code]
+    numbers = [number_in(folder / "meta.mat", "ILSVRC2012_ID", s["ILSVRC2012_ID"], _CLASSES) for s in synsets]
+    code = {str(number): written(str(s["WNID"])[:80]) for number, s in zip(numbers, synsets, strict=True)}
+    truth = read_text(folder / _TRUTH).split()
+    wrong = [entry for entry in truth if entry not in code]
     if wrong:
-        raise DataError(f"{folder / _TRUTH} has {wrong[0]!r}; expected an ILSVRC2012_ID of meta.mat")
-    return [code[int(entry)] for entry in truth]
+        raise DataError(f"{folder / _TRUTH} has {wrong[0][:40]!r}; expected an ILSVRC2012_ID of meta.mat")
+    return [code[entry] for entry in truth]
 
 
 def _of_torchvision(path: Path) -> list[str]:
-    from patchsae.archives import UnsafeFileError, load_archive  # torch loads for those who need it
+    from patchsae.archives import load_archive  # torch loads for those who need it
 
     try:
         content = load_archive(path, {})
-    except UnsafeFileError as error:
+    except ValueError as error:
         raise DataError(str(error)) from error
-    if not (isinstance(content, tuple) and len(content) == 2 and all(isinstance(code, str) for code in content[1])):
+    codes = content[1] if isinstance(content, tuple) and len(content) == 2 else None
+    if not (isinstance(codes, list) and all(isinstance(code, str) for code in codes)):
         raise DataError(f"{path} is not torchvision's: expected a dict of names and the codes of the validation images")
-    return list(content[1])
+    return codes

@@ -7,6 +7,11 @@ from collections.abc import Sequence
 from patchsae.data.base import BadImageRecord
 
 
+def inherited(on_bad_image: str) -> dict[str, str]:
+    """What a training or a cache records for later stages, which shall not stop at an image that it went by."""
+    return {} if on_bad_image == "stop" else {"on_bad_image": on_bad_image}
+
+
 def left_out(bad: Sequence[BadImageRecord], images: int) -> list[str]:
     """Lines to print: how many of `images` were left out, then each with its reason. Empty when all were good."""
     if not bad:

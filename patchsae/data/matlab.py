@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from patchsae.claims import whole_number
 from patchsae.data.base import DataError
 
 _HEADER = 128
@@ -21,7 +22,7 @@ _TEXT = {1: "latin-1", 2: "latin-1", 4: "utf-16", 16: "utf-8", 17: "utf-16", 18:
 _MATRIX, _COMPRESSED = 14, 15
 _CELL, _STRUCT, _CHAR = 1, 2, 4
 _NUMERIC = range(6, 16)
-_MOST_BYTES = 1 << 28
+_MOST_BYTES = 32 << 20  # of a file, and of all that is compressed in it; the largest in use has 4 MB
 _DEEPEST = 16
 
 
@@ -32,10 +33,13 @@ def read_mat(path: Path) -> dict[str, Any]:
     and a struct array the list of its elements as dicts, both in column order.
 
     Raises:
-        DataError: no MAT file of level 5 (-v7.3 is HDF5, a format of its own), a damaged one, or a sparse array or an
-            object in it.
+        DataError: no MAT file of level 5 (-v7.3 is HDF5, a format of its own), a damaged one, one of more than 32 MB,
+            or a sparse array or an object in it.
     """
-    content = path.read_bytes()
+    with path.open("rb") as file:
+        content = file.read(_MOST_BYTES + 1)
+    if len(content) > _MOST_BYTES:
+        raise DataError(f"{path} is larger than {_MOST_BYTES:,} bytes; no list of labels is")
     order = {b"IM": "<", b"MI": ">"}.get(content[126:128])
     if order is None or content[124:126] not in (b"\x00\x01", b"\x01\x00"):
         raise DataError(f"{path} is not a MAT file of level 5 (MATLAB's -v6 and -v7); it starts {content[:20]!r}")
@@ -45,15 +49,23 @@ def read_mat(path: Path) -> dict[str, Any]:
         raise DataError(f"{path} is a damaged MAT file: {error}") from error
 
 
+def number_in(path: Path, what: str, value: Any, most: int, least: int = 0) -> int:
+    """The whole number in an array of one element, out of `path`. Raises DataError for anything else."""
+    if not isinstance(value, np.ndarray) or value.size != 1:
+        raise DataError(f"{path}: {what} is {type(value).__name__}; expected an array of one number")
+    return whole_number(path, what, value.ravel()[0].item(), most, least)
+
+
 class _Reader:
     """Elements of one byte order: tag (type, size), data, padding to 8 bytes."""
 
     def __init__(self, order: str) -> None:
         self.order = order
+        self.room = _MOST_BYTES
 
     def variables(self, data: bytes) -> Iterator[tuple[str, Any]]:
         for type, element in self._elements(data):
-            parts = self._elements(_inflate(element)) if type == _COMPRESSED else iter([(type, element)])
+            parts = self._elements(self._inflate(element)) if type == _COMPRESSED else iter([(type, element)])
             yield from (self._matrix(part, 0) for kind, part in parts if kind == _MATRIX)
 
     def _elements(self, data: bytes) -> Iterator[tuple[int, bytes]]:
@@ -114,10 +126,10 @@ class _Reader:
             encoding += "-le" if self.order == "<" else "-be"
         return data.decode(encoding)
 
-
-def _inflate(data: bytes) -> bytes:
-    stream = zlib.decompressobj()
-    content = stream.decompress(data, _MOST_BYTES)
-    if stream.unconsumed_tail:
-        raise ValueError(f"a compressed element of more than {_MOST_BYTES} bytes")
-    return content
+    def _inflate(self, data: bytes) -> bytes:
+        stream = zlib.decompressobj()
+        content = stream.decompress(data, self.room + 1)
+        self.room -= len(content)
+        if self.room < 0:
+            raise ValueError(f"compressed elements of more than {_MOST_BYTES:,} bytes")
+        return content

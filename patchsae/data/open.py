@@ -7,8 +7,10 @@ import importlib
 import os
 import pkgutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from patchsae.claims import FalseClaim
 from patchsae.data import layouts, slices
 from patchsae.data.base import DataError, ImageDataset
 from patchsae.data.decode import is_image_name
@@ -18,7 +20,7 @@ from patchsae.data.layout import UNNAMED, Layout, canonical_split, choose_split
 _MOST_DATASETS = 50  # a folder that holds more folders is not taken for a collection of datasets, and not searched
 
 
-def open_images(source: object, split: str | None = None) -> ImageDataset:
+def open_images(source: object, split: str | None = None, outside: bool = False) -> ImageDataset:
     """Opens images of any layout in `patchsae.data.layouts`.
 
     Args:
@@ -30,24 +32,29 @@ def open_images(source: object, split: str | None = None) -> ImageDataset:
             A split may follow the source after a colon: "pets:test".
         split: one of `splits(source)`; "val" also finds "validation". Not needed where there is one or none. A slice
             such as "train[:80%]" or "[40000:]" takes a part of it; see `patchsae.data.slices`.
+        outside: also read images that are not below the source, where a file of it names them so.
 
     Raises:
-        DataError: nothing there, no layout recognised, a folder above the dataset, a split that is missing or not
-            there, listed images that are missing, labels or class folders that do not fit together.
+        Flawed: class folders without images, listed images that are missing; its `rest` is the dataset without them.
+        SplitError: a split that is missing or not there.
+        DataError: nothing there, no layout recognised, a folder above the dataset, a file that claims what it does not
+            hold or names images elsewhere, labels or class folders that do not fit together.
     """
     split, part = slices.cut(split)
-    source, split = source_and_split(source, split)
-    layout = find_layout(source)
-    chosen = choose_split(split, layout.splits(source), describe(source), layout.default_split)
-    dataset = layout.open(source, chosen)
+    with _said_of(source):
+        source, split = source_and_split(source, split)
+        layout = find_layout(source)
+        chosen = choose_split(split, layout.splits(source), describe(source), layout.default_split)
+        dataset = layout.open(source, chosen, outside)
     return dataset if part is None else part.of(dataset)
 
 
 def splits(source: object) -> list[str]:
     """The split names of a source: train, val, test first; the one named in "SOURCE:SPLIT"; empty for one piece."""
-    source, split = source_and_split(source, None)
-    available = find_layout(source).splits(source)
-    return available if split is None else [str(choose_split(split, available, describe(source)))]
+    with _said_of(source):
+        source, split = source_and_split(source, None)
+        available = find_layout(source).splits(source)
+        return available if split is None else [str(choose_split(split, available, describe(source)))]
 
 
 def find_layout(source: object) -> Layout:
@@ -75,6 +82,17 @@ def all_layouts() -> list[Layout]:
     names = [module.name for module in pkgutil.iter_modules(layouts.__path__)]
     found = [importlib.import_module(f"{layouts.__name__}.{name}").LAYOUT for name in names]
     return sorted(found, key=lambda layout: (layout.precedence, layout.name))
+
+
+@contextmanager
+def _said_of(source: object) -> Iterator[None]:
+    """Whatever keeps a source from being opened is a DataError."""
+    try:
+        yield
+    except FalseClaim as error:  # names the file
+        raise DataError(str(error)) from error
+    except (OSError, RecursionError, UnicodeError) as error:
+        raise DataError(f"source {describe(source)} cannot be opened: {error}") from error
 
 
 def describe(source: object) -> str:

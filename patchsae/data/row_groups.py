@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from patchsae.claims import require_held, require_memory
 from patchsae.data.base import DataError, ReadGroups
 
 BUDGET_BYTES = 256 << 20
@@ -38,7 +39,10 @@ class RowGroups:
         return self.starts[-1]
 
     def __getitem__(self, row: int) -> object:
-        """The value of a row as a Python object. Raises IndexError outside, OSError or ArrowException if unreadable."""
+        """The value of a row as a Python object.
+
+        Raises IndexError outside; OSError, ArrowException or FalseClaim if unreadable.
+        """
         group, offset = self._locate(row)
         return self._column_of(group)[offset].as_py()
 
@@ -72,6 +76,7 @@ class RowGroups:
         for number, shard in enumerate(self.shards):
             self.shard_starts.append(self.starts[-1])
             metadata = open_parquet(shard).metadata
+            require_held(shard, "the list of row groups", metadata.num_row_groups, os.path.getsize(shard))
             for g in range(metadata.num_row_groups):
                 group = metadata.row_group(g)
                 self.starts.append(self.starts[-1] + group.num_rows)
@@ -98,6 +103,8 @@ class RowGroups:
             return self._kept[group]
         while self._kept and sum(self.sizes[g] for g in self._kept) + self.sizes[group] > self.budget:
             self._kept.popitem(last=False)
+        if self.sizes[group] > self.budget:
+            require_memory(f"row group {self.within[group]}", self.sizes[group])
         file = self._file(self.shard_of[group])
         table = file.read_row_group(self.within[group], columns=[self.column], use_threads=False)
         self._kept[group] = table.column(0)
@@ -112,10 +119,13 @@ class RowGroups:
         return self._files[shard]
 
 
-def open_parquet(path: str | Path) -> pq.ParquetFile:
-    """Opens a shard. Raises DataError where it is missing, truncated or not parquet."""
+def open_parquet(path: str | Path, texts: str | None = None) -> pq.ParquetFile:
+    """Opens a shard; the column `texts`, where it is one, is read as a dictionary of its values.
+
+    Raises DataError where it is missing, truncated or not parquet.
+    """
     try:
-        return pq.ParquetFile(path)
+        return pq.ParquetFile(path, read_dictionary=[] if texts is None else [texts])
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"{path} is not a readable parquet file: {error}") from error
 

@@ -20,15 +20,16 @@ class StreamOptions:
     """Images that go through the tower together."""
     workers: int = 0
     """Processes that decode images; 0 decodes in this one."""
-    on_bad_image: Literal["stop", "skip"] = "stop"
-    """`stop` names the first image that cannot be decoded; `skip` leaves such images out, counts and reports them."""
+    on_bad_image: Literal["stop", "skip"] | None = None
+    """`stop` names the first image that cannot be decoded; `skip` leaves such images out, counts and reports them. Left
+    out: as the SAE's training did with these images, else `stop`."""
     save_minutes: float = 1.0
     """Minutes after which the state is saved, so that a killed run loses no more than that."""
 
     def __post_init__(self) -> None:
         require(self.batch_size >= 1, "batch_size", self.batch_size, "an integer of at least 1")
         require(self.workers >= 0, "workers", self.workers, "an integer of at least 0")
-        require(self.on_bad_image in ("stop", "skip"), "on_bad_image", self.on_bad_image, "stop or skip")
+        require(self.on_bad_image in ("stop", "skip", None), "on_bad_image", self.on_bad_image, "stop or skip")
         require(self.save_minutes >= 0, "save_minutes", self.save_minutes, "a number of at least 0")
 
 

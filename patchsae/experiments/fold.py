@@ -146,7 +146,7 @@ class _Turns:
             self._batch_size,
             places[mine],
             workers=options.workers,
-            on_bad_image=options.on_bad_image,  # type: ignore[arg-type]
+            on_bad_image=options.on_bad_image or "stop",
         )
 
     def until(self, stop: StopRequest) -> Iterator[Batch | None]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import types
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -17,6 +17,10 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from patchsae import settings
 
 EXTENDS = "extends"
+_OF_IMAGES = ("images", "split", "limit", "limit_seed", "outside")
+_OF_MODEL = ("model", "pretrained", "layer")
+_DECIDES = {"images": _OF_IMAGES, "model": _OF_MODEL, "cache": (*_OF_IMAGES, *_OF_MODEL, "dtype")}
+"""Option -> the keys that speak of what it names, and say nothing where another is named."""
 
 
 def names() -> list[str]:
@@ -41,8 +45,11 @@ def read(preset: str) -> dict[str, Any]:
     return {**read(base), **found}
 
 
-def groups(preset: str, expected: Mapping[str, type[Any]]) -> dict[str, Any]:
+def groups(preset: str, expected: Mapping[str, type[Any]], given: Collection[str] = ()) -> dict[str, Any]:
     """The dataclasses that a preset fills in: parameter name -> instance, for every one that it has a key of.
+
+    given: options of the command line. Other images, another model or a cache there put aside the keys that are about
+    the preset's own: its split is not one of theirs.
 
     expected: parameter name -> frozen dataclass whose fields are options of the verb; no two have a field in common.
     A single value stands for a list of one where a list is expected.
@@ -54,9 +61,12 @@ def groups(preset: str, expected: Mapping[str, type[Any]]) -> dict[str, Any]:
     owners = {field.name: name for name, cls in expected.items() for field in dataclasses.fields(cls)}
     hints = {name: get_type_hints(cls) for name, cls in expected.items()}
     values: dict[str, dict[str, Any]] = {}
+    aside = {key for option in given for key in _DECIDES.get(option, ())}
     for key, value in read(preset).items():
         if key not in owners:
             raise ValueError(f"preset {preset}: {key} is not an option{_meant(key, owners)}")
+        if key in aside:
+            continue
         group = owners[key]
         try:
             values.setdefault(group, {})[key] = _fitted(value, hints[group][key])

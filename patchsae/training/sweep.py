@@ -21,7 +21,7 @@ from patchsae.activations import Stream, TokenBatch, TokenSource
 from patchsae.checkpoints import ours
 from patchsae.clip import SplitCLIP
 from patchsae.data import BadImageRecord, ImageDataset
-from patchsae.data.left_out import left_out
+from patchsae.data.left_out import inherited, left_out
 from patchsae.errors import PatchsaeError
 from patchsae.interrupt import Interrupted, StopRequest
 from patchsae.runs import Run, Stage
@@ -181,7 +181,8 @@ class _Trainer:
     def _begun(self, cell: Cell, learner: Learner, stages: ExitStack) -> _Trainee | None:
         """None for a cell that is finished, or diverged."""
         stage = stages.enter_context(self.run.stage(cell.name, "sweep"))
-        metadata = {**self.clip.metadata, "layer": cell.layer, **self.origin}
+        habits = inherited(cell.config.on_bad_image)
+        metadata = {**self.clip.metadata, "layer": cell.layer, **self.origin, **habits}
         made_from = {"clip_fingerprint": self.clip.fingerprint, "dataset": self.dataset.fingerprint}
         settings = {**metadata, **made_from, **asdict(cell.config), "workers": self.workers}
         if not stage.begin(settings, self.overwrite, device=str(self.clip.device), may_differ=MAY_DIFFER):

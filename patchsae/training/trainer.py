@@ -18,7 +18,7 @@ from patchsae.activations import CachedTokens, Stream, TokenBatch, TokenSource
 from patchsae.checkpoints import ours
 from patchsae.clip import SplitCLIP
 from patchsae.data import BadImageRecord, ImageDataset
-from patchsae.data.left_out import left_out
+from patchsae.data.left_out import inherited, left_out
 from patchsae.interrupt import Interrupted, StopRequest
 from patchsae.runs import Stage
 from patchsae.sae import SparseAutoencoder, load_sae
@@ -87,7 +87,7 @@ def train(
     check_names(log)
     # before the stage is begun: settings that are refused shall not be those that it was begun with
     source = Stream(clip, dataset, config, workers, parallel)
-    metadata = {**clip.metadata, "dataset": dataset.name, **found}
+    metadata = {**clip.metadata, "dataset": dataset.name, **found, **inherited(config.on_bad_image)}
     learner = Learner(config, clip.width, clip.device, parallel, metadata)
     with stage:
         if not _begin(stage, settings, overwrite, parallel):

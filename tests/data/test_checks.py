@@ -63,5 +63,28 @@ def test_progress_reaches_the_end(write_files):
 
 
 def test_a_source_that_cannot_be_opened_is_an_error(write_files):
-    with pytest.raises(DataError, match="class folders without images: b"):
-        check(write_files({"a/1.png": 1, "b/x.txt": ""}))
+    with pytest.raises(DataError, match="no images found in this folder"):
+        check(write_files({"a/x.txt": "", "b/x.txt": ""}))
+
+
+def test_everything_that_is_wrong_is_listed_and_the_rest_described(write_files, encode):
+    root = write_files(
+        {
+            "a/1.png": 1,
+            "a/torn.png": encode(2)[:-26],
+            "a/notes.txt": "",
+            "b/1.heic": "",
+            "c/3.png": 3,
+            "d/.x": "",
+            "0.png": 0,
+        }
+    )
+    report = check(root)
+    text = _text(report)
+    assert not report.ok
+    assert "2 of 4 class folders without images: b (1 .heic), d; looked for .jpg" in text
+    assert "2 files in the class folders are not taken for images: 1 .heic, 1 .txt" in text
+    assert "1 images beside the class folders have no class and are not taken: 0.png" in text
+    assert "a/torn.png: " in text
+    assert report.splits[0].classnames == ["a", "b", "c", "d"]
+    assert report.splits[0].class_counts == [2, 0, 1, 0]

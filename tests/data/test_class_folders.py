@@ -73,7 +73,7 @@ def test_a_split_where_there_are_none_is_refused(write_files):
 
 def test_empty_class_folders_are_named(write_files):
     root = write_files({"a/1.png": 1, "b/notes.txt": "x", "c/2.png": 2})
-    with pytest.raises(DataError, match=r"1 of 3 class folders without images: b; looked for \.jpg"):
+    with pytest.raises(DataError, match=r"1 of 3 class folders without images: b \(1 \.txt\); looked for \.jpg"):
         open_images(root)
 
 

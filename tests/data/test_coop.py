@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+import tracemalloc
 
 import pytest
 
@@ -65,7 +66,10 @@ def test_names_are_as_prompts_say_them_and_the_dataset_is_called_as_its_split_fi
     ("content", "message"),
     [
         ({"train": [["cat/1.png", 0, "a"], ["cat/3.png", 0, "b"]]}, "label 0 both 'a' and 'b'"),
-        ({"train": [["cat/1.png", 0, "a"], ["cat/3.png", 2, "b"]]}, r"labels 0 .. 2 without \[1\]"),
+        (
+            {"train": [["cat/1.png", 0, "a"], ["cat/3.png", 2, "b"]]},
+            r"split_zhou_Pets.json: the label of 'cat/3.png' is 2; expected 0 .. 1",
+        ),
         ({"train": [["cat/1.png", "0", "a"]]}, r"\['cat/1.png', '0', 'a'\] in 'train'; expected \[path"),
         ([1, 2], "holds a list; expected an object"),
         ({}, "has no splits"),
@@ -109,3 +113,26 @@ def test_aircraft_lists_with_unknown_variants_are_refused(write_files):
     root = write_files({**AIRCRAFT, "images_variant_val.txt": "03 Airbus\n"})
     with pytest.raises(DataError, match="line 1 is '03 Airbus'; expected IMAGE VARIANT"):
         open_images(root, "val")
+
+
+@pytest.mark.parametrize("label", [10**18, -1, True, 0.0, "0", None])
+def test_labels_are_no_more_than_there_are_images(write_files, label):
+    root = _dataset(write_files, "", {"train": [["cat/1.png", label, "tabby"]], "test": []})
+    tracemalloc.start()
+    with pytest.raises(DataError, match="split_zhou_Pets.json"):
+        open_images(root, "train")
+    assert tracemalloc.get_traced_memory()[1] < 2**27
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"train": [], "train": [["cat/1.png", 0, "a"]]}',
+        '{"train": [["cat/1.png", NaN, "a"]]}',
+        '{"train": ' + "[" * 10**5,
+    ],
+)
+def test_json_that_nobody_writes_is_refused_by_name(write_files, text):
+    with pytest.raises(DataError, match="split_zhou_Pets.json is not JSON"):
+        open_images(write_files({**FILES, "split_zhou_Pets.json": text}), "train")

@@ -76,7 +76,7 @@ def test_a_compressed_element_may_not_grow_without_bound(tmp_path, monkeypatch):
     packed = zlib.compress(bytes(1 << 12))
     content = mat_file({}) + struct.pack("<II", 15, len(packed)) + packed
     (tmp_path / "x.mat").write_bytes(content)
-    with pytest.raises(DataError, match="a compressed element of more than 1024 bytes"):
+    with pytest.raises(DataError, match="compressed elements of more than 1,024 bytes"):
         read_mat(tmp_path / "x.mat")
 
 

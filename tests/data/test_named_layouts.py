@@ -255,7 +255,7 @@ def test_a_folder_of_many_datasets_lists_them(write_files):
         ("aircraft", "val", "images/03.jpg"),
     ],
 )
-def test_listed_images_that_are_missing_stop_their_split_only(write_files, name, split, image):
+def test_listed_images_that_are_missing_stop_their_split_and_the_rest_is_described(write_files, name, split, image):
     files, _, _, by_split, _ = DATASETS[name]
     root = write_files(files)
     (root / image).unlink()
@@ -263,7 +263,9 @@ def test_listed_images_that_are_missing_stop_their_split_only(write_files, name,
     with pytest.raises(DataError, match=re.escape(message)):
         open_images(root, split)
     report = check(root)
-    assert [part.split for part in report.splits] == [other for other in by_split if other != split]
+    assert {part.split: part.images for part in report.splits} == {
+        other: len(expected) - (other == split) for other, expected in by_split.items()
+    }
     assert not report.ok
     assert message in "\n".join(report.lines())
 
@@ -296,7 +298,12 @@ def test_a_missing_list_is_named_with_its_place(write_files, name, split, gone, 
     [
         ("pets", "test", {"annotations/test.txt": "Abyssinian 1\n"}, "line 1 is 'Abyssinian 1'; expected BREED_NUMBER"),
         ("pets", "test", {"annotations/test.txt": "pug_1 9 2 1\n"}, "classes 1 .. 9 with gaps"),
-        ("flowers", "val", {"setid.mat": mat_file({"valid": np.array([[9]], np.uint8)})}, "names image 9; .* 1 .. 4"),
+        (
+            "flowers",
+            "val",
+            {"setid.mat": mat_file({"valid": np.array([[9]], np.uint8)})},
+            "setid.mat: the number of an image is 9; expected 1 .. 4",
+        ),
         ("flowers", "val", {"setid.mat": mat_file({"x": np.ones((1, 1))})}, "holds x; expected a variable 'valid'"),
         ("flowers", "val", {"cat_to_name.json": '{"1": "a"}'}, "no name for class 2"),
         ("flowers", "val", {"cat_to_name.json": "a"}, "cat_to_name.json is not JSON"),
@@ -318,7 +325,7 @@ def test_a_missing_list_is_named_with_its_place(write_files, name, split, gone, 
                     {"annotations": {"fname": ["1.jpg"], "class": [np.array([[3]], np.uint8)]}}
                 )
             },
-            "gives 1.jpg class 3; expected 1 .. 2",
+            "the class of 1.jpg is 3; expected 1 .. 2",
         ),
     ],
 )

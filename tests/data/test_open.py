@@ -45,7 +45,7 @@ LAYOUT = Layout(
     looks_for="a list",
     matches=lambda source: isinstance(source, list),
     splits=lambda source: [],
-    open=lambda source, split: open_images(source[0]),
+    open=lambda source, split, outside: open_images(source[0], outside=outside),
 )
 """
 

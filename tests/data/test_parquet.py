@@ -173,7 +173,7 @@ def test_what_is_not_an_image_parquet_is_refused(tmp_path, write_shard):
     with pytest.raises(DataError, match=r"1.parquet has columns .*only.*expected those of .*0.parquet"):
         open_images(tmp_path / "mixed")
     write_shard(tmp_path / "outside.parquet", [2], other)
-    with pytest.raises(DataError, match="labels has 2; expected"):
+    with pytest.raises(DataError, match="outside.parquet has the label 2; expected"):
         open_images(tmp_path / "outside.parquet")
 
 

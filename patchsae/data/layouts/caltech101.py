@@ -27,12 +27,10 @@ def _tree(source: object) -> Path:
     return root / _FOLDER if (root / _FOLDER).is_dir() else root
 
 
-def _open(source: object, split: str | None) -> ImageDataset:
+def _open(source: object, split: str | None, outside: bool) -> ImageDataset:
     tree = _tree(source)
     titles = {folder: spoken(_RENAMED.get(folder, folder)) for folder in visible_folders(tree)}
-    dataset = open_tree(tree, None, titles, ignored=_IGNORED)
-    dataset.name = "Caltech101"
-    return dataset
+    return open_tree(tree, None, titles, ignored=_IGNORED, name="Caltech101")
 
 
 LAYOUT = Layout(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import pickletools
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from patchsae.claims import whole_number
 from patchsae.data.base import DataError, ImageDataset, Sample
 from patchsae.data.layout import Layout, dataset_name
 from patchsae.data.listed import need
@@ -92,21 +94,21 @@ def _version(root: Path) -> _Version | None:
     return hundredfold if all((root / name).is_file() for name in ("train", "test", "meta")) else None
 
 
-def _open(source: object, split: str | None) -> ImageDataset:
+def _open(source: object, split: str | None, outside: bool) -> ImageDataset:
     root = Path(str(source))
     version = _version(root)
     assert version is not None  # `_matches` said so
-    names = _value(_read(need(root / version.names_file, "the names of the classes")), version.names, list, root)
-    batches = [_batch(need(root / file, "a batch of images"), version.labels) for file in version.files[str(split)]]
-    return CifarDataset(dataset_name(version.dataset, split), batches, [spoken(_text(name)) for name in names])
+    meta = need(root / version.names_file, "the names of the classes")
+    names = [spoken(_text(meta, name)) for name in _value(_read(meta), version.names, list, meta)]
+    files = [need(root / file, "a batch of images") for file in version.files[str(split)]]
+    batches = [_batch(file, version.labels, len(names)) for file in files]
+    return CifarDataset(dataset_name(version.dataset, split), batches, names)
 
 
-def _batch(file: Path, labels_key: str) -> _Batch:
+def _batch(file: Path, labels_key: str, classes: int) -> _Batch:
     content = _read(file)
     numbers = _value(content, labels_key, list, file)
-    if not all(isinstance(number, int) for number in numbers):
-        raise DataError(f"{file} has labels that are not numbers; expected positions in the class names")
-    labels = np.array(numbers, np.int64)
+    labels = np.array([whole_number(file, "a label", number, classes - 1) for number in numbers], np.int64)
     pixels = _value(content, "data", _Array, file).bytes(file)
     offset = file.read_bytes().find(pixels) if pixels else -1
     if len(pixels) != len(labels) * _PIXELS or offset < 0:
@@ -122,15 +124,29 @@ def _value(content: Any, key: str, kind: type, file: Path) -> Any:
     return value
 
 
-def _text(name: object) -> str:
-    return name.decode("utf-8") if isinstance(name, bytes) else str(name)
+def _text(file: Path, name: object) -> str:
+    if not isinstance(name, bytes | str):
+        raise DataError(f"{file} has a {type(name).__name__} among the names of classes; expected texts")
+    return name.decode("utf-8", "surrogateescape") if isinstance(name, bytes) else name
 
 
 def _read(file: Path) -> Any:
     try:
-        return _Unpickler(io.BytesIO(file.read_bytes()), encoding="bytes").load()
+        content = file.read_bytes()
+        _refuse_false_claims(content)
+        return _Unpickler(io.BytesIO(content), encoding="bytes").load()
     except _MALFORMED as error:
         raise DataError(f"{file} cannot be read as a batch of CIFAR: {error}; nothing of it was run") from error
+
+
+def _refuse_false_claims(pickled: bytes) -> None:
+    """An unpickler takes memory for the largest place in its memo: none can be larger than what there is to put there.
+
+    Lengths of texts are held against what follows by the walk itself.
+    """
+    for opcode, argument, _ in pickletools.genops(pickled):
+        if "PUT" in opcode.name and int(argument or 0) > len(pickled):
+            raise pickle.UnpicklingError(f"it has {argument:,} for a place in its memo of at most {len(pickled):,}")
 
 
 class _Array:

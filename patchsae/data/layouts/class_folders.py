@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from patchsae.data.base import DataError, ImageDataset
-from patchsae.data.files import FileDataset, extensions, has_images_below, images_below, images_in, visible_folders
+from patchsae.data.base import DataError, Flawed, ImageDataset
+from patchsae.data.files import (
+    FileDataset,
+    by_kind,
+    extensions,
+    files_below,
+    has_images_below,
+    images_in,
+    loose_images,
+    some,
+    visible_folders,
+)
 from patchsae.data.layout import Layout, canonical_split, dataset_name, split_rank
+from patchsae.data.listed import lines_of
+from patchsae.data.names import spoken
 
 _ALL_IMAGES = ("images", "jpg")
 _LISTS = "split_zhou_*.json, annotations/, imagelabels.mat and setid.mat, variants.txt"
@@ -21,6 +34,7 @@ def open_tree(
     titles: Mapping[str, str] | None = None,
     ignored: Collection[str] = (),
     classes: Sequence[str] | None = None,
+    name: str | None = None,
 ) -> ImageDataset:
     """One split of a tree of class folders.
 
@@ -28,34 +42,37 @@ def open_tree(
     loose images (ImageNet's val as it is shipped) has no labels.
 
     Args:
-        titles: class names by folder name, where folders carry codes.
+        titles: class names by folder name, where folders carry codes; else they are the folders' names, spoken.
         ignored: folders that are no classes.
         classes: the class folders in the order of their labels, where that is not the one of their names; some may
             have no images.
+        name: of the dataset, without the split; left out: that of `root`.
 
     Raises:
-        DataError: class folders without images, a root that is one level too high, or folders missing in `titles`.
+        DataError: no images, a root that is one level too high, or folders missing in `titles`.
+        Flawed: class folders without images.
     """
     class_root = root / split if split else root
-    name = dataset_name(root.resolve().name, split)
-    present = [folder for folder in visible_folders(class_root) if folder not in ignored]
-    if not present:
-        loose = images_in(class_root)
-        if not loose:
-            raise DataError(f"source {class_root} holds no class folders and no images; looked for {extensions()}")
-        paths = [f"{split}/{name}" if split else name for name in loose]
-        return FileDataset(name, root, paths, np.full(len(paths), -1), None)
-    inside = {folder: list(images_below(class_root / folder)) for folder in present}
-    _refuse_empty(class_root, inside)
-    _refuse_wrong_level(class_root, inside)
-    folders = list(classes) if classes is not None else _folders_of_all_splits(root, split, present, ignored)
-    unknown = sorted(set(present) - set(folders))
+    found = {
+        folder: _Found.below(class_root / folder) for folder in visible_folders(class_root) if folder not in ignored
+    }
+    if not found:
+        return _loose(root, split)
+    if not any(folder.images for folder in found.values()):
+        raise DataError(f"source {class_root} has no images in its {len(found)} folders; {_looked_for()}")
+    _refuse_wrong_level(class_root, found)
+    folders = list(classes) if classes is not None else _folders_of_all_splits(root, split, [*found], ignored)
+    unknown = sorted(set(found) - set(folders))
     if unknown:
-        raise DataError(f"{class_root} holds {len(unknown)} folders that are no classes of it: {_some(unknown)}")
-    paths = [_join(split, folder, path) for folder in present for path in inside[folder]]
+        raise DataError(f"{class_root} holds {len(unknown)} folders that are no classes of it: {some(unknown)}")
+    paths = [_join(split, folder, path) for folder in found for path in found[folder].images]
     label = {folder: position for position, folder in enumerate(folders)}
-    labels = np.repeat([label[folder] for folder in present], [len(inside[folder]) for folder in present])
-    return FileDataset(name, root, paths, labels, _titled(folders, titles))
+    labels = np.repeat([label[folder] for folder in found], [len(folder.images) for folder in found.values()])
+    called = dataset_name(name or root.resolve().name, split)
+    dataset = FileDataset(called, root, paths, labels, _titled(folders, titles))
+    dataset.notes = tuple(_notes(class_root, found))
+    _report_empty(class_root, found, dataset)
+    return dataset
 
 
 def tree_splits(root: Path) -> list[str]:
@@ -70,6 +87,20 @@ def tree_splits(root: Path) -> list[str]:
     return sorted(named, key=split_rank) if named and (nested or len(named) == len(folders)) else []
 
 
+@dataclass(frozen=True)
+class _Found:
+    """What is below a class folder."""
+
+    images: list[str]
+    others: list[str]
+    """Files that are not taken for images."""
+
+    @classmethod
+    def below(cls, folder: Path) -> _Found:
+        files = list(files_below(folder))
+        return cls([path for path, image in files if image], [path for path, image in files if not image])
+
+
 def _matches(source: object) -> bool:
     if not isinstance(source, str) or not Path(source).is_dir():
         return False
@@ -77,10 +108,21 @@ def _matches(source: object) -> bool:
     return any(has_images_below(root / folder) for folder in visible_folders(root))
 
 
-def _open(source: object, split: str | None) -> ImageDataset:
+def _open(source: object, split: str | None, outside: bool) -> ImageDataset:
     root = Path(str(source))
     _refuse_lone_images(root)
-    return open_tree(root, split)
+    dataset = open_tree(root, split)
+    listed = root / "classnames.txt"
+    if listed.is_file() and {spoken(line) for line in lines_of(listed)} != set(dataset.classnames or []):
+        dataset.notes += (f"{listed} is not read: it does not say which folder a name is for",)
+    return dataset
+
+
+def _loose(root: Path, split: str | None) -> ImageDataset:
+    dataset = loose_images(root, split)
+    if not len(dataset):
+        raise DataError(f"source {root / (split or '')} holds no class folders and no images; {_looked_for()}")
+    return dataset
 
 
 def _refuse_lone_images(root: Path) -> None:
@@ -93,25 +135,39 @@ def _refuse_lone_images(root: Path) -> None:
         )
 
 
-def _refuse_empty(root: Path, inside: Mapping[str, list[str]]) -> None:
-    empty = [folder for folder, paths in inside.items() if not paths]
+def _report_empty(root: Path, found: Mapping[str, _Found], rest: ImageDataset) -> None:
+    empty = [
+        f"{folder} ({by_kind(inside.others)})" if inside.others else folder
+        for folder, inside in found.items()
+        if not inside.images
+    ]
     if empty:
-        raise DataError(
-            f"source {root} has {len(empty)} of {len(inside)} class folders without images: {_some(empty)}; "
-            f"looked for {extensions()}"
+        raise Flawed(
+            f"source {root} has {len(empty)} of {len(found)} class folders without images: {some(empty)}; "
+            f"{_looked_for()}",
+            rest,
         )
 
 
-def _refuse_wrong_level(root: Path, inside: Mapping[str, list[str]]) -> None:
+def _refuse_wrong_level(root: Path, found: Mapping[str, _Found]) -> None:
     """Classes may keep their images in one inner folder of the same name each (class/images/*), nothing deeper."""
-    inner = {path.rpartition("/")[0] for paths in inside.values() for path in paths}
+    inner = {path.rpartition("/")[0] for inside in found.values() for path in inside.images}
     same_inner = len(inner) == 1 and "/" not in next(iter(inner))
-    if any("/" not in path for paths in inside.values() for path in paths) or (same_inner and len(inside) > 1):
+    if any("/" not in path for inside in found.values() for path in inside.images) or (same_inner and len(found) > 1):
         return
     raise DataError(
         f"source {root} is one level too high: its folders hold folders of images, not images; "
-        f"expected the folder that holds the class folders, such as {root / next(iter(inside))}"
+        f"expected the folder that holds the class folders, such as {root / next(iter(found))}"
     )
+
+
+def _notes(root: Path, found: Mapping[str, _Found]) -> Iterator[str]:
+    others = [path for inside in found.values() for path in inside.others]
+    if others:
+        yield f"{len(others):,} files in the class folders are not taken for images: {by_kind(others)}"
+    stray = images_in(root)
+    if stray:
+        yield f"{len(stray):,} images beside the class folders have no class and are not taken: {some(stray)}"
 
 
 def _folders_of_all_splits(root: Path, split: str | None, present: list[str], ignored: Collection[str]) -> list[str]:
@@ -122,10 +178,10 @@ def _folders_of_all_splits(root: Path, split: str | None, present: list[str], ig
 
 def _titled(folders: list[str], titles: Mapping[str, str] | None) -> list[str]:
     if titles is None:
-        return folders
+        return [spoken(folder) for folder in folders]
     unknown = [folder for folder in folders if folder not in titles]
     if unknown:
-        raise DataError(f"classnames.txt has no line for {len(unknown)} class folders: {_some(unknown)}")
+        raise DataError(f"classnames.txt has no line for {len(unknown)} class folders: {some(unknown)}")
     return [titles[folder] for folder in folders]
 
 
@@ -133,8 +189,8 @@ def _join(*parts: str | None) -> str:
     return "/".join(part for part in parts if part)
 
 
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+def _looked_for() -> str:
+    return f"looked for {extensions()}, and files without extension that begin as an image does"
 
 
 LAYOUT = Layout(

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-
+from patchsae.claims import whole_number
 from patchsae.data.base import DataError, ImageDataset
-from patchsae.data.files import FileDataset, visible_folders
+from patchsae.data.files import visible_folders
 from patchsae.data.layout import Layout, dataset_name, split_rank
-from patchsae.data.listed import read_json, refuse_missing
+from patchsae.data.listed import Listing, open_listing, read_json, refuse_outside
 from patchsae.data.names import spoken
 
 _PREFIX = "split_zhou_"
@@ -44,17 +43,18 @@ def _splits(source: object) -> list[str]:
     return sorted(_read(source)[1], key=split_rank)
 
 
-def _open(source: object, split: str | None) -> ImageDataset:
+def _open(source: object, split: str | None, outside: bool) -> ImageDataset:
     path, by_split = _read(source)
     if split is None:
         raise DataError(f"{path} has no splits; expected an object with train, val and test")
     classnames = _classnames(path, by_split)
     entries = by_split[split]
+    paths, labels = [image for image, _, _ in entries], [label for _, label, _ in entries]
+    if not outside:
+        refuse_outside(path.parent, paths, path)
     root = _image_root(path, entries)
-    paths = [image for image, _, _ in entries]
-    refuse_missing(root, paths, path)
-    labels = np.array([label for _, label, _ in entries], np.int64)
-    return FileDataset(dataset_name(_dataset(path), split), root, paths, labels, classnames)
+    name = dataset_name(_dataset(path), split)
+    return open_listing(name, root, Listing(path, paths, labels, classnames), outside)
 
 
 def _dataset(path: Path) -> str:
@@ -71,6 +71,9 @@ def _read(source: object) -> tuple[Path, dict[str, Entries]]:
     content = read_json(path)
     if not isinstance(content, dict):
         raise DataError(f"{path} holds a {type(content).__name__}; expected an object with train, val and test")
+    wrong = [split for split, items in content.items() if not isinstance(items, list)]
+    if wrong:
+        raise DataError(f"{path} has a {type(content[wrong[0]]).__name__} under {wrong[0]!r}; expected a list")
     return path, {split: [_entry(path, split, item) for item in items] for split, items in content.items()}
 
 
@@ -83,12 +86,14 @@ def _entry(path: Path, split: str, item: object) -> tuple[str, int, str]:
 def _classnames(path: Path, by_split: dict[str, Entries]) -> list[str]:
     """Names by label over all splits, as prompts say them. Two labels may share a name; they stay two classes."""
     names: dict[int, str] = {}
+    most = sum(map(len, by_split.values())) - 1
     for entries in by_split.values():
-        for _, label, name in entries:
+        for image, label, name in entries:
+            whole_number(path, f"the label of {image!r}", label, most)
             if names.setdefault(label, name) != name:
                 raise DataError(f"{path} calls label {label} both {names[label]!r} and {name!r}; expected one name")
     if sorted(names) != list(range(len(names))):
-        missing = sorted(set(range(max(names, default=0) + 1)) - set(names))
+        missing = sorted(set(range(max(names))) - set(names))
         raise DataError(f"{path} has labels {min(names)} .. {max(names)} without {missing[:5]}; expected 0 .. C - 1")
     return [spoken(names[label]) for label in range(len(names))]
 

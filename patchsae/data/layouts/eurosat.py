@@ -36,14 +36,12 @@ def _tree(source: object) -> Path:
     return root / "2750" if (root / "2750").is_dir() else root
 
 
-def _open(source: object, split: str | None) -> ImageDataset:
+def _open(source: object, split: str | None, outside: bool) -> ImageDataset:
     tree = _tree(source)
     missing = sorted(set(_NAMES) - set(visible_folders(tree)))
     if missing:
         raise DataError(f"{tree} lacks {len(missing)} of EuroSAT's 10 class folders: {', '.join(missing)}")
-    dataset = open_tree(tree, None, _NAMES, classes=sorted(_NAMES))
-    dataset.name = "EuroSAT"
-    return dataset
+    return open_tree(tree, None, _NAMES, classes=sorted(_NAMES), name="EuroSAT")
 
 
 LAYOUT = Layout(

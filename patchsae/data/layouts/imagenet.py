@@ -14,7 +14,15 @@ import numpy as np
 
 from patchsae.data.base import DataError, ImageDataset
 from patchsae.data.files import FileDataset, images_in, visible_folders
-from patchsae.data.imagenet_codes import CODE, names_by_code, read_names, val_codes, val_number, val_truth
+from patchsae.data.imagenet_codes import (
+    CODE,
+    names_by_code,
+    names_folders,
+    read_names,
+    val_codes,
+    val_number,
+    val_truth,
+)
 from patchsae.data.layout import Layout, dataset_name
 from patchsae.data.layouts.class_folders import open_tree, tree_splits
 
@@ -25,11 +33,11 @@ _V2 = "imagenetv2"
 def _matches(source: object) -> bool:
     if not isinstance(source, str) or not Path(source).is_dir():
         return False
-    if (Path(source) / "classnames.txt").is_file():
-        return True
     if _numbered(_tree(source)) or _shipped_val(source):
         return True
     folders = _class_folders(_tree(source))
+    if names_folders(Path(source) / "classnames.txt", folders):
+        return True
     return bool(folders) and all(map(CODE.fullmatch, folders)) and folders <= set(names_by_code())
 
 
@@ -62,36 +70,39 @@ def _numbered(tree: Path) -> bool:
     return tree.resolve().name.startswith(_V2) and all(name.isdecimal() for name in visible_folders(tree))
 
 
-def _open(source: object, split: str | None) -> ImageDataset:
-    tree, names = _tree(source), _names(Path(str(source)))
+def _open(source: object, split: str | None, outside: bool) -> ImageDataset:
+    root = Path(str(source))
+    tree, name = _tree(source), root.resolve().name
+    names = _names(root, _class_folders(tree))
     if _numbered(tree):
-        by_label = {str(label): name for label, name in enumerate(names.values())}
-        dataset = open_tree(tree, split, by_label, classes=list(by_label))
-    else:
-        loose = bool(split) and not visible_folders(tree / str(split))
-        dataset = _labelled(Path(str(source)), tree, str(split), names) if loose else open_tree(tree, split, names)
-    dataset.name = dataset_name(Path(str(source)).resolve().name, split)
-    return dataset
+        by_label = {str(label): title for label, title in enumerate(names.values())}
+        return open_tree(tree, split, by_label, classes=list(by_label), name=name)
+    if split and not visible_folders(tree / split):
+        return _labelled(root, tree, split, names)
+    return open_tree(tree, split, names, name=name)
 
 
-def _names(root: Path) -> dict[str, str]:
+def _names(root: Path, folders: set[str]) -> dict[str, str]:
     files = [folder / "classnames.txt" for folder in (root, root.resolve().parent)]
-    found = next((file for file in files if file.is_file()), None)
+    found = next((file for file in files if names_folders(file, folders)), None)
     return read_names(found) if found else names_by_code()
 
 
 def _labelled(root: Path, tree: Path, split: str, names: dict[str, str]) -> ImageDataset:
     """A split of loose images (ImageNet's val as it is shipped), with labels where the devkit lies beside it."""
     truth = val_truth(root)
+    name = dataset_name(root.resolve().name, split)
     if truth is None:
-        return open_tree(tree, split)
+        dataset = open_tree(tree, split)
+        dataset.name = name
+        return dataset
     codes = val_codes(truth)
     classes = sorted(set(codes) | (set() if _shipped_val(str(root)) else _class_folders(tree)))
     label = {code: position for position, code in enumerate(classes)}
     images = images_in(tree / split)
     labels = [label[code] for code in _codes_of(images, codes)]
     titles = [names.get(code, code) for code in classes]
-    return FileDataset(split, tree, [f"{split}/{image}" for image in images], np.array(labels, np.int64), titles)
+    return FileDataset(name, tree, [f"{split}/{image}" for image in images], np.array(labels, np.int64), titles)
 
 
 def _codes_of(images: list[str], codes: list[str]) -> Iterator[str]:

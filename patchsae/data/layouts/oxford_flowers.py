@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+
+from patchsae.claims import int_of, whole_number
 from patchsae.data.base import DataError
 from patchsae.data.listed import Listing, listed_layout, need, read_json
 from patchsae.data.matlab import read_mat
@@ -21,9 +24,10 @@ def _read(root: Path, split: str | None) -> Listing:
     set_file = need(root / "setid.mat", "the numbers of the images of each split")
     labels = _variable(label_file, "labels")
     images = _variable(set_file, _SETS[str(split)])
-    outside = [image for image in images if not 1 <= image <= len(labels)]
-    if outside:
-        raise DataError(f"{set_file} names image {outside[0]}; {label_file} has labels for 1 .. {len(labels)}")
+    for label in labels:
+        whole_number(label_file, "a label", label, len(labels), least=1)
+    for image in images:
+        whole_number(set_file, "the number of an image", image, len(labels), least=1)
     return Listing(
         file=set_file,
         paths=[f"jpg/image_{image:05d}.jpg" for image in images],
@@ -36,7 +40,12 @@ def _variable(path: Path, name: str) -> list[int]:
     variables = read_mat(path)
     if name not in variables:
         raise DataError(f"{path} holds {', '.join(variables) or 'nothing'}; expected a variable {name!r}")
-    return [int(value) for value in variables[name].ravel()]
+    if not isinstance(variables[name], np.ndarray) or not variables[name].size:
+        raise DataError(f"{path} holds no numbers under {name!r}")
+    found = [int_of(value) for value in variables[name].ravel().tolist()]
+    if None in found:
+        raise DataError(f"{path} holds under {name!r} a number that is not whole")
+    return [value for value in found if value is not None]
 
 
 def _classnames(root: Path, classes: int) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from patchsae.data.base import DataError
@@ -20,6 +21,8 @@ def _splits(root: Path) -> list[str]:
 def _read(root: Path, split: str | None) -> Listing:
     lists = [_list(root, name) for name in _splits(root)]
     names = {label: breed for entries in lists for _, label, breed in entries}
+    if not names:
+        raise DataError(f"{root / 'annotations'} lists no images")
     if sorted(names) != list(range(len(names))):
         raise DataError(f"{root / 'annotations'} has classes {min(names) + 1} .. {max(names) + 1} with gaps")
     entries = lists[_splits(root).index(str(split))]
@@ -38,7 +41,7 @@ def _list(root: Path, split: str) -> list[tuple[str, int, str]]:
     for number, line in enumerate(lines_of(path), 1):
         image, *numbers = line.split()
         breed = image.rpartition("_")[0]
-        if not breed or not numbers or not numbers[0].isdecimal() or numbers[0] == "0":
+        if not breed or not numbers or re.fullmatch("[1-9][0-9]{0,5}", numbers[0]) is None:
             raise DataError(f"{path} line {number} is {line!r}; expected BREED_NUMBER CLASS SPECIES ID, CLASS from 1")
         entries.append((image, int(numbers[0]) - 1, spoken(breed).lower()))
     return entries

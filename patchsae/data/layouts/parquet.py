@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import glob
-import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
+from patchsae.claims import require_held
 from patchsae.data.base import BadImage, DataError, ImageDataset, ReadGroups, Sample
-from patchsae.data.columns import Columns, choose_columns, features_of_schema, labels_and_names
+from patchsae.data.columns import Columns, Labels, choose_columns, features_of_schema, read_labels
 from patchsae.data.decode import decode_cell
 from patchsae.data.layout import Layout, canonical_split, dataset_name, split_rank
+from patchsae.data.names import written
 from patchsae.data.row_groups import RowGroups, open_parquet
+from patchsae.documents import parse_json
 
 _SHARD = re.compile(r"(?P<split>.+?)-\d+-of-\d+(-[0-9a-f]+)?")
+_MOST_ROWS_A_BYTE = 8  # the same small picture over and over is stored once
 
 
 class ParquetDataset(ImageDataset):
@@ -26,26 +30,27 @@ class ParquetDataset(ImageDataset):
     plain bytes.
     """
 
-    def __init__(self, name: str, root: Path, shards: list[Path]) -> None:
-        source = str(shards[0])
+    def __init__(self, name: str, root: Path, shards: list[Path], outside: bool) -> None:
         columns = _columns(shards)
-        labels, classnames = _labels(shards, columns, source)
-        super().__init__(name, labels, classnames)
+        found = _labels(shards, columns)
+        super().__init__(name, found.labels, found.classnames)
+        self.notes = found.notes
+        self.outside = outside
         self.shards = [shard.relative_to(root).as_posix() for shard in shards]
         self.rows = RowGroups(shards, columns.image)
 
     def ids(self, i: int) -> str:
         shard, row = self.rows.place(i)
-        return f"{self.shards[shard]}#{row}"
+        return written(f"{self.shards[shard]}#{row}")
 
     def sample(self, i: int) -> Sample:
         id = self.ids(i)
         try:
             cell = self.rows[i]
-        except (OSError, pa.ArrowException) as error:
+        except (OSError, ValueError, pa.ArrowException) as error:
             raise BadImage(id, f"its row group cannot be read: {error}") from error
-        shard, _ = self.rows.place(i)
-        return Sample(decode_cell(cell, Path(self.rows.shards[shard]).parent, id), int(self.labels[i]), id)
+        folder = Path(self.rows.shards[self.rows.place(i)[0]]).parent
+        return Sample(decode_cell(cell, folder, id, self.outside), int(self.labels[i]), id)
 
     @property
     def read_groups(self) -> ReadGroups | None:
@@ -57,13 +62,16 @@ def _matches(source: object) -> bool:
 
 
 def _shards(source: str) -> list[Path]:
-    """The parquet files that a source means, sorted; a folder's own, then those in data/ or other folders in it."""
+    """The parquet files that a source means, sorted; a folder's own, then those in data/ or other folders in it.
+
+    A folder's metadata.parquet is about image files beside it: another layout.
+    """
     path = Path(source)
     if path.is_file():
         return [path] if path.suffix == ".parquet" else []
     if path.is_dir():
         found = [*path.glob("*.parquet"), *path.glob("*/*.parquet")]
-        return sorted(shard for shard in found if not shard.name.startswith((".", "_")))
+        return sorted(s for s in found if not s.name.startswith((".", "_")) and s.name != "metadata.parquet")
     return sorted(Path(match) for match in glob.glob(source) if match.endswith(".parquet")) if source else []
 
 
@@ -95,12 +103,12 @@ def _splits(source: object) -> list[str]:
     return sorted((split for split in _by_split(str(source)) if split), key=split_rank)
 
 
-def _open(source: object, split: str | None) -> ImageDataset:
+def _open(source: object, split: str | None, outside: bool) -> ImageDataset:
     path = Path(str(source))
     shards = _by_split(str(source))[split or ""]
     root = path if path.is_dir() else Path(*_common_parts(shards))
-    name = path.stem if path.is_file() else dataset_name(root.resolve().name, split)
-    return ParquetDataset(name, root, shards)
+    name = dataset_name(path.stem, None) if path.is_file() else dataset_name(root.resolve().name, split)
+    return ParquetDataset(name, root, shards, outside)
 
 
 def _common_parts(shards: list[Path]) -> list[str]:
@@ -121,20 +129,40 @@ def _columns(shards: list[Path]) -> Columns:
 
 def _columns_of(shard: Path) -> Columns:
     schema = open_parquet(shard).schema_arrow
-    written = (schema.metadata or {}).get(b"huggingface")
+    columns = choose_columns(_features(shard, schema), str(shard))
+    absent = [name for name in (columns.image, columns.label) if name is not None and name not in schema.names]
+    if absent:
+        raise DataError(f"{shard} describes a column {absent[0]!r} that it does not have")
+    return columns
+
+
+def _features(shard: Path, schema: pa.Schema) -> Mapping[str, object]:
+    """What Hugging Face wrote about the columns; where it did not, what their types tell."""
+    text = (schema.metadata or {}).get(b"huggingface")
     try:
-        info = json.loads(written) if written else {}
+        found = parse_json(f"{shard}, 'huggingface' metadata", text) if text else {}
     except ValueError as error:
-        raise DataError(f"{shard} has 'huggingface' metadata that is not JSON: {error}") from error
-    return choose_columns((info.get("info") or {}).get("features") or features_of_schema(schema), str(shard))
+        raise DataError(str(error)) from error
+    for key in ("info", "features"):
+        found = found.get(key) if isinstance(found, dict) else None
+    return found if isinstance(found, dict) and found else features_of_schema(schema)
 
 
-def _labels(shards: list[Path], columns: Columns, source: str) -> tuple[np.ndarray, list[str] | None]:
+def _labels(shards: list[Path], columns: Columns) -> Labels:
+    rows = [_rows(shard) for shard in shards]
     if columns.label is None:
-        return np.full(sum(open_parquet(shard).metadata.num_rows for shard in shards), -1), None
-    parts = [open_parquet(shard).read(columns=[columns.label]).column(0) for shard in shards]
+        return Labels(np.full(sum(rows), -1), None)
+    # as a dictionary, a text that a million rows share is held once
+    parts = [open_parquet(shard, columns.label).read(columns=[columns.label]).column(0) for shard in shards]
     values = pa.chunked_array([chunk for part in parts for chunk in part.chunks], type=parts[0].type)
-    return labels_and_names(values, columns.classnames, source)
+    return read_labels(values, columns.classnames, str(shards[0]))
+
+
+def _rows(shard: Path) -> int:
+    """How many rows a shard says that it has; an image takes more bytes than one."""
+    rows = int(open_parquet(shard).metadata.num_rows)
+    require_held(shard, f"the number of rows, {rows:,},", rows, _MOST_ROWS_A_BYTE * shard.stat().st_size)
+    return rows
 
 
 LAYOUT = Layout(

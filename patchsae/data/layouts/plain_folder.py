@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-
 from patchsae.data.base import ImageDataset
-from patchsae.data.files import FileDataset, images_in
+from patchsae.data.files import images_in, loose_images
 from patchsae.data.layout import Layout
 
 
@@ -15,10 +13,9 @@ def _matches(source: object) -> bool:
     return isinstance(source, str) and Path(source).is_dir() and bool(images_in(Path(source)))
 
 
-def _open(source: object, split: str | None) -> ImageDataset:
+def _open(source: object, split: str | None, outside: bool) -> ImageDataset:
     root = Path(str(source))
-    names = images_in(root)
-    return FileDataset(root.resolve().name, root, names, np.full(len(names), -1), None)
+    return loose_images(root, None)
 
 
 LAYOUT = Layout(

@@ -22,7 +22,7 @@ def _splits(source: object) -> list[str]:
     return [named] if named else _SPLITS
 
 
-def _open(source: object, split: str | None) -> ImageDataset:
+def _open(source: object, split: str | None, outside: bool) -> ImageDataset:
     from patchsae.data import shapes  # the renderer loads for those who use it
 
     _, options = _parts(source)

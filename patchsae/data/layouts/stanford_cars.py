@@ -7,7 +7,8 @@ from typing import Any
 
 from patchsae.data.base import DataError
 from patchsae.data.listed import Listing, listed_layout, need
-from patchsae.data.matlab import read_mat
+from patchsae.data.matlab import number_in, read_mat
+from patchsae.data.names import written
 
 _TEST_LABELS = "cars_test_annos_withlabels.mat"
 
@@ -19,7 +20,11 @@ def _matches(root: Path) -> bool:
 
 def _read(root: Path, split: str | None) -> Listing:
     file = _annotations(root, str(split))
-    classnames = [_year_first(name) for name in _variable(root / "devkit" / "cars_meta.mat", "class_names")]
+    meta = root / "devkit" / "cars_meta.mat"
+    names = _variable(meta, "class_names")
+    if not all(isinstance(name, str) for name in names):
+        raise DataError(f"{meta} holds class names that are no texts")
+    classnames = [_year_first(written(name)) for name in names]
     images = _variable(file, "annotations")
     labels = [_label(file, image, len(classnames)) for image in images]
     return Listing(file, [f"cars_{split}/{image['fname']}" for image in images], labels, classnames)
@@ -40,14 +45,12 @@ def _variable(path: Path, name: str) -> list[Any]:
     return value
 
 
-def _label(file: Path, image: dict[str, Any], classes: int) -> int:
+def _label(file: Path, image: Any, classes: int) -> int:
     """The class from 0; in the file it counts from 1. The test list of the devkit comes without."""
-    if not {"fname", "class"} <= set(image):
-        raise DataError(f"{file} has images with {', '.join(image)}; expected fname and class")
-    label = int(image["class"].ravel()[0]) - 1
-    if not 0 <= label < classes:
-        raise DataError(f"{file} gives {image['fname']} class {label + 1}; expected 1 .. {classes}")
-    return label
+    if not isinstance(image, dict) or not {"fname", "class"} <= set(image) or not isinstance(image["fname"], str):
+        came = ", ".join(image) if isinstance(image, dict) else type(image).__name__
+        raise DataError(f"{file} has images with {came}; expected fname and class")
+    return number_in(file, f"the class of {image['fname']}", image["class"], classes, least=1) - 1
 
 
 def _year_first(name: str) -> str:

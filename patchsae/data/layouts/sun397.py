@@ -35,6 +35,8 @@ def _read(root: Path, split: str | None) -> Listing:
         file = root / _PARTITIONS[split]
         paths = [line.lstrip("/") for line in lines_of(file)]
     unknown = [path for path in paths if path.rpartition("/")[0] not in label]
+    if not folders:
+        raise DataError(f"{classes} lists no classes")
     if unknown or not paths:
         came = f"lists {unknown[0]!r}" if unknown else f"comes without images in {images}"
         raise DataError(f"{file} {came}; expected images in the folders of {classes}, such as {folders[0]}")
