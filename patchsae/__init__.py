@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from patchsae.adapters import load_adapter
     from patchsae.clip import SplitCLIP, load_clip
-    from patchsae.data import open_images
+    from patchsae.data import load_image, open_images
     from patchsae.maple import load_maple
     from patchsae.sae import SAEConfig, SparseAutoencoder, load_sae
     from patchsae.steering import steer
@@ -23,6 +23,7 @@ _HOME = {
     "SparseAutoencoder": "patchsae.sae",
     "load_sae": "patchsae.sae",
     "steer": "patchsae.steering",
+    "load_image": "patchsae.data",
     "open_images": "patchsae.data",
     "load_adapter": "patchsae.adapters",
     "load_maple": "patchsae.maple",
@@ -35,6 +36,7 @@ __all__ = [
     "SplitCLIP",
     "load_adapter",
     "load_clip",
+    "load_image",
     "load_maple",
     "load_sae",
     "open_images",

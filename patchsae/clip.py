@@ -14,8 +14,10 @@ from open_clip.transform import PreprocessCfg, image_transform_v2, merge_preproc
 from open_clip.transformer import AttentionalPooler, LayerScale, VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchvision.transforms import Compose
 
 from patchsae import clip_weights, prompts, tower
+from patchsae.data.decode import upright_rgb
 from patchsae.errors import PatchsaeError
 from patchsae.hashing import fingerprint
 
@@ -89,7 +91,8 @@ class SplitCLIP:
         image_tokens: T, CLS and the patches in raster order.
         embed_dim: E.
         logit_scale: factor on cosine similarities (the exponential of the stored parameter).
-        preprocess: PIL image -> float32 ``[3, H, W]``, open_clip's inference transform; picklable.
+        preprocess: PIL image of any mode and orientation -> float32 ``[3, H, W]``: upright RGB, then open_clip's
+            inference transform; picklable.
         seed: of random weights; None where the weights came from a file.
         quick_gelu, activation_from: the activation, and how it is known.
     """
@@ -120,8 +123,8 @@ class SplitCLIP:
         self.dtype, self.seed = dtype, seed
         self.logit_scale = float(self.model.logit_scale.exp())
         self.quick_gelu, self.activation_from = activation.quick_gelu, activation.known_from
-        self.preprocess: Callable[[Any], Tensor] = image_transform_v2(
-            PreprocessCfg(**visual.preprocess_cfg), is_train=False
+        self.preprocess: Callable[[Any], Tensor] = Compose(
+            [upright_rgb, image_transform_v2(PreprocessCfg(**visual.preprocess_cfg), is_train=False)]
         )
 
     @property

@@ -98,6 +98,8 @@ def upright_rgb(image: Image.Image) -> Image.Image:
     Raises:
         ValueError: mode F (floating point), or integers outside 0 .. 65535: no defined range.
     """
+    if type(image) is Image.Image and image.mode == "RGB" and not image.info:
+        return image
     upright = _upright(_to_rgb(image), _orientation(image))
     upright.info = {}  # what was applied shall not be applied again
     return upright

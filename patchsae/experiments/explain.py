@@ -149,7 +149,7 @@ def explain(
         hidden = extraction.noisy(options.noisy_above)
     found = []
     for name, image in images.items():
-        pixels = clip.preprocess(image.convert("RGB"))
+        pixels = clip.preprocess(image)
         (latents,) = encode_images(clip, sae, pixels[None])
         top, values, noisy = _top(latents, token, hidden.to(latents.device), options.show_latents)
         picture = picture_of(clip, pixels)
