@@ -52,13 +52,13 @@ class Case:
     @cached_property
     def halved(self) -> SplitCLIP:
         """The same tower in bfloat16."""
-        return load_clip(NAME, device="cpu", dtype=torch.bfloat16)
+        return load_clip(NAME, "random", device="cpu", dtype=torch.bfloat16)
 
 
 def build_case(images: int, latents: int = LATENTS, active: int = ACTIVE) -> Case:
     """The case of the benchmarks and of the tests; ``active`` latents per token on average."""
     generator = torch.Generator().manual_seed(0)
-    clip = load_clip(NAME, device="cpu")
+    clip = load_clip(NAME, "random", device="cpu")
     sae = SparseAutoencoder(SAEConfig(clip.width, latents), generator)
     pixels = torch.randn(images, 3, 224, 224, generator=generator)
     _make_sparse(sae, clip.residual(pixels[:1]), active)

@@ -6,28 +6,35 @@ import importlib.util
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import open_clip
 import torch
 from open_clip.transform import PreprocessCfg, image_transform_v2, merge_preprocess_dict
 from open_clip.transformer import AttentionalPooler, LayerScale, VisionTransformer
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.transforms import Compose
 
-from patchsae import clip_weights, prompts, tower
+from patchsae import clip_config, clip_weights, prompts, tower
+from patchsae.claims import require_memory
+from patchsae.clip_names import NOT_SAID
 from patchsae.data.decode import upright_rgb
 from patchsae.errors import PatchsaeError
+from patchsae.given import outside_inference_mode, require_tensor
 from patchsae.hashing import fingerprint
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_GREY = Image.new("RGB", (8, 8), (128, 128, 128))
 TEXT_BATCH = 256  # prompts per pass of the text tower
 
 
+@outside_inference_mode
 def load_clip(
     name: str = "tiny",
-    pretrained: str | None = None,
+    pretrained: str | None = NOT_SAID,
     layer: int = -2,
     device: str | torch.device = "auto",
     dtype: torch.dtype = torch.float32,
@@ -41,31 +48,58 @@ def load_clip(
     Args:
         name: a model of open_clip, "tiny" (the one that is shipped), or "local-dir:PATH" (``open_clip_config.json``
             and ``open_clip_model.safetensors``).
-        pretrained: a tag of open_clip (downloaded by it), or a local weights file. None (or "") gives random weights
-            from ``seed``, except for "tiny" and "local-dir:", which bring their own; there a file replaces them.
+        pretrained: a tag of open_clip (downloaded by it), a local weights file, or "random": weights from ``seed``.
+            Left out (or ""): "tiny" and "local-dir:" bring their own, and for a model of open_clip it is an error.
+            None, said explicitly, is "random" for a model of open_clip and left out for the others.
         layer: block whose output is the residual stream, counted as Python counts: -2 is the 11th of 12.
         device: "auto" is CUDA where there is one.
         dtype: float32, bfloat16 or float16; norms and embeddings stay float32, as in OpenAI's fp16 models.
 
     Raises:
-        ValueError: unknown name or tag, unsupported tower, layer out of range, weights that do not fit, a file that
-            asks for more than tensors (`archives.UnsafeFileError`), or OpenAI-like weights under a GELU name.
+        ValueError: unknown name or tag, no weights named, unsupported tower, layer out of range, weights that do not
+            fit, a file that asks for more than tensors (`archives.UnsafeFileError`) or claims more than it holds
+            (`claims.FalseClaim`), or OpenAI-like weights under a GELU name.
         FileNotFoundError: a local path is missing.
         PatchsaeError: a download failed, or the text tower needs the package transformers and it is missing.
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype={dtype}; expected one of {', '.join(map(str, DTYPES))}")
-    source = clip_weights.resolve(name, pretrained or None)
+    source = clip_weights.resolve(name, pretrained)
     index = block_index(layer, source.config["vision_cfg"].get("layers", 12), name)
     weights = clip_weights.read_weights(source.weights) if source.weights else None
+    if source.own_config and name != "tiny":
+        _require_described(source.own_config, source, weights)
     activation = clip_weights.decide_activation(source, weights)
     if activation.warning:
-        warnings.warn(activation.warning, UserWarning, stacklevel=2)
+        warnings.warn(activation.warning, UserWarning, stacklevel=3)  # the caller of the decorated function
     model = _build(source, activation.quick_gelu, dtype, seed)
     if weights is not None:
         clip_weights.assign(model, weights.state, source)
     target = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
     return SplitCLIP(model.to(target), index, source, activation, dtype, seed if weights is None else None)
+
+
+def _require_described(path: Path, source: clip_weights.Source, weights: clip_weights.Weights | None) -> None:
+    """Raise ValueError unless a stranger's configuration describes a CLIP, and one that its weights hold.
+
+    It is built where tensors take no memory.
+    """
+    clip_config.require_held(path, source.config, None if weights is None else weights.state)
+    try:
+        with torch.device("meta"):
+            model: Any = _build(source, False, torch.float32, 0)
+        pixels = image_transform_v2(PreprocessCfg(**model.visual.preprocess_cfg), is_train=False)(_GREY)
+        if not bool(pixels.isfinite().all()):
+            raise ValueError("its preprocessing makes numbers that are not finite")
+    except PatchsaeError:
+        raise
+    except Exception as error:  # open_clip takes any entry for granted
+        told = f"{type(error).__name__}: {str(error)[:200]}"
+        raise ValueError(f"{path} does not describe a CLIP that open_clip can build ({told})") from error
+    if weights is None:
+        require_memory(f"{path}: the model", sum(4 * tensor.numel() for tensor in model.state_dict().values()))
+    else:
+        clip_weights.fitted(model, weights.state, source)
 
 
 def block_index(layer: int, blocks: int, name: str) -> int:
@@ -133,7 +167,10 @@ class SplitCLIP:
 
     @property
     def metadata(self) -> dict[str, str | int | float]:
-        """What `load_clip` needs to give this CLIP again, for a SAE's configuration; "" is no ``pretrained``."""
+        """What `load_clip` needs to give this CLIP again, for a SAE's configuration.
+
+        "" is no ``pretrained``: those that the model brings, or with ``model_seed`` random ones of that seed.
+        """
         record: dict[str, str | int | float] = {
             "model": self.name,
             "pretrained": self.pretrained or "",
@@ -165,11 +202,16 @@ class SplitCLIP:
         """Residual stream after the block: ``[B, 3, H, W]`` preprocessed -> ``[B, T, D]`` in ``dtype``.
 
         Raises:
+            TypeError: ``pixels`` is no tensor of floats.
             ValueError: the images are not of this model's size.
         """
         expected = (3, *self.image_size)
+        require_tensor("pixels", pixels, f"preprocessed images [B, 3, H, W] = {('B', *expected)}")
         if pixels.dim() != 4 or tuple(pixels.shape[1:]) != expected:
-            raise ValueError(f"pixels has shape {tuple(pixels.shape)}; expected [B, 3, H, W] = {('B', *expected)}")
+            hint = ": pixels[None] makes a batch of one" if tuple(pixels.shape) == expected else ""
+            raise ValueError(
+                f"pixels has shape {tuple(pixels.shape)}; expected [B, 3, H, W] = {('B', *expected)}{hint}"
+            )
         pixels = pixels.to(self.device, self.dtype)
         if len(pixels) == 0:
             return pixels.new_empty(0, self.image_tokens, self.width)
@@ -182,8 +224,10 @@ class SplitCLIP:
         block computes CLS alone.
 
         Raises:
+            TypeError: ``residual`` is no tensor of floats.
             ValueError: wrong number of dimensions or wrong width.
         """
+        require_tensor("residual", residual, f"the residual stream [B, T, D] with D = {self.width}")
         if residual.dim() != 3 or residual.shape[2] != self.width:
             raise ValueError(
                 f"residual has shape {tuple(residual.shape)}; "
@@ -206,8 +250,11 @@ class SplitCLIP:
             renormalise: bring the mean back to unit norm, as open_clip users expect; PatchSAE's code does not.
 
         Raises:
-            ValueError: no classes, an empty class name, no templates, or a template without exactly one ``{}``.
+            ValueError: no classes, an empty class name, no templates, a template without exactly one ``{}``, or names
+                that differ only after the tokens that the text tower takes.
         """
+        prompts.check_prompts(classnames, templates)
+        prompts.refuse_cut(self.tokenizer, classnames, templates)
         return prompts.classifier(self._encode_prompts, classnames, templates, renormalise, TEXT_BATCH)
 
     def _encode_prompts(self, texts: list[str]) -> Tensor:

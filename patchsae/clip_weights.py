@@ -6,8 +6,6 @@ without an error and give wrong embeddings, so the activation is decided here, f
 
 from __future__ import annotations
 
-import difflib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,13 +14,15 @@ from typing import Any
 import open_clip
 import torch
 from open_clip.model import convert_to_custom_text_state_dict
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from patchsae import archives
+from patchsae import archives, clip_config, contents
+from patchsae.clip_names import NOT_SAID, tags_of, unknown_model, without_weights
 from patchsae.errors import PatchsaeError
+from patchsae.tensor_files import read_tensors, require_float32
 
 LOCAL_DIR = "local-dir:"
+RANDOM = "random"
 TINY = Path(__file__).parent / "assets" / "tiny-clip"
 WEIGHT_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
 OPENAI_KEYS = frozenset({"input_resolution", "context_length", "vocab_size"})  # only OpenAI's own files carry them
@@ -41,9 +41,9 @@ class Source:
         config: open_clip's model configuration (``embed_dim``, ``vision_cfg``, ``text_cfg``, ...).
         preprocess: open_clip's preprocessing settings that differ from its defaults.
         weights: the weights file, or None for random weights.
-        pretrained: the tag or path asked for.
+        pretrained: the tag or path asked for; None where the folder's own weights, or random ones, were.
         tag: open_clip's record of the pretrained tag; empty for files.
-        own_config: the configuration lies next to the weights, so it says what they were trained with.
+        own_config: the configuration that lies next to the weights, so it says what they were trained with.
     """
 
     name: str
@@ -53,7 +53,7 @@ class Source:
     weights: Path | None = None
     pretrained: str | None = None
     tag: dict[str, Any] = field(default_factory=dict)
-    own_config: bool = False
+    own_config: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -80,11 +80,15 @@ class Weights:
     half_linear: bool
 
 
-def resolve(name: str, pretrained: str | None) -> Source:
+def resolve(name: str, pretrained: str | None = NOT_SAID) -> Source:
     """Find configuration and weights file of ``name``; a pretrained tag is downloaded by open_clip.
 
+    Args:
+        pretrained: as for `load_clip`: the one place that says what weights are meant where none are named.
+
     Raises:
-        ValueError: unknown name or tag, or an image tower that is not open_clip's own VisionTransformer.
+        ValueError: unknown name or tag, no weights named for a model of open_clip, or an image tower that is not
+            open_clip's own VisionTransformer.
         FileNotFoundError: a local directory or file is missing.
         PatchsaeError: a download failed.
     """
@@ -111,9 +115,10 @@ def refuse_other_towers(name: str, config: Mapping[str, Any]) -> None:
 def read_weights(path: Path) -> Weights:
     """Read a weights file (safetensors, torch zip archive or TorchScript archive) without running anything in it."""
     quick_gelu, known_from = None, ""
-    if path.suffix == ".safetensors":
-        state = dict(load_file(path))
-    elif archives.is_torchscript(path):
+    kind = contents.what_is(path).kind
+    if kind == "safetensors":
+        state, _ = read_tensors(path)
+    elif kind == "torchscript":
         state, code = archives.load_torchscript(path)
         quick_gelu, known_from = _activation_in_code(code), "the code of the TorchScript archive"
     else:
@@ -161,19 +166,62 @@ def assign(model: nn.Module, state: dict[str, Tensor], source: Source) -> None:
     """Load ``state`` into ``model``, every name and shape of it.
 
     Raises:
-        ValueError: naming the entries that are missing, left over or of another shape.
+        ValueError: naming the entries that are missing, left over or of another shape, or that hold no weights.
+    """
+    state = fitted(model, state, source)
+    for name, value in state.items():
+        try:
+            require_float32(name, value)
+        except ValueError as error:
+            raise ValueError(f"{source.weights}: {error}") from error
+    model.load_state_dict(state)
+
+
+def fitted(model: nn.Module, state: dict[str, Tensor], source: Source) -> dict[str, Tensor]:
+    """``state`` under the names and in the shapes of ``model``, which may be without memory.
+
+    Raises:
+        ValueError: naming some of the entries that are missing, left over or of another shape.
     """
     state = {key: value for key, value in state.items() if key not in RECOMPUTED}
     if "positional_embedding" in state and not hasattr(model, "positional_embedding"):
         state = convert_to_custom_text_state_dict(state)
-    own = dict(model.named_parameters())
+    own = model.state_dict()
     for scalar in ("logit_scale", "logit_bias"):  # stored as [] or [1]
         if scalar in state and scalar in own and own[scalar].numel() == state[scalar].numel():
             state[scalar] = state[scalar].reshape(own[scalar].shape)
-    try:
-        model.load_state_dict(state)
-    except RuntimeError as error:
-        raise ValueError(f"the weights {source.weights} do not fit name={source.name!r}: {error}") from error
+    missing, extra = ([name for name in a if name not in b] for a, b in ((own, state), (state, own)))
+    other = [name for name in own if name in state and own[name].shape != state[name].shape]
+    if missing or extra or other:
+        found = [f"{said} {_some(names)}" for said, names in (("lack", missing), ("have also", extra)) if names]
+        if other:
+            shapes = f"{tuple(state[other[0]].shape)}; expected {tuple(own[other[0]].shape)}"
+            found.append(f"have {len(other)} of other shapes, such as {other[0]} {shapes}")
+        told = f"the weights {source.weights} do not fit name={source.name!r}: they {', '.join(found)}"
+        raise ValueError(told + _instead(state))
+    return state
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - 2} more" if len(names) > 2 else ""
+    return ", ".join(name[:60] for name in names[:2]) + more
+
+
+def _instead(state: Mapping[str, Tensor]) -> str:
+    """What a state dict is that does not fit, by the names in it."""
+    for beginning, said in _OTHERS.items():
+        if any(name.startswith(beginning) for name in state):
+            return f". It is {said}"
+    return ""
+
+
+_OTHERS = {
+    "vision_model.": "a CLIP in the layout of Hugging Face's transformers, which is not read: give open_clip's "
+    "weights of it (for OpenAI's, pretrained='openai')",
+    "prompt_learner.": "a checkpoint of prompts (MaPLe, CoOp), which is an adapter and no CLIP",
+    "W_enc": "a sparse autoencoder and no CLIP",
+    "blocks.": "an image tower in timm's layout, without the text side of a CLIP",
+}
 
 
 def _proven(source: Source, quick_gelu: bool, known_from: str) -> Activation:
@@ -198,44 +246,41 @@ def _is_directory(name: str) -> bool:
 
 def _resolve_directory(name: str, pretrained: str | None) -> Source:
     directory = TINY if name == "tiny" else Path(name.removeprefix(LOCAL_DIR)).expanduser()
-    path = directory / "open_clip_config.json"
+    path = directory / clip_config.FILE
     if not path.is_file():
         raise FileNotFoundError(f"name={name!r}: {path} does not exist; expected open_clip's directory layout")
-    record = json.loads(path.read_text(encoding="utf-8"))
-    if "model_cfg" not in record:
-        raise ValueError(f"name={name!r}: {path} has no 'model_cfg'; expected open_clip's directory layout")
-    weights = _local_file(pretrained) if pretrained else _weights_in(directory, name)
+    described = clip_config.read_config(path)
+    asked = pretrained if pretrained not in (None, NOT_SAID, RANDOM) else None
+    weights = None if pretrained == RANDOM else _local_file(asked) if asked else _weights_in(directory, name)
     return Source(
         name=name,
         identifier=f"{LOCAL_DIR}{directory}",
-        config=record["model_cfg"],
-        preprocess=record.get("preprocess_cfg", {}),
+        config=described.model,
+        preprocess=described.preprocess,
         weights=weights,
-        pretrained=pretrained,
-        own_config=True,
+        pretrained=asked,
+        own_config=path,
     )
 
 
 def _resolve_builtin(name: str, pretrained: str | None) -> Source:
     identifier = name.replace("/", "-")
-    known = open_clip.list_models()
-    if identifier not in known:
-        close = difflib.get_close_matches(identifier, known, n=3, cutoff=0.4)
-        raise ValueError(
-            f"name={name!r} is not a model of open_clip; did you mean one of {close}? "
-            "Other forms: 'tiny', 'local-dir:PATH'"
-        )
-    source = Source(
-        name=name, identifier=identifier, config=open_clip.get_model_config(identifier), pretrained=pretrained
-    )
-    if pretrained is None:
+    if identifier not in open_clip.list_models():
+        raise unknown_model(name)
+    source = Source(name=name, identifier=identifier, config=open_clip.get_model_config(identifier))
+    if pretrained is None or pretrained == RANDOM:
         return source
+    refuse_other_towers(name, source.config)
+    if pretrained == NOT_SAID:
+        raise without_weights(name, identifier)
     tag = open_clip.get_pretrained_cfg(identifier, pretrained)
     if tag:
         return Source(name, identifier, source.config, tag, None, pretrained, tag)
     if not Path(pretrained).expanduser().exists():
-        tags = open_clip.list_pretrained_tags_by_model(identifier)
-        raise ValueError(f"pretrained={pretrained!r} is neither a file nor a tag of {name!r}; its tags: {tags}")
+        raise ValueError(
+            f"pretrained={pretrained[:100]!r} is neither a file nor a tag of {name!r}; expected "
+            f"{tags_of(identifier)}, a file of weights, or 'random'"
+        )
     return Source(name, identifier, source.config, weights=_local_file(pretrained), pretrained=pretrained)
 
 
@@ -244,7 +289,7 @@ def _download(source: Source) -> Source:
         path = open_clip.download_pretrained(source.tag)
     except (OSError, RuntimeError) as error:
         raise PatchsaeError(
-            f"pretrained={source.pretrained!r} of {source.name!r} could not be downloaded ({error}); "
+            f"pretrained={source.pretrained!r} of {source.name!r} could not be downloaded ({str(error)[:300]}); "
             "download the weights elsewhere and give the file's path"
         ) from error
     return Source(
@@ -271,9 +316,11 @@ def _weights_in(directory: Path, name: str) -> Path:
 def _state_dict(path: Path, content: object) -> dict[str, Tensor]:
     """The state dict in what torch.save wrote: itself, or under "state_dict" as training scripts write it."""
     state = content.get("state_dict", content) if isinstance(content, Mapping) else None
-    if not isinstance(state, Mapping) or not state:
+    state = state if isinstance(state, Mapping) else None
+    found = {str(key): value for key, value in state.items() if isinstance(value, Tensor)} if state is not None else {}
+    if not found:
         raise ValueError(f"{path} holds {type(content).__name__}; expected a state dict, or one under 'state_dict'")
-    return {str(key): value for key, value in state.items() if isinstance(value, Tensor)}
+    return found
 
 
 def _activation_in_code(code: str) -> bool | None:

@@ -21,7 +21,9 @@ from patchsae.adapters import AdaptedCLIP, load_adapter
 from patchsae.adapters.files import FILE as ADAPTER
 from patchsae.adapting.config import AdaptOptions
 from patchsae.choices import FewImages, Images, Model
+from patchsae.claims import whole_number
 from patchsae.clip import SplitCLIP, load_clip
+from patchsae.clip_names import NOT_SAID
 from patchsae.data import ImageDataset, SplitError, limit, open_images
 from patchsae.data.names import written
 from patchsae.data.open import is_shapes
@@ -110,24 +112,17 @@ def is_first() -> bool:
 def clip(choice: Model, origin: Mapping[str, Any]) -> SplitCLIP:
     """The CLIP of a choice; what is left out comes from ``origin``, the metadata of a SAE.
 
-    Raises ValueError for a model of open_clip without weights: random ones are for those who ask ("random").
+    Raises ValueError as `load_clip`: for a model of open_clip without weights, random ones are for those who ask.
     """
     name = choice.model or str(origin.get("model", DEFAULT_MODEL))
-    layer = choice.layer if choice.layer is not None else int(origin.get("layer", -2))
+    layer = _number(origin, "layer", -2) if choice.layer is None else choice.layer
     pretrained, seed = choice.pretrained, 0
     if pretrained is None and name == origin.get("model"):
-        pretrained, seed = origin.get("pretrained") or None, int(origin.get("model_seed", 0))
-        random = "model_seed" in origin
-    else:
-        random = pretrained == "random"
-    if pretrained is None and not random and name.replace("/", "-") in open_clip.list_models():
-        tags = ", ".join(open_clip.list_pretrained_tags_by_model(name.replace("/", "-"))) or "none"
-        raise ValueError(
-            f"--pretrained is not given for {name!r}: expected a tag ({tags}), a file of weights, or 'random'"
-        )
+        seed = _number(origin, "model_seed", 0)
+        pretrained = clip_weights.RANDOM if "model_seed" in origin else str(origin.get("pretrained", NOT_SAID))
     return load_clip(
-        _whole(name),
-        None if random else pretrained and _whole(pretrained),
+        _whole(name) if name.startswith(clip_weights.LOCAL_DIR) else name,
+        _whole_weights(name, pretrained or NOT_SAID),
         layer=layer,
         device=choice.device,
         dtype=DTYPES[choice.dtype],
@@ -139,7 +134,7 @@ def without_download(choice: Model) -> Model:
     """The same architecture with random weights where the choice names a model of open_clip and no local file."""
     local = choice.pretrained is not None and os.path.exists(os.path.expanduser(choice.pretrained))
     named = (choice.model or DEFAULT_MODEL).replace("/", "-") in open_clip.list_models()
-    return replace(choice, pretrained="random") if named and not local else choice
+    return replace(choice, pretrained=clip_weights.RANDOM) if named and not local else choice
 
 
 def adapter(path: str, clip: SplitCLIP, classnames: Sequence[str] | None = None) -> AdaptedCLIP:
@@ -217,6 +212,16 @@ def _writable(source: str) -> str:
     if written(source) != source:
         raise ValueError(f"--images is {written(source)!r}, whose bytes are not text; give it another name, or a link")
     return source
+
+
+def _number(origin: Mapping[str, Any], name: str, default: int) -> int:
+    return whole_number("the metadata of the SAE", name, origin.get(name, default), most=2**31, least=-(2**31))
+
+
+def _whole_weights(name: str, pretrained: str) -> str:
+    """Weights that are a path made absolute; a tag, or what is no path, as it is."""
+    tags = open_clip.list_pretrained_tags_by_model(name.replace("/", "-"))
+    return pretrained if pretrained in (NOT_SAID, clip_weights.RANDOM, *tags) else _whole(pretrained)
 
 
 def _whole(name: str) -> str:

@@ -5,6 +5,7 @@ import logging
 import pickle
 from pathlib import Path
 
+import numpy as np
 import open_clip
 import pytest
 import torch
@@ -137,16 +138,32 @@ def test_every_model_of_open_clip_is_accepted_or_refused_for_its_tower() -> None
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"name": "VIT-B16"}, "ViT-B-16"),
-        ({"name": "ViT-S-32-alt", "layer": 12}, "layer=12.*12 blocks: expected -12..11"),
-        ({"name": "ViT-S-32-alt", "layer": -13}, "layer=-13"),
-        ({"name": "ViT-S-32-alt", "dtype": torch.float64}, "dtype=torch.float64"),
+        ({"name": "VIT-B16"}, r"'VIT-B16' is not known; .*did you mean .*'ViT-B-16'"),
+        ({"name": "openai/clip-vit-base-patch32"}, "name='ViT-B-32-quickgelu' with pretrained='openai'"),
+        ({"name": "hf-hub:openai/clip-vit-large-patch14"}, "name='ViT-L-14-quickgelu' with pretrained='openai'"),
+        (
+            {"name": "hf-hub:laion/CLIP-ViT-B-32-laion2B-s34B-b79K"},
+            "name='ViT-B-32' with pretrained='laion2b_s34b_b79k'",
+        ),
+        ({"name": "hf-hub:somebody/something"}, "Models of the Hub are not read under their names there"),
+        ({"name": "/tmp"}, ": a folder is named as 'local-dir:/tmp'"),
+        ({"name": __file__}, ": a file of weights is named as pretrained"),
+        ({"name": "%%%"}, r"`open_clip\.list_models\(\)` has them all"),
+        ({"name": ""}, r"`open_clip\.list_models\(\)` has them all"),
+        ({"name": "x" * 10_000}, r"`open_clip\.list_models\(\)` has them all"),
+        ({"name": "ViT-B-32"}, r"pretrained is not given for 'ViT-B-32'; expected a tag \(.* and \d+ more\), a file"),
+        ({"name": "ViT-B-32", "pretrained": ""}, "pretrained is not given for 'ViT-B-32'"),
+        ({"name": "ViT-S-32-alt"}, r"expected a tag \(it has none\), a file of weights, or 'random'"),
+        ({"name": "ViT-S-32-alt", "pretrained": None, "layer": 12}, "layer=12.*12 blocks: expected -12..11"),
+        ({"name": "ViT-S-32-alt", "pretrained": None, "layer": -13}, "layer=-13"),
+        ({"name": "ViT-S-32-alt", "pretrained": None, "dtype": torch.float64}, "dtype=torch.float64"),
         ({"name": "ViT-S-32-alt", "pretrained": "no-such-tag"}, "no-such-tag.*neither a file nor a tag"),
     ],
 )
 def test_wrong_arguments_are_named(arguments: dict, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message) as refusal:
         load_clip(**arguments)
+    assert len(str(refusal.value)) <= 600
 
 
 def test_missing_files_are_named(tmp_path: Path) -> None:
@@ -164,12 +181,41 @@ def test_wrong_shapes_are_named(directories: dict[str, Path]) -> None:
         clip.residual(pixels(1, (16, 16)))
     with pytest.raises(ValueError, match=r"residual has shape \(1, 17, 16\); expected .*32"):
         clip.embed(torch.zeros(1, 17, 16))
+    with pytest.raises(ValueError, match=r"pixels has shape \(3, 32, 32\); .*: pixels\[None\] makes a batch of one"):
+        clip.residual(pixels(1)[0])
+
+
+def test_pictures_paths_and_bytes_are_no_pixels(directories: dict[str, Path]) -> None:
+    clip = load_clip(f"local-dir:{directories['gelu']}")
+    for value, message in (
+        (Image.new("RGB", (32, 32)), r"pixels is a PIL picture; .*clip\.preprocess\(picture\)\[None\] makes pixels"),
+        ("cat.png", r"pixels is the text 'cat\.png'; .*load_image\(path\)"),
+        (Path("cat.png"), r"pixels is the path 'cat\.png'"),
+        ([pixels(1)], r"pixels is a list; .*torch\.as_tensor makes one"),
+        (None, "pixels is None; expected preprocessed images"),
+        ((pixels(1) * 255).byte(), "pixels has dtype uint8; expected preprocessed images .*, of floats"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            clip.residual(value)
+    with pytest.raises(TypeError, match=r"residual is a ndarray of shape \(1, 17, 32\); expected the residual stream"):
+        clip.embed(np.zeros((1, 17, 32)))
+
+
+@pytest.mark.parametrize("inside", [True, False], ids=["loaded inside", "loaded outside"])
+def test_inference_mode_leaves_nothing_behind(directories: dict[str, Path], inside: bool) -> None:
+    with torch.inference_mode(inside):
+        clip = load_clip(f"local-dir:{directories['gelu']}")
+    with torch.inference_mode(not inside):
+        clip.embed(clip.residual(pixels(1)))
+    images = pixels(1).requires_grad_()
+    clip.embed(clip.residual(images)).sum().backward()
+    assert images.grad is not None
 
 
 @pytest.mark.skipif(importlib.util.find_spec("transformers") is not None, reason="transformers is installed")
 def test_a_text_tower_of_hugging_face_says_what_it_needs() -> None:
     with pytest.raises(PatchsaeError, match="roberta-ViT-B-32.*roberta-base.*transformers"):
-        load_clip("roberta-ViT-B-32")
+        load_clip("roberta-ViT-B-32", "random")
 
 
 def test_a_tokenizer_that_cannot_be_had_stops_only_the_text_side(tmp_path: Path) -> None:
@@ -187,14 +233,24 @@ def test_random_weights_come_from_the_seed_alone(caplog: pytest.LogCaptureFixtur
     torch.manual_seed(5)
     before = torch.random.get_rng_state()
     with caplog.at_level(logging.WARNING):
-        first = load_clip("ViT-S-32-alt", seed=1)
+        first = load_clip("ViT-S-32-alt", "random", seed=1)
     assert torch.equal(before, torch.random.get_rng_state())
     assert caplog.records == []
-    again, other = load_clip("ViT-S-32-alt", seed=1), load_clip("ViT-S-32-alt", seed=2)
+    again, other = load_clip("ViT-S-32-alt", "random", seed=1), load_clip("ViT-S-32-alt", None, seed=2)
     weight = first.model.visual.conv1.weight
     assert torch.equal(weight, again.model.visual.conv1.weight)
     assert not torch.equal(weight, other.model.visual.conv1.weight)
     assert other.metadata == {"model": "ViT-S-32-alt", "pretrained": "", "layer": 10, "model_seed": 2}
+
+
+def test_random_is_random_everywhere(directories: dict[str, Path]) -> None:
+    for name in ("tiny", f"local-dir:{directories['gelu']}"):
+        own, left_out = load_clip(name), load_clip(name, pretrained=None)
+        random, again, other = (load_clip(name, "random", seed=seed) for seed in (0, 0, 1))
+        assert own.fingerprint == left_out.fingerprint
+        assert random.fingerprint == again.fingerprint
+        assert len({own.fingerprint, random.fingerprint, other.fingerprint}) == 3
+        assert (own.seed, random.seed, random.metadata["model_seed"]) == (None, 0, 0)
 
 
 def test_a_file_replaces_the_weights_of_a_directory(directories: dict[str, Path], tmp_path: Path) -> None:
@@ -237,7 +293,7 @@ def test_the_shipped_clip_is_open_clips_reading_of_its_directory() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("layer", [-2, 5])
 def test_vit_b_16_agrees_with_open_clip(layer: int) -> None:
-    clip = load_clip("ViT-B-16-quickgelu", layer=layer)
+    clip = load_clip("ViT-B-16-quickgelu", "random", layer=layer)
     images = pixels(1, (224, 224))
     with torch.no_grad():
         expected = clip.model.encode_image(images, normalize=True)

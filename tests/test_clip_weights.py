@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import json
+import shutil
 import warnings
 from pathlib import Path
+from typing import Any
 
 import open_clip
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save, save_file
 from torch import nn
 
 from patchsae import archives
@@ -15,7 +18,7 @@ from patchsae.clip_weights import Weights, decide_activation, read_weights, reso
 from patchsae.errors import PatchsaeError
 
 from . import malice
-from .small_clips import pixels, write_clip
+from .small_clips import model_config, pixels, write_clip
 
 OPENAI = {"input_resolution": torch.tensor(32), "context_length": torch.tensor(77), "vocab_size": torch.tensor(49408)}
 
@@ -150,3 +153,126 @@ def test_a_download_that_fails_says_what_to_do(tmp_path: Path, monkeypatch: pyte
         PatchsaeError, match=r"'laion2b_s34b_b88k' of 'ViT-B-16' could not be downloaded.*give the file"
     ):
         resolve("ViT-B-16", "laion2b_s34b_b88k")
+
+
+def written(folder: Path, directory: Path, record: object) -> Path:
+    """A CLIP's folder with another configuration: a value of JSON, or text."""
+    shutil.copytree(directory, folder)
+    text = record if isinstance(record, str) else json.dumps(record)
+    (folder / "open_clip_config.json").write_text(text)
+    return folder
+
+
+def changed(name: str, value: object) -> dict[str, Any]:
+    """A configuration with one entry, given as "vision_cfg.width", of another value."""
+    record: dict[str, Any] = {"model_cfg": model_config("gelu"), "preprocess_cfg": {}}
+    *tables, last = name.split(".")
+    table = record if tables[:1] == ["preprocess_cfg"] else record["model_cfg"]
+    for step in tables:
+        table = table[step]
+    table[last] = value
+    return record
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        (changed("vision_cfg.layers", 10**12), "vision_cfg.layers is 1000000000000; the weights beside it hold"),
+        (changed("vision_cfg.layers", 10**4), r"vision_cfg.layers is 10000; the weights beside it hold \d+ tensors"),
+        (changed("vision_cfg.width", 2**20), "do not fit name=.*of other shapes"),
+        (changed("text_cfg.vocab_size", 10**11), "text_cfg.vocab_size is 100000000000; the weights"),
+        (changed("text_cfg.context_length", 10**6), "do not fit name=.*of other shapes"),
+        (changed("vision_cfg.image_size", [10**6, 10**6]), "do not fit|does not describe"),
+        (
+            {
+                "model_cfg": model_config("sin_cos")
+                | {"vision_cfg": {"image_size": 2**20, "pos_embed_type": "sin_cos_2d"}}
+            },
+            "positions of [0-9,]+ numbers; the weights",
+        ),
+        (changed("vision_cfg.width", -32), "does not describe a CLIP"),
+        (changed("vision_cfg.width", "wide"), "does not describe a CLIP"),
+        (changed("vision_cfg.patch_size", 0), "does not describe a CLIP"),
+        (changed("vision_cfg.image_size", float("1e30")), "does not describe a CLIP"),
+        (changed("vision_cfg.mlp_ratio", 1e300), "does not describe a CLIP"),
+        (changed("embed_dim", None), "does not describe a CLIP"),
+        (changed("no_such_entry", 1), "does not describe a CLIP.*no_such_entry"),
+        (changed("vision_cfg", []), "vision_cfg is a list; expected a table"),
+        (changed("text_cfg", None), "text_cfg is a NoneType; expected a table"),
+        (changed("preprocess_cfg.mean", "grey"), "does not describe a CLIP"),
+        (changed("preprocess_cfg.std", [0, 1, 1]), "does not describe a CLIP"),
+        (changed("preprocess_cfg.interpolation", "best"), "does not describe a CLIP"),
+        (changed("text_cfg.tokenizer_kwargs", {"trust_remote_code": True}), "tokenizer_kwargs has 'trust_remote_code'"),
+        ([], "has no 'model_cfg'"),
+        ("{", "is not JSON"),
+        ('{"model_cfg": ' * 10_000, "nested too deeply"),
+        ('{"model_cfg": {}, "model_cfg": {}}', "'model_cfg' occurs twice"),
+        ('{"model_cfg": {"embed_dim": NaN}}', "NaN is no number"),
+    ],
+)
+def test_a_configuration_is_held_against_its_weights(
+    directories: dict[str, Path], tmp_path: Path, record: object, message: str
+) -> None:
+    folder = written(tmp_path / "clip", directories["gelu"], record)
+    with malice.little_memory(2**29), pytest.raises(ValueError, match=message) as refusal:
+        load_clip(f"local-dir:{folder}")
+    assert str(folder) in str(refusal.value)
+    assert len(str(refusal.value).replace(str(folder), "")) <= 600
+
+
+def hugging_face() -> dict[str, torch.Tensor]:
+    """Entries of Hugging Face's CLIPModel: a few of the 400."""
+    names = ["embeddings.class_embedding", *(f"encoder.layers.{i}.mlp.fc1.weight" for i in range(400))]
+    return {f"vision_model.{name}": torch.zeros(1) for name in names} | {
+        "text_model.final_layer_norm.bias": torch.zeros(1)
+    }
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            save(hugging_face()),
+            r"do not fit .* lack .* and \d+ more.* It is a CLIP in the layout of Hugging",
+        ),
+        (save({"W_enc": torch.zeros(1)}), "It is a sparse autoencoder and no CLIP"),
+        (save({"prompt_learner.ctx": torch.zeros(1)}), "which is an adapter and no CLIP"),
+        (b"<!DOCTYPE html>", "is a web page"),
+        (b"", "is empty"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+        (save({"W": torch.zeros(9)})[:-4], "cut off or damaged"),
+    ],
+)
+def test_weights_that_are_something_else_are_told_in_few_words(
+    directories: dict[str, Path], tmp_path: Path, content: bytes, message: str
+) -> None:
+    for name in ("weights.pt", "weights.safetensors", "weights.bin"):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ValueError, match=message) as refusal:
+            load_clip(f"local-dir:{directories['gelu']}", str(tmp_path / name))
+        assert len(str(refusal.value).replace(str(tmp_path.parent), "")) <= 600
+
+
+def test_weights_are_read_by_what_they_are(state: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    save_file(state, tmp_path / "clip.pt")
+    torch.save(state, tmp_path / "clip.safetensors")
+    for name in ("clip.pt", "clip.safetensors"):
+        assert read_weights(tmp_path / name).state.keys() == state.keys()
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (lambda weight: weight.to(torch.complex64), "visual.proj has dtype complex64"),
+        (lambda weight: weight.to(torch.int8), "visual.proj has dtype int8"),
+        (lambda weight: torch.full_like(weight, torch.nan), "visual.proj has 768 entries that are NaN"),
+        (lambda weight: weight.double() * 1e300, "visual.proj has 768 entries .* infinite, in float32"),
+    ],
+)
+def test_entries_that_are_no_weights_are_named(
+    directories: dict[str, Path], state: dict[str, torch.Tensor], tmp_path: Path, values: Any, message: str
+) -> None:
+    save_file({**state, "visual.proj": values(state["visual.proj"])}, tmp_path / "clip.safetensors")
+    with pytest.raises(ValueError, match=message) as refusal:
+        load_clip(f"local-dir:{directories['gelu']}", str(tmp_path / "clip.safetensors"))
+    assert "clip.safetensors" in str(refusal.value)

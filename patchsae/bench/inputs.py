@@ -112,7 +112,7 @@ class Inputs:
         from patchsae.maple import load_maple
 
         name = {128: "tiny", 768: "ViT-B-16-quickgelu"}[self.size.d_in]
-        return load_maple(load_clip(name, device=self.x.device), None, ["thing"])
+        return load_maple(load_clip(name, None, device=self.x.device), None, ["thing"])
 
     @cached_property
     def pixels(self) -> Tensor:

@@ -149,7 +149,7 @@ def _build(bench: Bench) -> Sweep:
 def _load(bench: Bench, dtype: torch.dtype) -> SplitCLIP:
     from patchsae.clip import load_clip
 
-    return load_clip(bench.size.clip, device=bench.device, dtype=dtype)
+    return load_clip(bench.size.clip, None, device=bench.device, dtype=dtype)
 
 
 @torch.no_grad()
