@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import time
@@ -12,6 +13,8 @@ from typing import Any, Protocol, TextIO
 
 from patchsae import words
 
+PATIENCE = 1.0
+"""Seconds that a part of a verb may take in silence (`track(after=...)`)."""
 _LINE_EVERY = 10.0  # seconds between plain lines
 _BAR_EVERY = 0.1  # seconds between redraws of the bar
 _WINDOW = 60.0  # seconds that the current rate looks back
@@ -42,16 +45,23 @@ def track(
     unit: str = "img",
     *,
     start: int = 0,
+    after: float = 0.0,
     stream: TextIO | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> Iterator[Progress]:
     """Show the progress of a block on `stream` (default: standard error): rate, time left, current numbers.
 
     total: units in all, None if unknown. start: units done before a resume; rate and time left count new work only.
+    after: seconds before anything is shown; of a block that takes no longer, nothing is, nor by any but the first of
+    the processes of torchrun.
     """
-    stream = sys.stderr if stream is None else stream
+    shown_on = sys.stderr if stream is None else stream
     tally = _Tally(total, label, unit, start, clock)
-    display: _Display = _Bar(stream, tally) if _is_terminal(stream) else _Lines(stream)
+
+    def begin() -> _Display:
+        return _Bar(shown_on, tally) if _is_terminal(shown_on) else _Lines(shown_on)
+
+    display: _Display = _Late(after, begin) if after else begin()
     try:
         yield Progress(display, tally)
     except BaseException:
@@ -116,6 +126,25 @@ class _Display(Protocol):
     def update(self, tally: _Tally) -> None: ...
 
     def close(self, tally: _Tally, complete: bool) -> None: ...
+
+
+class _Late:
+    """Nothing for a while, then another display."""
+
+    def __init__(self, after: float, begin: Callable[[], _Display]) -> None:
+        self._after = after if os.environ.get("RANK", "0") == "0" else math.inf
+        self._begin = begin
+        self._begun: _Display | None = None
+
+    def update(self, tally: _Tally) -> None:
+        if self._begun is None and tally.elapsed >= self._after:
+            self._begun = self._begin()
+        if self._begun is not None:
+            self._begun.update(tally)
+
+    def close(self, tally: _Tally, complete: bool) -> None:
+        if self._begun is not None:
+            self._begun.close(tally, complete)
 
 
 class _Lines:

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from patchsae import progress
+
 DEFAULT_TEMPLATE = "a photo of a {}."
 IMAGENET = "imagenet"  # what `resolve` calls OpenAI's 80 templates
 # The templates of CoOp, CoCoOp and MaPLe, as the adaptation experiments of PatchSAE use them.
@@ -106,14 +108,16 @@ def classifier(
     check_prompts(classnames, templates)
     total = len(classnames) * len(templates)
     sums: Tensor | None = None
-    for start in range(0, total, batch_size):
-        numbers = range(start, min(start + batch_size, total))
-        texts = [templates[i % len(templates)].replace("{}", classnames[i // len(templates)]) for i in numbers]
-        embeddings = encode(texts)
-        if sums is None:
-            sums = torch.zeros(len(classnames), embeddings.shape[1], device=embeddings.device)
-        classes = torch.tensor([i // len(templates) for i in numbers], device=embeddings.device)
-        sums = sums.index_add(0, classes, embeddings.float())
+    with progress.track(total, "prompts", "prompts", after=progress.PATIENCE) as bar:
+        for start in range(0, total, batch_size):
+            numbers = range(start, min(start + batch_size, total))
+            texts = [templates[i % len(templates)].replace("{}", classnames[i // len(templates)]) for i in numbers]
+            embeddings = encode(texts)
+            if sums is None:
+                sums = torch.zeros(len(classnames), embeddings.shape[1], device=embeddings.device)
+            classes = torch.tensor([i // len(templates) for i in numbers], device=embeddings.device)
+            sums = sums.index_add(0, classes, embeddings.float())
+            bar.advance(len(numbers))
     assert sums is not None
     weights = F.normalize(sums, dim=-1) if renormalise else sums / len(templates)
     return weights.to(embeddings.dtype)

@@ -75,6 +75,25 @@ def test_numbers_are_read_only_when_shown():
     assert number.reads == len(lines)
 
 
+@pytest.mark.parametrize(("seconds", "shown"), [(1, False), (2, True), (30, True)])
+def test_a_short_part_is_silent_and_a_long_one_is_not(monkeypatch, seconds, shown):
+    for rank in (0, 1):
+        monkeypatch.setenv("RANK", str(rank))
+        clock, stream = Clock(), io.StringIO()
+        with progress.track(seconds, "prompts", "prompts", after=1.5, stream=stream, clock=clock) as bar:
+            for _ in range(seconds):
+                clock.now += 1
+                bar.advance()
+        lines = stream.getvalue().splitlines()
+        assert bool(lines) == (shown and rank == 0)
+        if lines:
+            assert lines[0].startswith("prompts  2 / ")
+            assert "ETA" in lines[0]
+            assert lines[-1] == f"prompts  done: {seconds} prompts in {seconds} s (1 prompts/s)".replace(
+                " 2 s", " 2.0 s"
+            )
+
+
 def test_a_loop_that_breaks_says_where():
     clock, stream = Clock(), io.StringIO()
 

@@ -125,6 +125,17 @@ def test_bad_prompts_are_named(classnames: list[str], templates: list[str], mess
         prompts.classifier(counting, classnames, templates)
 
 
+def test_prompts_that_take_long_show_their_progress(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    names = [f"name {i}" for i in range(5)]
+    prompts.classifier(counting, names, ["a {}.", "the {}."], batch_size=4)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(prompts.progress, "PATIENCE", 1e-9)
+    prompts.classifier(counting, names, ["a {}.", "the {}."], batch_size=4)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("prompts  4 / 10 prompts  40.0%")
+    assert lines[-1].startswith("prompts  done: 10 prompts")
+
+
 def test_texts_keep_their_order_over_batches(clip: SplitCLIP, monkeypatch: pytest.MonkeyPatch) -> None:
     texts = ["a", "bb", "ccc", "dd", "e"]
     whole = clip.encode_text(texts)

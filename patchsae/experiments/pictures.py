@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 import patchsae_kernels as pk
+from patchsae import progress
 from patchsae.data import ImageDataset
 from patchsae.experiments.models import AnyCLIP, preprocess_settings
 from patchsae.report import Tile
@@ -55,14 +56,16 @@ def activations(
         latents_of.setdefault(image, set()).add(latent)
     order = sorted(latents_of)
     found = {}
-    for start in range(0, len(order), BATCH):
-        some = order[start : start + BATCH]
-        pixels = torch.stack([clip.preprocess(dataset.sample(image).image) for image in some])
-        encoded = encode_images(clip, sae, pixels)
-        for place, image in enumerate(some):
-            picture = picture_of(clip, pixels[place])
-            for latent in latents_of[image]:
-                found[latent, image] = activation(clip, encoded[place], latent, picture)
+    with progress.track(len(order), "pictures", after=progress.PATIENCE) as bar:
+        for start in range(0, len(order), BATCH):
+            some = order[start : start + BATCH]
+            pixels = torch.stack([clip.preprocess(dataset.sample(image).image) for image in some])
+            encoded = encode_images(clip, sae, pixels)
+            for place, image in enumerate(some):
+                picture = picture_of(clip, pixels[place])
+                for latent in latents_of[image]:
+                    found[latent, image] = activation(clip, encoded[place], latent, picture)
+            bar.advance(len(some))
     return found
 
 
