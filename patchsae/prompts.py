@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 
 import torch
@@ -10,6 +11,8 @@ from torch.nn import functional as F
 
 from patchsae import progress
 
+_ROWS = 1024  # classes that are compared with all others together
+_TWINS = 1e-6  # 1 - cosine: what rounding leaves between two embeddings of the same tokens
 DEFAULT_TEMPLATE = "a photo of a {}."
 IMAGENET = "imagenet"  # what `resolve` calls OpenAI's 80 templates
 # The templates of CoOp, CoCoOp and MaPLe, as the adaptation experiments of PatchSAE use them.
@@ -123,6 +126,52 @@ def classifier(
     return weights.to(embeddings.dtype)
 
 
+def refuse_cut(tokenise: Callable[[list[str]], Tensor], classnames: Sequence[str], templates: Sequence[str]) -> None:
+    """Raise ValueError for two names that a text tower cannot tell apart because it cuts them off where they differ.
+
+    Args:
+        tokenise: n texts -> int64 ``[n, context]``, cut or padded to the context.
+    """
+    names = list(dict.fromkeys(classnames))
+    latest = min(templates, key=lambda template: template.index("{}"))  # where most of a name is left
+    padding = tokenise([""])[0, -1]
+    tokens = tokenise([latest.replace("{}", name) for name in names])
+    seen: dict[bytes, str] = {}
+    for name, row in zip(names, tokens.cpu(), strict=True):
+        twin = seen.setdefault(row.numpy().tobytes(), name)
+        if twin != name and row[-1] != padding:
+            labels = f"classnames[{classnames.index(twin)}] and classnames[{classnames.index(name)}]"
+            raise ValueError(
+                f"{labels} are {_short(twin)} and {_short(name)}, the same within the {len(row)} tokens of the text "
+                "tower; shorten the names"
+            )
+
+
+def warn_of_twins(weights: Tensor, classnames: Sequence[str]) -> None:
+    """Warn of classes that a classifier ``[C, E]`` cannot tell apart: of them the first is predicted.
+
+    Their names are the same, or made of words that the text tower never learned.
+    """
+    unit = F.normalize(weights.detach().float(), dim=-1)
+    groups: dict[int, list[int]] = {}
+    for start in range(0, len(unit), _ROWS):
+        same = unit[start : start + _ROWS] @ unit.T > 1 - _TWINS
+        same.diagonal(start).fill_(True)  # a row of zeros too is its own
+        first = same.int().argmax(dim=1).tolist()
+        for label, other in enumerate(first, start):
+            if other < label:
+                groups.setdefault(other, [other]).append(label)
+    if groups:
+        shown = [", ".join(f"{label} {_short(classnames[label])}" for label in group[:5]) for group in groups.values()]
+        count = sum(map(len, groups.values()))
+        warnings.warn(
+            f"{count} of {len(unit)} classes have the text embedding of another, which accuracy cannot tell apart: "
+            f"{'; '.join(shown[:5])}{'; ...' if len(shown) > 5 else ''}",
+            UserWarning,
+            stacklevel=3,
+        )
+
+
 def check_prompts(classnames: Sequence[str], templates: Sequence[str]) -> None:
     """Raise ValueError for no classes, a blank class name, no templates, or a template without exactly one ``{}``."""
     for argument, values in (("classnames", classnames), ("templates", templates)):
@@ -135,6 +184,10 @@ def check_prompts(classnames: Sequence[str], templates: Sequence[str]) -> None:
             raise ValueError(f"classnames[{label}] is {name!r}; expected a name")
     for template in templates:
         _check_template(template)
+
+
+def _short(name: str) -> str:
+    return repr(name) if len(name) <= 60 else repr(f"{name[:28]}...{name[-28:]}")
 
 
 def _check_template(template: str) -> None:

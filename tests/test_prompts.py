@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import warnings
+
 import open_clip
 import pytest
 import torch
@@ -8,6 +10,8 @@ from hypothesis import strategies as st
 
 from patchsae import prompts
 from patchsae.clip import SplitCLIP, load_clip
+from patchsae.experiments.config import PromptOptions
+from patchsae.experiments.zero_shot import zero_shot
 
 from .small_clips import write_clip
 
@@ -142,3 +146,33 @@ def test_texts_keep_their_order_over_batches(clip: SplitCLIP, monkeypatch: pytes
     monkeypatch.setattr("patchsae.clip.TEXT_BATCH", 2)
     torch.testing.assert_close(clip.encode_text(texts), whole, rtol=0, atol=1e-6)
     assert clip.encode_text([]).shape == (0, clip.embed_dim)
+
+
+@pytest.mark.parametrize("templates", [["a photo of a {}."], ["a photo of a {}, a type of pet.", "{}"]])
+def test_names_that_differ_only_where_they_are_cut_off_are_refused(clip, templates) -> None:
+    long = "shark " * 90
+    with pytest.raises(
+        ValueError, match=r"classnames\[1\] and classnames\[2\] are .*white.* and .*blue.*[0-9]+ tokens"
+    ):
+        clip.text_classifier(["cat", f"{long}white", f"{long}blue"], templates)
+    assert len(clip.text_classifier(["cat", f"white {long}", f"blue {long}", "cat"], templates)) == 4
+
+
+@pytest.mark.parametrize("where", [(0, 1), (3, 1500), (1030, 1500)])
+def test_classes_of_one_embedding_are_warned_of_by_label_and_name(where) -> None:
+    weights = torch.randn(1600, 64, generator=torch.Generator().manual_seed(0))
+    weights[7] = 0
+    names = [f"class {label}" for label in range(len(weights))]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        prompts.warn_of_twins(weights, names)
+    weights[where[1]] = 3 * weights[where[0]]
+    with pytest.warns(
+        UserWarning, match=rf"2 of 1600 classes .*: {where[0]} 'class {where[0]}', {where[1]} 'class {where[1]}'$"
+    ):
+        prompts.warn_of_twins(weights, names)
+
+
+def test_accuracy_over_names_that_no_tower_tells_apart_is_warned_of(clip) -> None:
+    with pytest.warns(UserWarning, match="2 of 3 classes have the text embedding of another"):
+        zero_shot(clip, ["missile", "cat", "missile"], ["a {}."], PromptOptions())

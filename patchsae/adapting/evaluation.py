@@ -15,6 +15,7 @@ from patchsae.adapting.task import Part
 from patchsae.data import BadImageRecord, Batch
 from patchsae.experiments.config import StreamOptions
 from patchsae.experiments.fold import discard_state, fold
+from patchsae.prompts import warn_of_twins
 from patchsae.runs import Stage
 
 
@@ -77,6 +78,8 @@ class _Scores:
         with torch.no_grad(), arithmetic(self.precision, adapted.device):
             self.clip_classifier = adapted.clip.text_classifier(names, templates).float()
             self.classifier = self.adapted.text_classifier(templates=templates).float()
+        for weights in (self.clip_classifier, self.classifier):
+            warn_of_twins(weights, names)
 
     @torch.no_grad()
     def predict(self, pixels: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,6 +10,7 @@ from torch import Tensor
 from patchsae.experiments.config import PromptOptions
 from patchsae.experiments.groups import group_of
 from patchsae.experiments.models import AnyCLIP
+from patchsae.prompts import warn_of_twins
 
 
 class ZeroShot:
@@ -45,6 +46,10 @@ class ZeroShot:
 def zero_shot(
     clip: AnyCLIP, classnames: Sequence[str], templates: Sequence[str], options: PromptOptions, groups: str = "none"
 ) -> ZeroShot:
-    """The classifier of a model for these classes. templates: resolved; a model with learned prompts ignores them."""
+    """The classifier of a model for these classes. templates: resolved; a model with learned prompts ignores them.
+
+    Warns of classes that it cannot tell apart (`prompts.warn_of_twins`).
+    """
     weights = clip.text_classifier(classnames, templates, renormalise=options.renormalise)
+    warn_of_twins(weights, classnames)
     return ZeroShot(weights.detach(), group_of(groups, len(classnames)))
