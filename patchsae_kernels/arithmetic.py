@@ -1,8 +1,8 @@
 """What PyTorch's products inside of an op compute, whatever surrounds the call.
 
 Autocast and the switches of the process (`torch.set_float32_matmul_precision`, ``allow_tf32``, ``fp32_precision``) are
-about the layers of a model. An op has a ``precision`` of its own: its float32 products are float32, and only
-``precision="fp32"`` follows the switches.
+about the layers of a model. An op has a ``precision`` of its own: its float32 products are float32, and only those of
+``precision="fp32"`` on a GPU follow the switch for TF32.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeVar
 
 import torch
@@ -19,14 +19,17 @@ Op = TypeVar("Op", bound=Callable[..., Any])
 _REDUCED = ("tf32", "bf16")
 
 
+def outside_of_autocast(device: torch.device) -> AbstractContextManager[Any]:
+    """No autocast of what happens on ``device``; it changes dtypes not of products alone, but of `torch.cat` too."""
+    return torch.autocast(device.type, enabled=False) if torch.is_autocast_enabled(device.type) else nullcontext()
+
+
 @contextmanager
 def as_said_by(precision: str, device: torch.device) -> Iterator[None]:
     """Products of tensors on ``device`` have the precision of an op, see above."""
-    with ExitStack() as held:
-        if torch.is_autocast_enabled(device.type):
-            held.enter_context(torch.autocast(device.type, enabled=False))
-        if precision != "fp32" and _switches.are_reduced():
-            held.enter_context(_switches.off())
+    follows = precision == "fp32" and device.type == "cuda"
+    switches = _switches.off() if not follows and _switches.are_reduced() else nullcontext()
+    with outside_of_autocast(device), switches:
         yield
 
 
@@ -37,6 +40,17 @@ def of_its_precision(op: Op, place: int | None) -> Op:
     def guarded(first: torch.Tensor, *rest: Any) -> Any:
         precision = "exact" if place is None or place > len(rest) else rest[place - 1]
         with as_said_by(precision, first.device):
+            return op(first, *rest)
+
+    return guarded  # type: ignore[return-value]
+
+
+def as_it_is(op: Op) -> Op:
+    """``op``, which has no products, `outside_of_autocast`."""
+
+    @functools.wraps(op)
+    def guarded(first: torch.Tensor, *rest: Any) -> Any:
+        with outside_of_autocast(first.device):
             return op(first, *rest)
 
     return guarded  # type: ignore[return-value]

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from patchsae_kernels import plain
+from patchsae_kernels.arithmetic import outside_of_autocast
 
 VALUE_DTYPES = (torch.float32, torch.bfloat16, torch.float64)
 
@@ -275,11 +276,12 @@ class SparseLatents:
     def _merge(self, column: Tensor, block: Tensor) -> SparseLatents:
         """Add entries block[n, j] at (n, column[j]); none of these columns may hold entries already."""
         tokens = torch.arange(self.shape[0], device=self.device).repeat_interleave(column.shape[0])
-        return self._sorted(
-            torch.cat([self.rows(), tokens]),
-            torch.cat([self.indices.long(), column.repeat(self.shape[0])]),
-            torch.cat([self.values, block.reshape(-1)]),
-        )
+        with outside_of_autocast(self.device):
+            return self._sorted(
+                torch.cat([self.rows(), tokens]),
+                torch.cat([self.indices.long(), column.repeat(self.shape[0])]),
+                torch.cat([self.values, block.reshape(-1)]),
+            )
 
     def _sorted(self, rows: Tensor, columns: Tensor, values: Tensor) -> SparseLatents:
         order = torch.argsort(rows * self.shape[1] + columns)
@@ -296,7 +298,8 @@ def cat(parts: Sequence[tuple[Tensor, Tensor, Tensor]]) -> tuple[Tensor, Tensor,
     if len(parts) == 1:
         return parts[0]
     values, indices, indptrs = zip(*parts, strict=True)
-    return torch.cat(values), torch.cat(indices), indptr_from_counts(torch.cat([p.diff() for p in indptrs]))
+    with outside_of_autocast(parts[0][0].device):
+        return torch.cat(values), torch.cat(indices), indptr_from_counts(torch.cat([p.diff() for p in indptrs]))
 
 
 def indptr_from_counts(counts: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from patchsae_kernels import composite, cpu, gpu, reference, reference_training
-from patchsae_kernels.arithmetic import of_its_precision
+from patchsae_kernels.arithmetic import as_it_is, of_its_precision
 from patchsae_kernels.once import no_second_derivative
 
 _lib = torch.library.Library("patchsae", "DEF")
@@ -62,6 +62,8 @@ def _register(name: str, implementation: Callable[..., Any], key: str) -> None:
         arguments = [a.name for a in getattr(torch.ops.patchsae, name).default._schema.arguments]
         place = arguments.index("precision") if "precision" in arguments else None
         implementation = of_its_precision(implementation, place)
+    else:
+        implementation = as_it_is(implementation)
     _lib.impl(name, implementation, key)
 
 

@@ -96,6 +96,11 @@ def sae_step(
     mean (z_hat - z)^2 / |z|  +  l1 * mean_tokens sum_s |h_s|  +  ghost term over the dead latents: the formula stands
     at the top of `patchsae_kernels.reference_training`.
 
+    On a CPU the bits are the same for any number of threads while few latents are active, and but for the ghost term
+    for any ``budget_mb``. Where many are, as at the start of a training, the step takes the dense products of PyTorch's
+    library: the same number of threads and the same ``budget_mb`` give the same bits there, others the same numbers to
+    rounding.
+
     Args:
         x: ``[B, T, D]`` float32, token 0 of every image being CLS; or ``[N, D]``, tokens that are all alike.
         params: ``W_enc [D, S]``, ``b_enc [S]``, ``W_dec [S, D]``, ``b_dec [D]``, float32.

@@ -60,8 +60,9 @@ def decodes(case: Case) -> Results:
     return [pk.decode(z, *to), low, pk.decode_masked(z, keep, *to), *pk.decode_sweep(z, rank, [0, 5, s], *to)]
 
 
-def statistics(case: Case) -> Results:
+def statistics(case: Case, dtype: torch.dtype = torch.float32) -> Results:
     z = case.encode()
+    z = z.with_values(z.values.to(dtype))
     images = z.shape[0] // 2
     labels = torch.arange(images, device="cpu") % 3
     stats = pk.latent_stats(z, 2, labels=labels, num_classes=3)
@@ -70,10 +71,11 @@ def statistics(case: Case) -> Results:
     return [t for t in held if t is not None] + csr(pk.pool_tokens(z, 2))
 
 
-def steering(case: Case) -> Results:
+def steering(case: Case, dtype: torch.dtype = torch.float32) -> Results:
     z = case.encode()
+    z = pk.SparseLatents.cat([z.with_values(z.values.to(dtype))] * 2)
     order = torch.arange(z.shape[1], device="cpu").flip(0)
-    several = [z.scale([1, 3], 0.5), z.set([0, 2], 1.5), z.add([1], 0.25), z.permute(order), z.reshape_tokens(2, 8)[1]]
+    several = [z.scale([1, 3], 0.5), z.set([0, 2], 1.5), z.add([1], 0.25), z.permute(order), z.reshape_tokens(4, 8)[1]]
     return [t for one in several for t in csr(one)] + [z.to_dense(), pk.SparseLatents.from_dense(z.to_dense()).values]
 
 
@@ -111,10 +113,13 @@ EVERY_OP: dict[str, Callable[[Case], Results]] = {
     "gradients of topk": lambda c: gradients(c, "topk", 600),
     "learned threshold": jumprelu,
     "statistics": statistics,
+    "statistics of bfloat16": lambda c: statistics(c, torch.bfloat16),
     "steering": steering,
+    "steering of bfloat16": lambda c: steering(c, torch.bfloat16),
     "dead latents": dead,
     "sparse step": lambda c: step(c._replace(b_enc=c.b_enc - 3)),
     "dense step": lambda c: step(c._replace(b_enc=c.b_enc + 1)),
+    "dense step in fp32": lambda c: step(c._replace(b_enc=c.b_enc + 1), precision="fp32"),
     "bf16 step": lambda c: step(c, precision="bf16"),
     "Adam": adam,
 }

@@ -3,79 +3,15 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
 
 import pytest
 import torch
 
 import patchsae_kernels as pk
 from patchsae_kernels.arithmetic import as_said_by
+from tests.kernels.contexts import CONTEXTS, matmul_precision
 from tests.kernels.every_op import EVERY_OP, assert_same_bits, the_case
 
-
-@contextmanager
-def matmul_precision(value: str) -> Iterator[None]:
-    """PyTorch's old switch, which lets a CPU multiply float32 in bfloat16."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(value)
-    try:
-        yield
-        assert torch.get_float32_matmul_precision() == value
-    finally:
-        torch.set_float32_matmul_precision(before)
-
-
-@contextmanager
-def switch_above() -> Iterator[None]:
-    """PyTorch's new switch, which those of the libraries follow, before and after."""
-    torch.backends.cuda.matmul.fp32_precision = torch.backends.mkldnn.matmul.fp32_precision = "none"
-    torch.backends.fp32_precision = "bf16"
-    try:
-        yield
-    finally:
-        torch.backends.fp32_precision = "none"
-        assert torch.backends.mkldnn.matmul.fp32_precision == "none"
-
-
-@contextmanager
-def default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(torch.float32)
-
-
-@contextmanager
-def default_device(name: str) -> Iterator[None]:
-    torch.set_default_device(name)
-    try:
-        yield
-    finally:
-        torch.set_default_device(None)
-
-
-@contextmanager
-def deterministic() -> Iterator[None]:
-    torch.use_deterministic_algorithms(True)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(False)
-
-
-CONTEXTS = {
-    "autocast to bfloat16": lambda: torch.autocast("cpu", torch.bfloat16),
-    "autocast to float16": lambda: torch.autocast("cpu", torch.float16),
-    "float32 products in bfloat16": lambda: matmul_precision("medium"),
-    "the switch above": switch_above,
-    "float64 by default": lambda: default_dtype(torch.float64),
-    "bfloat16 by default": lambda: default_dtype(torch.bfloat16),
-    "another device by default": lambda: default_device("meta"),
-    "deterministic": deterministic,
-    "no_grad": torch.no_grad,
-}
 EXPECTED: dict[str, list[torch.Tensor]] = {}
 
 
@@ -89,8 +25,7 @@ def expected(op: str) -> list[torch.Tensor]:
 @pytest.mark.parametrize("context", CONTEXTS)
 def test_a_context_changes_no_bit(context: str, op: str) -> None:
     case, plain = the_case(), expected(op)
-    surrounding: AbstractContextManager[object] = CONTEXTS[context]()
-    with surrounding:
+    with CONTEXTS[context]():
         found = EVERY_OP[op](case)
     assert_same_bits(found, plain)
 
@@ -181,9 +116,14 @@ def test_the_switches_are_as_they_were_once_the_last_thread_is_done() -> None:
         assert matmul.fp32_precision == "bf16"
 
 
-def test_fp32_alone_follows_the_switches() -> None:
-    matmul, cpu = torch.backends.mkldnn.matmul, torch.device("cpu")
-    with matmul_precision("medium"):
-        for precision, seen in (("fp32", "bf16"), ("exact", "ieee"), ("bf16", "ieee")):
-            with as_said_by(precision, cpu):
+def test_fp32_on_a_gpu_alone_follows_the_switch_for_tf32() -> None:
+    matmul = torch.backends.cuda.matmul
+    with matmul_precision("high"):
+        for device, precision, seen in (
+            ("cuda", "fp32", "tf32"),
+            ("cuda", "exact", "ieee"),
+            ("cuda", "bf16", "ieee"),
+            ("cpu", "fp32", "ieee"),
+        ):
+            with as_said_by(precision, torch.device(device)):
                 assert matmul.fp32_precision == seen

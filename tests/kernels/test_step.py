@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import patchsae_kernels as pk
-from tests.kernels.cases import cases, make_case
+from tests.kernels.cases import Case, cases, make_case
 
 PARAMETERS = ("W_enc", "b_enc", "W_dec", "b_dec")
 
@@ -144,3 +144,21 @@ def test_precisions_not_offered_are_refused():
     case = make_case(0, 3, 5, 7)
     with pytest.raises(ValueError, match="precision is"):
         pk.sae_step(case.x, parameters(case), l1=0.1, precision="tf32")
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_a_dense_step_has_the_same_bits_for_the_same_threads(threads):
+    """Wherever its tensors lie in memory; another number of threads is the same to rounding."""
+    case = Case(*((4 * t).round() / 4 for t in make_case(5, 70, 40, 900, bias=1.0)))  # what is active is not rounded
+    dead = torch.arange(900) % 7 == 0
+    before = torch.get_num_threads()
+    results = []
+    for count in (threads, threads, 4):
+        torch.set_num_threads(count)
+        terms, grads = pk.sae_step(case.x.clone(), parameters(case), l1=0.03, dead=dead)
+        results.append([*terms, *grads.values()])
+    torch.set_num_threads(before)
+    assert results[0][4] > 0.5 * 900  # dense
+    assert all(torch.equal(a, b) for a, b in zip(results[0], results[1], strict=True))
+    for a, b in zip(results[0], results[2], strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
