@@ -109,6 +109,21 @@ def block_index(layer: int, blocks: int, name: str) -> int:
     return layer % blocks
 
 
+def checked_pixels(clip: SplitCLIP, pixels: Tensor) -> Tensor:
+    """``pixels`` on the CLIP's device in its dtype.
+
+    Raises:
+        TypeError: they are no tensor of floats.
+        ValueError: they are not of its size.
+    """
+    expected = ("B", 3, *clip.image_size)
+    require_tensor("pixels", pixels, f"preprocessed images [B, 3, H, W] = {expected}")
+    if pixels.dim() != 4 or tuple(pixels.shape[1:]) != expected[1:]:
+        hint = ": pixels[None] makes a batch of one" if tuple(pixels.shape) == expected[1:] else ""
+        raise ValueError(f"pixels has shape {tuple(pixels.shape)}; expected [B, 3, H, W] = {expected}{hint}")
+    return pixels.to(clip.device, clip.dtype)
+
+
 class SplitCLIP:
     """A frozen CLIP cut after one block of its image tower.
 
@@ -205,14 +220,7 @@ class SplitCLIP:
             TypeError: ``pixels`` is no tensor of floats.
             ValueError: the images are not of this model's size.
         """
-        expected = (3, *self.image_size)
-        require_tensor("pixels", pixels, f"preprocessed images [B, 3, H, W] = {('B', *expected)}")
-        if pixels.dim() != 4 or tuple(pixels.shape[1:]) != expected:
-            hint = ": pixels[None] makes a batch of one" if tuple(pixels.shape) == expected else ""
-            raise ValueError(
-                f"pixels has shape {tuple(pixels.shape)}; expected [B, 3, H, W] = {('B', *expected)}{hint}"
-            )
-        pixels = pixels.to(self.device, self.dtype)
+        pixels = checked_pixels(self, pixels)
         if len(pixels) == 0:
             return pixels.new_empty(0, self.image_tokens, self.width)
         return tower.residual_stream(self.model.visual, pixels, self.layer)

@@ -72,6 +72,8 @@ def what_is(path: Path) -> Content:
 
 
 def _binary(path: Path, head: bytes, size: int) -> Content | None:
+    if head[4:9] == b"\0\0\0\0{":  # first: the length before it may look like the beginning of anything
+        return _safetensors(int.from_bytes(head[:8], "little"), size)
     for beginning, content in _BEGINNINGS:
         if head.startswith(beginning):
             return content
@@ -86,8 +88,6 @@ def _binary(path: Path, head: bytes, size: int) -> Content | None:
         return Content("tar", "a tar of torch < 0.4" if old else "a tar archive", _SAVE_AGAIN if old else "unpack it")
     if head[0] == 0x80 and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
         return Content("pickle", "a bare pickle, which could run anything", _SAVE_AGAIN)
-    if head[8:9] == b"{":
-        return _safetensors(int.from_bytes(head[:8], "little"), size)
     return None
 
 
@@ -114,10 +114,10 @@ def _parquet(path: Path, size: int) -> Content:
     return Content("parquet", "a parquet file") if whole else Content("cut parquet", "a cut-off parquet file", AGAIN)
 
 
-def _safetensors(header: int, size: int) -> Content | None:
+def _safetensors(header: int, size: int) -> Content:
     if 8 + header <= size:
         return Content("safetensors", "a safetensors file")
-    return Content("cut safetensors", "a safetensors file that is cut off", AGAIN) if header < 2**27 else None
+    return Content("cut safetensors", "a safetensors file that is cut off", AGAIN)
 
 
 def _written(head: bytes) -> Content | None:

@@ -17,6 +17,7 @@ from patchsae.adapters.base import AdaptedCLIP, check_range, check_shapes
 from patchsae.adapters.official import Checkpoint
 from patchsae.adapters.text import TextTower, class_features, class_prompts
 from patchsae.clip import SplitCLIP
+from patchsae.given import outside_inference_mode
 from patchsae.prompts import check_prompts
 
 PARTS = ("weight", "bias")
@@ -151,6 +152,7 @@ class MaPLe(AdaptedCLIP):
         return TextTower(self.clip)
 
     @cached_property
+    @outside_inference_mode
     def _class_ids(self) -> Tensor:
         return self._ids(self.classnames)
 

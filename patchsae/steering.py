@@ -10,6 +10,7 @@ from torch import Tensor
 
 import patchsae_kernels as pk
 from patchsae.clip import SplitCLIP
+from patchsae.given import described, require_tensor
 from patchsae.sae import SparseAutoencoder
 
 Edit = Callable[[pk.SparseLatents], pk.SparseLatents]
@@ -52,10 +53,13 @@ def steer(
         classifier: ``[C, E]`` from `SplitCLIP.text_classifier`.
 
     Raises:
+        TypeError: pixels or classifier are no tensors, edits no functions.
         ValueError: the SAE's width is not the model's, an edit changes the shape, or the classifier does not fit.
     """
     if sae.config.d_in != clip.width:
         raise ValueError(f"sae has d_in={sae.config.d_in}; expected the width of {clip.name!r}, {clip.width}")
+    if classifier is not None:
+        require_tensor("classifier", classifier, f"[C, E] with E = {clip.embed_dim}, as text_classifier() makes it")
     if classifier is not None and (classifier.dim() != 2 or classifier.shape[1] != clip.embed_dim):
         raise ValueError(f"classifier has shape {tuple(classifier.shape)}; expected [C, E] with E = {clip.embed_dim}")
     residual = clip.residual(pixels)
@@ -72,6 +76,8 @@ def steer(
 
 def _apply(edits: Edit | Sequence[Edit], latents: pk.SparseLatents) -> pk.SparseLatents:
     edited = latents
+    if not callable(edits) and not (isinstance(edits, Sequence) and all(map(callable, edits))):
+        raise TypeError(f"edits is {described(edits)}; expected a function of SparseLatents, or several")
     for number, edit in enumerate([edits] if callable(edits) else edits):
         edited = edit(edited)
         if not isinstance(edited, pk.SparseLatents) or edited.shape != latents.shape:

@@ -89,6 +89,15 @@ def test_a_file_is_told_by_its_bytes_and_not_by_its_name(tmp_path: Path, kind: s
         assert len(message) - len(str(tmp_path)) < 300
 
 
+@pytest.mark.parametrize("length", [0x0280, 0x8B1F, 0x4B50, 0x5A42])
+def test_a_header_whose_length_looks_like_another_kind(tmp_path: Path, length: int) -> None:
+    content = save({"W": torch.ones(2)}, {"padding": "x" * (length - 100)})
+    header = int.from_bytes(content[:8], "little")
+    padded = length.to_bytes(8, "little") + content[8 : 8 + header].ljust(length) + content[8 + header :]
+    (tmp_path / "file").write_bytes(padded)
+    assert contents.what_is(tmp_path / "file").kind == "safetensors"
+
+
 def test_what_is_no_file_is_told_without_waiting_for_it(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     assert contents.what_is(tmp_path).kind == "directory"

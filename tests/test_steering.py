@@ -95,3 +95,16 @@ def test_what_does_not_fit_is_named(clip: SplitCLIP, sae: SparseAutoencoder, cla
         steer(clip, sae, pixels(1), [], classifier[:, 1:])
     with pytest.raises(ValueError, match="d_in=16; expected the width .* 32"):
         steer(clip, SparseAutoencoder(SAEConfig(16, 20)), pixels(1), [])
+
+
+def test_pictures_lists_and_names_are_no_tensors_and_no_edits(clip: SplitCLIP) -> None:
+    sae = SparseAutoencoder(SAEConfig(clip.width, 8))
+    images = pixels(1, clip.image_size)
+    for arguments, message in (
+        (("cat.png", lambda z: z), "pixels is the text 'cat.png'"),
+        ((images, "zero"), "edits is the text 'zero'; expected a function of SparseLatents, or several"),
+        ((images, [42]), "edits is a list; expected a function"),
+        ((images, lambda z: z, [[1.0]]), r"classifier is a list; expected \[C, E\] with E = 24"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            steer(clip, sae, *arguments)

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from patchsae import hashing, prompts
 from patchsae.adapters import vision
 from patchsae.clip import SplitCLIP
+from patchsae.given import outside_inference_mode
+from patchsae.tensor_files import require_float32
 
 
 class AdaptedCLIP:
@@ -34,6 +36,7 @@ class AdaptedCLIP:
     config_class: ClassVar[type]
     text_budget_mb = 1024
 
+    @outside_inference_mode
     def __init__(self, clip: SplitCLIP, classnames: Sequence[str], config: Any, tensors: Mapping[str, Tensor]) -> None:
         """Put learned tensors beside a CLIP.
 
@@ -42,7 +45,7 @@ class AdaptedCLIP:
 
         Raises:
             ValueError: no classes, a blank name, a setting that does not fit the CLIP, or a tensor that is missing,
-                left over or of another shape.
+                left over, of another shape, or of what is no real number that float32 has.
         """
         self.clip, self.classnames, self.config = clip, tuple(classnames), config
         prompts.check_prompts(classnames, self.templates)
@@ -51,7 +54,7 @@ class AdaptedCLIP:
         self.image_tokens, self.embed_dim = clip.image_tokens, clip.embed_dim
         self.dtype, self.logit_scale, self.preprocess = clip.dtype, clip.logit_scale, clip.preprocess
         check_shapes(tensors, self.shapes(clip, config, len(classnames)), f"the {self.kind} adapter")
-        self._learned = {name: _parameter(tensors[name], clip.device) for name in sorted(tensors)}
+        self._learned = {name: _parameter(name, tensors[name], clip.device) for name in sorted(tensors)}
         self._zero_shot: Tensor | None = None
 
     @classmethod
@@ -163,12 +166,17 @@ class AdaptedCLIP:
         if own and self._zero_shot is not None:
             return self._zero_shot
         names = self.classnames if classnames is None else classnames
-        # Kept in full precision whatever the first pass that asks for it runs in.
-        with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
-            weights = self.clip.text_classifier(names, self.templates if templates is None else templates, renormalise)
+        weights = self._of_templates(names, self.templates if templates is None else templates, renormalise)
         if own:
             self._zero_shot = weights  # nothing that is learned reaches it
         return weights
+
+    @outside_inference_mode
+    @torch.no_grad()
+    def _of_templates(self, names: Sequence[str], templates: Sequence[str], renormalise: bool) -> Tensor:
+        """The frozen classifier, in full precision whatever the first pass that asks for it runs in."""
+        with torch.autocast(self.device.type, enabled=False):
+            return self.clip.text_classifier(names, templates, renormalise)
 
     def logits(self, pixels: Tensor, classifier: Tensor | None = None) -> Tensor:
         """Scores ``[B, C]`` in float32: ``logit_scale * embed(residual(pixels)) @ classifier.T``.
@@ -205,7 +213,7 @@ def check_range(argument: str, value: int, low: int, high: int, why: str) -> Non
         raise ValueError(f"{argument}={value!r}; expected {low}..{high}: {why}")
 
 
-def _parameter(tensor: Tensor, device: torch.device) -> nn.Parameter:
+def _parameter(name: str, tensor: Tensor, device: torch.device) -> nn.Parameter:
     if isinstance(tensor, nn.Parameter):
         return tensor
-    return nn.Parameter(tensor.detach().to(device, torch.float32, copy=True).contiguous())
+    return nn.Parameter(require_float32(name, tensor.detach()).to(device, torch.float32, copy=True).contiguous())

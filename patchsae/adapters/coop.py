@@ -15,6 +15,7 @@ from torch import Tensor
 from patchsae.adapters.base import AdaptedCLIP, check_range
 from patchsae.adapters.text import TextTower, class_features, class_prompts
 from patchsae.clip import SplitCLIP
+from patchsae.given import outside_inference_mode
 from patchsae.prompts import check_prompts
 
 SPREAD = 0.02  # standard deviation of the first values
@@ -62,6 +63,7 @@ class CoOp(AdaptedCLIP):
         return TextTower(self.clip)
 
     @cached_property
+    @outside_inference_mode
     def _class_ids(self) -> Tensor:
         return self._ids(self.classnames)
 

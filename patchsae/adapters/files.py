@@ -8,7 +8,6 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -18,6 +17,9 @@ from patchsae.adapters.kinds import adapter_class
 from patchsae.atomic import replacing
 from patchsae.checksums import verified
 from patchsae.clip import SplitCLIP
+from patchsae.contents import what_is
+from patchsae.documents import parse_json
+from patchsae.tensor_files import read_tensors
 
 VERSION = 1
 FILE, SUFFIX, HEADER = "adapter.safetensors", ".safetensors", "patchsae_adapter"
@@ -68,42 +70,42 @@ def load_adapter(clip: SplitCLIP, path: str | Path, classnames: Sequence[str] | 
     record, tensors = _read(file)
     learned = {name: value for name, value in tensors.items() if not name.startswith(identity.ENCODERS)}
     identity.require_same_clip(clip, tensors, str(file))
-    kind = adapter_class(record["kind"])
-    config = _config(file, kind.config_class, record["config"])
-    own = [str(name) for name in record["classnames"]]
     try:
-        adapted = kind(clip, own, config, learned)
+        kind = adapter_class(record["kind"])
+        config = _config(file, kind.config_class, record["config"])
+        adapted = kind(clip, record["classnames"], config, learned)
     except ValueError as error:
-        raise ValueError(f"{file}: {error}") from error
+        raise error if str(error).startswith(str(file)) else ValueError(f"{file}: {error}") from error
     return adapted if classnames is None else adapted.for_classes(classnames)
 
 
 def is_ours(path: Path) -> bool:
     """Whether `save_adapter` could have written ``path``, a file or a folder that exists."""
+    if path.is_file():
+        return path.suffix == SUFFIX or what_is(path).kind == "safetensors"
     return path.suffix == SUFFIX or (path / FILE).is_file()
 
 
 def _file(path: str | Path) -> Path:
     path = Path(path).expanduser()
-    return path if path.suffix == SUFFIX else path / FILE
+    return path if path.suffix == SUFFIX or path.is_file() else path / FILE
 
 
 def _read(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if not file.is_file():
         raise FileNotFoundError(f"{file} does not exist; expected a file that save_adapter wrote")
-    try:
-        with safe_open(verified(file), framework="pt") as content:
-            header = (content.metadata() or {}).get(HEADER, "null")
-            tensors = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118
-        record = json.loads(header)
-    except (SafetensorError, json.JSONDecodeError) as error:
-        raise ValueError(f"{file} is damaged: {error}") from error
+    tensors, header = read_tensors(verified(file))
+    record = parse_json(file, header.get(HEADER, "null"))
     if not isinstance(record, dict):
         raise ValueError(f"{file} has no header {HEADER!r}; expected a file that save_adapter wrote")
     if record.get("version") != VERSION:
-        raise ValueError(f"{file} has version {record.get('version')!r}; this patchsae reads version {VERSION}")
-    if record.keys() != RECORD or not isinstance(record["classnames"], list):
-        raise ValueError(f"{file} has the entries {sorted(record)}; expected {sorted(RECORD)}")
+        came = str(record.get("version"))[:40]
+        raise ValueError(f"{file} has version {came}; this patchsae reads version {VERSION}")
+    if record.keys() != RECORD:
+        raise ValueError(f"{file} has the entries {str(sorted(record))[:200]}; expected {sorted(RECORD)}")
+    names = record["classnames"]
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"{file}: classnames is {str(names)[:60]}; expected a list of text")
     return record, tensors
 
 
@@ -111,11 +113,11 @@ def _config(file: Path, config_class: type[Any], record: object) -> Any:
     """The settings, each of the type that its default has."""
     defaults: dict[str, Any] = {field.name: field.default for field in fields(config_class)}
     if not isinstance(record, Mapping) or record.keys() != defaults.keys():
-        raise ValueError(f"{file} has the settings {record}; expected {sorted(defaults)}")
+        raise ValueError(f"{file} has the settings {str(record)[:200]}; expected {sorted(defaults)}")
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in record.items()}
     for name, value in values.items():
         expected = type(defaults[name])
         fits = type(value) is expected or (expected is float and type(value) is int)
         if not fits or (expected is tuple and not all(isinstance(part, str) for part in value)):
-            raise ValueError(f"{file}: {name}={value!r}; expected a {expected.__name__}")
+            raise ValueError(f"{file}: {name}={repr(value)[:60]}; expected a {expected.__name__}")
     return config_class(**values)

@@ -42,6 +42,6 @@ def create(kind: str, clip: SplitCLIP, classnames: Sequence[str], config: Any = 
 
 def adapter_class(kind: str) -> type[AdaptedCLIP]:
     """The class of a kind; ValueError for an unknown one."""
-    if kind not in KINDS:
-        raise ValueError(f"kind={kind!r}; expected one of {', '.join(KINDS)}")
+    if not isinstance(kind, str) or kind not in KINDS:
+        raise ValueError(f"kind={str(kind)[:40]!r}; expected one of {', '.join(KINDS)}")
     return importlib.import_module(KINDS[kind]).ADAPTER

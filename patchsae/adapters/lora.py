@@ -15,8 +15,8 @@ from torch.func import functional_call
 
 from patchsae import prompts, tower
 from patchsae.adapters.base import AdaptedCLIP, check_range
-from patchsae.adapters.vision import block_output, checked_pixels, checked_residual, projected
-from patchsae.clip import SplitCLIP
+from patchsae.adapters.vision import block_output, checked_residual, projected
+from patchsae.clip import SplitCLIP, checked_pixels
 
 ATTENTION = ("q", "k", "v")
 WEIGHTS = {"o": "attn.out_proj.weight", "fc": "mlp.c_fc.weight", "proj": "mlp.c_proj.weight"}

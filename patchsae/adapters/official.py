@@ -21,6 +21,7 @@ from patchsae import archives, atomic
 from patchsae.adapters import identity
 from patchsae.adapters.base import AdaptedCLIP
 from patchsae.checksums import verified
+from patchsae.tensor_files import require_float32
 
 FOLDER = "MultiModalPromptLearner"
 LEARNER = "prompt_learner."
@@ -75,22 +76,22 @@ def read(path: str | Path) -> Checkpoint:
     content = archives.load_archive(file, _stand_ins())
     state = content.get("state_dict") if isinstance(content, Mapping) else None
     if not isinstance(state, Mapping):
-        keys = sorted(map(str, content)) if isinstance(content, Mapping) else type(content).__name__
+        keys = str([str(key)[:40] for key in content])[:200] if isinstance(content, Mapping) else type(content).__name__
         raise ValueError(f"{file} holds {keys}; expected 'state_dict' and 'epoch', as MaPLe's code writes them")
     tensors = {str(name).removeprefix("module."): value for name, value in state.items() if isinstance(value, Tensor)}
     learned = {
-        name.removeprefix(LEARNER): value.float()
+        name.removeprefix(LEARNER): _weights(file, name, value)
         for name, value in tensors.items()
         if name.startswith(LEARNER) and name.removeprefix(LEARNER) not in OF_THE_CLASSES
     }
     if not all(name in learned and learned[name].dim() == 2 for name in ("ctx", "proj.weight")):
         raise ValueError(
-            f"{file}: state_dict has {sorted(learned)[:6]} under {LEARNER!r}; expected MaPLe's matrices 'ctx', "
-            "'proj.weight', ... (class-specific contexts and other methods' prompts are not MaPLe's)"
+            f"{file}: state_dict has {str(sorted(learned)[:6])[:200]} under {LEARNER!r}; expected MaPLe's matrices "
+            "'ctx', 'proj.weight', ... (class-specific contexts and other methods' prompts are not MaPLe's)"
         )
     epoch = content.get("epoch")
     encoders = {name: value for name, value in tensors.items() if name.startswith(identity.ENCODERS)}
-    return Checkpoint(file, epoch if isinstance(epoch, int) else 0, learned, encoders)
+    return Checkpoint(file, epoch if type(epoch) is int else 0, learned, encoders)
 
 
 def write(adapted: AdaptedCLIP, folder: str | Path, epoch: int) -> Path:
@@ -131,6 +132,13 @@ def find(path: str | Path) -> Path:
     if not files:
         raise FileNotFoundError(f"{path} holds no model.pth.tar-N, nor does {path / FOLDER}")
     return max(files, key=_epoch)
+
+
+def _weights(file: Path, name: str, value: Tensor) -> Tensor:
+    try:
+        return require_float32(name, value)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from error
 
 
 def _epoch(file: Path) -> int:

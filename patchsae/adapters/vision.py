@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from patchsae import tower
-from patchsae.clip import SplitCLIP
+from patchsae.clip import SplitCLIP, checked_pixels
+from patchsae.given import require_tensor
 
 
 def residual_stream(clip: SplitCLIP, pixels: Tensor, layered: Sequence[Tensor]) -> Tensor:
@@ -71,17 +72,10 @@ def block_output(block: Any, tokens: Tensor, batch_first: bool, mask: Tensor | N
     return block(tokens.transpose(0, 1), attn_mask=mask).transpose(0, 1)
 
 
-def checked_pixels(clip: SplitCLIP, pixels: Tensor) -> Tensor:
-    """``pixels`` on the CLIP's device in its dtype; ValueError if they are not of its size."""
-    expected = (3, *clip.image_size)
-    if pixels.dim() != 4 or tuple(pixels.shape[1:]) != expected:
-        raise ValueError(f"pixels has shape {tuple(pixels.shape)}; expected [B, 3, H, W] = {('B', *expected)}")
-    return pixels.to(clip.device, clip.dtype)
-
-
 def checked_residual(clip: SplitCLIP, residual: Tensor, prompt_tokens: int) -> Tensor:
-    """``residual`` in the CLIP's dtype; ValueError if it is not ``[B, T + P, D]``."""
+    """``residual`` in the CLIP's dtype; TypeError if it is no tensor, ValueError if it is not ``[B, T + P, D]``."""
     expected = (clip.image_tokens + prompt_tokens, clip.width)
+    require_tensor("residual", residual, f"the residual stream [B, T + P, D] = {('B', *expected)}")
     if residual.dim() != 3 or tuple(residual.shape[1:]) != expected:
         raise ValueError(
             f"residual has shape {tuple(residual.shape)}; expected [B, T + P, D] = {('B', *expected)}: "

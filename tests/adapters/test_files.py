@@ -19,6 +19,7 @@ from patchsae.adapters.lora import LoRAConfig
 from patchsae.adapters.vpt import VPTConfig
 from patchsae.maple import MaPLeConfig
 from tests.adapters.towers import NAMES, make_adapter, make_clip
+from tests.small_clips import pixels
 
 CONFIGS: dict[str, Any] = {
     "maple": MaPLeConfig(3, 2),
@@ -94,10 +95,13 @@ def test_another_clip_is_an_error_and_the_same_in_low_precision_is_not(tmp_path:
         ({"kind": "linear"}, "settings"),
         ({"config": {"n_ctx": 5, "depth": 1}}, "settings"),
         ({"config": 3}, "settings"),
-        ({"config": {"n_ctx": "5"}}, "n_ctx='5'; expected a int"),
-        ({"config": {"n_ctx": True}}, "n_ctx=True"),
+        ({"config": {"n_ctx": "5"}}, "n_ctx=.5.; expected a int"),
+        ({"config": {"n_ctx": True}}, "n_ctx=True; expected a int"),
+        ({"config": {"n_ctx": 10**12}}, "n_ctx=1000000000000; expected 0"),
+        ({"kind": ["maple"]}, "kind="),
         ({"config": {"n_ctx": 4}}, r"ctx has shape \(5, 16\); expected \(4, 16\)"),
-        ({"classnames": "dog"}, "entries"),
+        ({"classnames": "dog"}, "classnames is dog; expected a list of text"),
+        ({"classnames": ["dog", 1]}, "expected a list of text"),
         ({"classnames": []}, "classnames is empty"),
         ({"surprise": 1}, r"entries .*'surprise'"),
     ],
@@ -107,6 +111,43 @@ def test_headers_that_make_no_sense_are_refused(tmp_path: Path, changes: dict[st
     rewrite(file, **changes)
     with pytest.raises(ValueError, match=message):
         load_adapter(make_clip("plain"), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (torch.zeros(5, 16, dtype=torch.complex64), "ctx has dtype complex64"),
+        (torch.zeros(5, 16, dtype=torch.int8), "ctx has dtype int8"),
+        (torch.full((5, 16), torch.nan), "ctx has 80 entries that are NaN or infinite"),
+        (torch.full((5, 16), 1e300, dtype=torch.float64), "ctx has 80 entries .* in float32"),
+    ],
+)
+def test_tensors_that_are_no_weights_are_named(tmp_path: Path, values: torch.Tensor, message: str) -> None:
+    file = save_adapter(make("coop"), tmp_path)
+    rewrite(file, {**load_file(file), "ctx": values})
+    with pytest.raises(ValueError, match=rf"adapter\.safetensors.*{message}"):
+        load_adapter(make_clip("plain"), tmp_path)
+
+
+def test_an_adapter_is_known_by_its_bytes(tmp_path: Path) -> None:
+    file = save_adapter(make("coop"), tmp_path)
+    assert load_adapter(make_clip("plain"), file.rename(tmp_path / "coop.pt")).kind == "coop"
+    (tmp_path / "page.pt").write_bytes(b"<!DOCTYPE html>")
+    with pytest.raises(ValueError, match=r"page\.pt is a web page, .*; expected what torch\.save"):
+        load_adapter(make_clip("plain"), tmp_path / "page.pt", NAMES)
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_inference_mode_leaves_nothing_behind(tmp_path: Path, kind: str) -> None:
+    file = save_adapter(make(kind), tmp_path)
+    clip = make_clip("plain")
+    with torch.inference_mode():
+        adapters = [make_adapter(kind, clip, CONFIGS[kind]), load_adapter(clip, file)]
+        for adapted in adapters:
+            adapted.logits(pixels(1))  # whatever this keeps is kept for what follows
+    for adapted in adapters:
+        adapted.logits(pixels(1)).sum().backward()
+        assert any(parameter.grad is not None for parameter in adapted.trainable().values())
 
 
 def test_a_head_for_another_number_of_classes_is_refused(tmp_path: Path) -> None:
@@ -126,12 +167,12 @@ def test_files_that_are_not_adapters_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no header 'patchsae_adapter'"):
         load_adapter(clip, tmp_path)
     whole = save_adapter(make("coop"), tmp_path).read_bytes()
-    for part in (b"", whole[:100], whole[:-1]):
+    for part, message in (b"", "is empty"), (whole[:100], "cut off"), (whole[:-1], "cut off or damaged"):
         file.write_bytes(part)
-        with pytest.raises(ValueError, match="is damaged"):
+        with pytest.raises(ValueError, match=message):
             load_adapter(clip, tmp_path)
     save_file({"ctx": torch.zeros(2, 2)}, file, metadata={"patchsae_adapter": "{"})
-    with pytest.raises(ValueError, match="is damaged"):
+    with pytest.raises(ValueError, match="is not JSON"):
         load_adapter(clip, tmp_path)
 
 
