@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from patchsae import opening
-from patchsae.choices import Model
+from patchsae.choices import FewImages, Images, Model
 from patchsae.clip import load_clip
+from patchsae.experiments.config import ExtractOptions
 
 from .small_clips import write_clip
 
@@ -50,3 +53,57 @@ def test_a_folder_of_the_name_of_a_model_or_tag_is_not_taken_for_it(
 def test_metadata_that_is_no_number_is_named(origin: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="the metadata of the SAE: layer is"):
         opening.clip(Model(), origin)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two classes without splits, and what is no image."""
+    for path in ("pets/cat/1.png", "pets/cat/2.png", "pets/dog/1.png", "pets/dog/2.png"):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / path)
+    (tmp_path / "pets/cat/3.heic").touch()
+    return tmp_path / "pets"
+
+
+def test_what_lies_beside_the_images_is_said_once(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    opening.images(Images(str(folder)), {})
+    note = "pets: 1 files in the class folders are not taken for images: 1 .heic\n"
+    assert capsys.readouterr().err == note
+    opening.images(Images(str(folder), "[:50%]", 1), {})
+    assert capsys.readouterr().err == note
+
+
+def test_a_split_of_a_folder_without_splits_is_answered_by_the_option_and_what_to_type(folder: Path) -> None:
+    with pytest.raises(ValueError, match=r"""^--split is 'train', but .*pets has no splits; .*slice .*"\[:80%\]".*"""):
+        opening.images(Images(str(folder), "train"), {})
+    with pytest.raises(ValueError, match=r"^--other-split is 'test'"):
+        opening.images(Images(str(folder), "test"), {}, option="--other-split")
+    with pytest.raises(ValueError, match=r"^--split is 'train'"):
+        opening.few_images(FewImages(str(folder)), {})
+    with pytest.raises(ValueError, match=r"^--test-split is 'test'"):
+        opening.few_images(FewImages(str(folder), "[:50%]"), {})
+    train, test, _, _ = opening.few_images(FewImages(str(folder), "[:50%]", "[50%:]"), {})
+    assert (len(train), len(test)) == (2, 2)
+
+
+def test_what_a_verb_is_not_told_it_takes_from_the_training(folder: Path) -> None:
+    asked = Images(str(folder), "[:50%]", limit=1, limit_seed=3, outside=True)
+    _, origin = opening.images(asked, {})
+    origin["on_bad_image"] = "skip"
+    dataset, found = opening.images(Images(), origin)
+    assert found == origin
+    assert len(dataset) == 1
+    rest, of_the_rest = opening.images(Images(split="[50%:]"), origin)
+    assert len(rest) == 2
+    assert (of_the_rest["outside"], of_the_rest["on_bad_image"]) == (True, "skip")
+    _, others = opening.images(Images(str(folder)), origin)
+    assert {"outside", "on_bad_image", "split", "limit"} & others.keys() == set()
+    assert opening.as_trained(ExtractOptions(), origin).on_bad_image == "skip"
+    assert opening.as_trained(ExtractOptions(on_bad_image="stop"), origin).on_bad_image == "stop"
+    assert opening.as_trained(ExtractOptions(), {}).on_bad_image == "stop"
+
+
+def test_a_path_that_is_no_text_is_refused_before_work_begins(folder: Path) -> None:
+    other = folder.rename(Path(os.fsdecode(os.fsencode(folder) + b"\xe9")))
+    with pytest.raises(ValueError, match=r"--images is .*pets\\\\xe9', whose bytes are not text"):
+        opening.images(Images(str(other)), {})

@@ -114,6 +114,14 @@ def read_json(path: Path) -> Any:
         raise DataError(str(error)) from error
 
 
+def parse_json(said_by: str, text: str | bytes) -> Any:
+    """What a JSON text holds. Raises DataError as `read_json`."""
+    try:
+        return documents.parse_json(said_by, text)
+    except ValueError as error:
+        raise DataError(str(error)) from error
+
+
 def _missing(root: Path, paths: Sequence[str]) -> list[str]:
     names: dict[str, set[str]] = {}
     missing = []

@@ -25,10 +25,11 @@ def open_images(source: object, split: str | None = None, outside: bool = False)
 
     Args:
         source: a folder of class folders (with or without train/val/test above them), a folder of images, a parquet
-            file, glob or folder of shards in Hugging Face's image layout, a CoOp directory (split_zhou_*.json) or
-            that file, ImageNet, its variants, CIFAR and the datasets of CoOp as their authors publish them and
-            torchvision leaves them on the disk, a `save_to_disk` folder, a `datasets.Dataset` or `DatasetDict`, or
-            "shapes" / "shapes:SPLIT?option=value" (a folder of that name is "./shapes").
+            file, glob or folder of shards in Hugging Face's image layout, its imagefolder with metadata, a CoOp
+            directory (split_zhou_*.json) or that file, ImageNet, its variants, CIFAR and the datasets of CoOp as their
+            authors publish them and torchvision leaves them on the disk, a `save_to_disk` folder, a
+            `datasets.Dataset` or `DatasetDict`, or "shapes" / "shapes:SPLIT?option=value" (a folder of that name is
+            "./shapes").
             A split may follow the source after a colon: "pets:test".
         split: one of `splits(source)`; "val" also finds "validation". Not needed where there is one or none. A slice
             such as "train[:80%]" or "[40000:]" takes a part of it; see `patchsae.data.slices`.
@@ -89,9 +90,11 @@ def _said_of(source: object) -> Iterator[None]:
     """Whatever keeps a source from being opened is a DataError."""
     try:
         yield
+    except DataError:
+        raise
     except FalseClaim as error:  # names the file
         raise DataError(str(error)) from error
-    except (OSError, RecursionError, UnicodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"source {describe(source)} cannot be opened: {error}") from error
 
 

@@ -18,8 +18,8 @@ from patchsae import settings
 
 EXTENDS = "extends"
 _OF_IMAGES = ("images", "split", "limit", "limit_seed", "outside")
-_OF_MODEL = ("model", "pretrained", "layer")
-_DECIDES = {"images": _OF_IMAGES, "model": _OF_MODEL, "cache": (*_OF_IMAGES, *_OF_MODEL, "dtype")}
+_OF_MODEL = ("model", "pretrained")
+_DECIDES = {"images": _OF_IMAGES, "model": _OF_MODEL, "cache": (*_OF_IMAGES, *_OF_MODEL, "layer", "dtype")}
 """Option -> the keys that speak of what it names, and say nothing where another is named."""
 
 

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import os
 import re
+from pathlib import Path
 
 import pytest
+from PIL import Image
 
-from patchsae.data import DataError, open_images, splits
+from patchsae.data import DataError, check, open_images, splits
 
 
 def _labels_by_id(dataset):
@@ -137,3 +140,53 @@ def test_imagenet_folders_without_a_name_are_refused(write_files):
     root = write_files({"classnames.txt": "n01 shark\n", "n01/1.png": 1, "n02/2.png": 2})
     with pytest.raises(DataError, match=r"no line for 1 class folders: n02"):
         open_images(root)
+
+
+@pytest.mark.parametrize("split", ["", "train/"])
+def test_folders_give_names_as_prompts_say_them(write_files, split):
+    root = write_files({f"{split}great_white_shark/1.png": 1, f"{split}_/2.png": 2})
+    assert open_images(root).classnames == ["_", "great white shark"]
+
+
+@pytest.mark.parametrize("name", ["1.jfif", "2.jpe", "3.avif", "4.jp2", "5.JPEG", "6", "7f3a", "8.tga"])
+def test_every_file_that_is_an_image_is_taken(write_files, tmp_path, name):
+    kind = {"avif": "AVIF", "jp2": "JPEG2000", "tga": "TGA"}.get(name.partition(".")[2], "JPEG")
+    root = write_files({"cat/0.png": 0})
+    Image.new("RGB", (16, 16), "red").save(root / "cat" / name, kind)
+    dataset = open_images(root)
+    assert sorted(dataset.ids(i) for i in range(len(dataset))) == sorted(["cat/0.png", f"cat/{name}"])
+    assert dataset.sample([dataset.ids(i) for i in range(2)].index(f"cat/{name}")).image.size == (16, 16)
+    assert dataset.notes == ()
+
+
+def test_what_is_no_image_is_counted_by_kind_in_one_line(write_files):
+    root = write_files({"a/1.png": 1, "a/x.heic": "", "a/y.HEIC": "", "a/noext": "text", "a/.hidden": "", "b/2.png": 2})
+    assert open_images(root).notes == (
+        "3 files in the class folders are not taken for images: 2 .heic, 1 without extension",
+    )
+
+
+@pytest.mark.parametrize("lines", ["great white shark\ntabby cat\n", "great white shark\ntabby\n"])
+def test_a_list_of_class_names_beside_the_splits_makes_no_imagenet(write_files, lines):
+    folders = {f"{split}/{name}/1.png": 1 for split in ("train", "test") for name in ("great_white_shark", "tabby_cat")}
+    root = write_files({**folders, "classnames.txt": lines})
+    assert splits(root) == ["train", "test"]
+    dataset = open_images(root, "test")
+    assert dataset.classnames == ["great white shark", "tabby cat"]
+    assert len(dataset.notes) == ("cat" not in lines)
+
+
+@pytest.mark.parametrize(
+    "name", [b"caf\xe9", b"a\nb\tc", b"'\",;", b"-x", "猫".encode(), b"e" * 200, "\u202ertl".encode()]
+)
+def test_any_name_of_a_file_system_works_and_can_be_written(write_files, encode, name):
+    root = write_files({"dog/1.png": 1})
+    folder = os.fsencode(root) + b"/" + name
+    os.mkdir(folder)
+    Path(os.fsdecode(folder + b"/" + name + b".png")).write_bytes(encode(2))
+    dataset = open_images(root)
+    id = next(dataset.ids(i) for i in range(2) if dataset.ids(i) != "dog/1.png")
+    for text in (id, *dataset.classnames, dataset.fingerprint, *check(root).lines()):
+        text.encode()
+        assert not set(text) & set("\n\t\r\0")
+    assert {dataset.sample(i).id for i in range(2)} == {"dog/1.png", id}

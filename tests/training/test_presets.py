@@ -91,3 +91,19 @@ def test_a_name_that_is_no_preset_lists_those_there_are() -> None:
         presets.read("papr")
     with pytest.raises(FileNotFoundError, match="there is no such file"):
         presets.read("nowhere.toml")
+
+
+@pytest.mark.parametrize("given", ["images", "cache"])
+def test_a_preset_yields_to_images_and_caches_that_are_given(tmp_path: Path, given: str) -> None:
+    mine = write(tmp_path, 'extends = "quick"\nlimit = 7\npretrained = "x"\nlayer = 3\ndtype = "bfloat16"\n')
+    found = presets.groups(mine, GROUPS, [given, "run"])
+    assert "images" not in found
+    assert found["recipe"] == presets.groups("quick", GROUPS)["recipe"]
+    assert ("model" in found) == (given == "images")
+
+
+def test_the_weights_of_a_preset_are_those_of_its_model(tmp_path: Path) -> None:
+    mine = write(tmp_path, 'extends = "quick"\npretrained = "x"\nlayer = 3\n')
+    found = presets.groups(mine, GROUPS, ["model"])
+    assert found["model"] == Model(layer=3)
+    assert found["images"].images == "shapes"

@@ -15,9 +15,9 @@ from patchsae.data.base import BadImage, DataError, ImageDataset, ReadGroups, Sa
 from patchsae.data.columns import Columns, Labels, choose_columns, features_of_schema, read_labels
 from patchsae.data.decode import decode_cell
 from patchsae.data.layout import Layout, canonical_split, dataset_name, split_rank
+from patchsae.data.listed import parse_json
 from patchsae.data.names import written
 from patchsae.data.row_groups import RowGroups, open_parquet
-from patchsae.documents import parse_json
 
 _SHARD = re.compile(r"(?P<split>.+?)-\d+-of-\d+(-[0-9a-f]+)?")
 _MOST_ROWS_A_BYTE = 8  # the same small picture over and over is stored once
@@ -139,10 +139,7 @@ def _columns_of(shard: Path) -> Columns:
 def _features(shard: Path, schema: pa.Schema) -> Mapping[str, object]:
     """What Hugging Face wrote about the columns; where it did not, what their types tell."""
     text = (schema.metadata or {}).get(b"huggingface")
-    try:
-        found = parse_json(f"{shard}, 'huggingface' metadata", text) if text else {}
-    except ValueError as error:
-        raise DataError(str(error)) from error
+    found = parse_json(f"{shard}, 'huggingface' metadata", text) if text else {}
     for key in ("info", "features"):
         found = found.get(key) if isinstance(found, dict) else None
     return found if isinstance(found, dict) and found else features_of_schema(schema)
