@@ -33,8 +33,8 @@ def number(value: Any) -> str:
 def numbers(values: Iterable[Any]) -> list[str]:
     """A column of values as `number`, its fractions with one number of decimals, so that they compare at a glance.
 
-    The largest has four significant digits; zeros that end all of them are left out. Fractions of very different sizes
-    are written each for itself.
+    The largest has four significant digits; zeros that end all of them are left out, and so are those of zero itself.
+    Fractions of very different sizes are written each for itself.
     """
     values = [_plain(value) for value in values]
     fractions = [value for value in values if isinstance(value, float) and math.isfinite(value)]
@@ -44,7 +44,7 @@ def numbers(values: Iterable[Any]) -> list[str]:
     decimals = _DIGITS - 1 - math.floor(math.log10(max(sizes)))
     while decimals and all(f"{value:.{decimals}f}".endswith("0") for value in fractions):
         decimals -= 1
-    return [fixed(v, decimals) if isinstance(v, float) and math.isfinite(v) else number(v) for v in values]
+    return [fixed(v, decimals) if isinstance(v, float) and math.isfinite(v) and v else number(v) for v in values]
 
 
 def fixed(value: float, decimals: int) -> str:

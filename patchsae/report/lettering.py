@@ -26,7 +26,8 @@ FAMILY = "DejaVu Sans"  # comes with matplotlib, so a figure is laid out alike e
 LONGEST = 28  # columns of a name; a letter of Chinese, Japanese or Korean takes two
 _TAIL = 3  # one in so many columns of a shortened name is its end, where long names differ
 _COLUMN = 0.08  # inches of a column of letters
-_SIZE, _GAP = 8, 4  # points: of the letters, and between them and the axes
+_SAMPLE = 0.5  # inches of a legend's line or mark, and of the room around it
+_SIZE, _GAP = 8, 7  # points: of the letters, and between them and the axes
 
 
 def clean(name: str) -> str:
@@ -88,8 +89,7 @@ def legend(figure: Figure, axes: Axes, columns: int = 6, **look: Any) -> None:
     """The labels of what the axes show, above the plot, in as many columns as there is room for."""
     handles, names = axes.get_legend_handles_labels()
     shown = shorts(names)
-    fitting = int(figure.get_figwidth() / (0.55 + room(names)))
-    columns = max(1, min(columns, len(shown), fitting))
+    columns = next((n for n in range(columns, 1, -1) if _legend_width(shown, n) <= figure.get_figwidth()), 1)
     drawn = figure.legend(handles, shown, loc="outside upper left", ncols=columns, columnspacing=1.4, **look)
     for text, name in zip(drawn.get_texts(), names, strict=True):
         text.set(parse_math=False, gid=clean(name))
@@ -143,11 +143,16 @@ def _name(
         textcoords="offset points",
         annotation_clip=False,
         fontsize=_SIZE,
-        color=axes.yaxis.get_tick_params().get("labelcolor"),
         parse_math=False,
         **look,
     )
     drawn.set_gid(clean(name))
+
+
+def _legend_width(names: Sequence[str], columns: int) -> float:
+    """Inches of a legend whose columns are filled one after the other."""
+    height = -(-len(names) // columns)
+    return sum(_SAMPLE + room(names[start : start + height]) for start in range(0, len(names), height))
 
 
 def _columns(name: str) -> int:

@@ -8,7 +8,7 @@ from patchsae.runs import Stage
 from patchsae.sae import SparseAutoencoder
 from patchsae.training.checkpoint import TrainState
 from patchsae.training.config import TrainConfig
-from patchsae.words import counted
+from patchsae.words import counted, percent
 
 TABLE_ROWS = 12
 COLUMNS = {
@@ -36,7 +36,7 @@ def training_section(stage: Stage, config: TrainConfig, sae: SparseAutoencoder, 
         f"{counted(state.step, 'step')} on {counted(state.images, 'image')} of {origin['dataset']}, {_tokens(config)}.",
     )
     measured = [key for key in COLUMNS if key not in ("step", "images") and last.get(key) is not None]
-    section.facts({COLUMNS[key]: last[key] for key in measured})
+    section.facts({COLUMNS[key]: percent(last[key]) if key == "dead" else last[key] for key in measured})
     if rows:
         section.figure(training_curves(rows), "Training, step by step. Each point is one batch.")
         shown = _spread(rows)
