@@ -283,7 +283,7 @@ class Stage:
 
     def files(self) -> list[str]:
         """The files that the stage wrote and that are there, those in its folders included, as paths within it."""
-        own = [self.path / name for name in (_CONFIG, *self._owned())]
+        own = [self.path / name for name in (_CONFIG, *self._owned(), _FINISHED)]
         inner = [path for folder in own if folder.is_dir() for path in sorted(folder.rglob("*"))]
         there = [path for path in [*own, *inner] if path.is_file() and path.name != checksums.FILE]
         return [str(path.relative_to(self.path)) for path in there]

@@ -34,8 +34,8 @@ def damaged(root):
 def test_a_whole_run_is_said_to_be(run, capsys):
     cli.main(["check", str(run)])
     out = capsys.readouterr().out
-    assert f"{run / 'extract'}: finished, 4 of 4 files whole, 1 of them without a checksum" in out
-    assert out.endswith("2 stages, 8 files: all are whole\n")
+    assert f"{run / 'extract'}: finished, 5 of 5 files whole, 1 of them without a checksum" in out
+    assert out.endswith("2 stages, 10 files: all are whole\n")
 
 
 @pytest.mark.parametrize("name", ["about.json", "table.csv", "config.toml", ".sums", ".files"])
@@ -47,7 +47,7 @@ def test_each_damaged_file_is_named_with_what_to_run_again(run, name, capsys):
     out = capsys.readouterr().out
     assert end.value.code == 1
     assert str(path) in out
-    assert f"{run / 'train'}: finished, 4 of 4 files whole" in out
+    assert f"{run / 'train'}: finished, 5 of 5 files whole" in out
     assert "1 of 2 stages are damaged" in out
     assert name == "config.toml" or f"`patchsae extract --run {run} --overwrite`" in out
 
@@ -61,7 +61,7 @@ def test_a_run_without_checksums_is_read_as_far_as_it_can_be(run):
     for name in ("train", "extract"):
         (run / name / checksums.FILE).unlink()
     assert damaged(run) == set()
-    assert all(one.unchecked == one.files == 4 for one in checking.check(run))
+    assert all(one.unchecked == one.files == 5 for one in checking.check(run))
     (run / "train" / "about.json").write_text('{"x": ')
     (run / "train" / "table.csv").write_text('"x\n')
     assert damaged(run) == {"train/about.json", "train/table.csv"}
