@@ -6,6 +6,7 @@ import functools
 import inspect
 import itertools
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -696,7 +697,34 @@ TOGETHER = ("train", "evaluate", "extract", "mask", "compare")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point. A mistake of the user ends with a message and status 2; PATCHSAE_TRACEBACK=1 shows where it was."""
+    """Entry point. A mistake of the user ends with a message and status 2; PATCHSAE_TRACEBACK=1 shows where it was.
+
+    Where nobody reads on (`patchsae ... | head`) it ends as other programs do, without a word.
+    """
+    try:
+        try:
+            _main(arguments)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        if not _hang_up():
+            raise
+        raise SystemExit(128 + signal.SIGPIPE) from None
+
+
+def _hang_up() -> bool:
+    """Whether a reader of our output is gone; what is still buffered for it goes nowhere."""
+    gone = False
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except BrokenPipeError:
+            gone = True
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    return gone
+
+
+def _main(arguments: Sequence[str] | None) -> None:
     argv = list(sys.argv[1:] if arguments is None else arguments)
     if not argv or argv[0] in ("-h", "--help"):
         print(_overview())
@@ -714,6 +742,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except Interrupted as stop:
         if rank == 0:  # the others were stopped by the same signal
             print(stop, file=sys.stderr)
+        raise
+    except BrokenPipeError:
         raise
     except (ValueError, OSError, ImportError, PatchsaeError) as error:
         if os.environ.get("PATCHSAE_TRACEBACK"):
