@@ -44,6 +44,8 @@ from patchsae.words import counted
 if TYPE_CHECKING:
     from patchsae.runs import Stage
 
+_DPI = 110  # photographs in a PNG are large
+
 
 @dataclass(frozen=True, eq=False)
 class Explained:
@@ -230,7 +232,8 @@ def _write(
     for number, one in enumerate(explained, start=1):
         pictures.append(f"image-{number:03d}.png")
         shown = [seen[latent] for latent in one.latents] if seen else []
-        stage.write_bytes(pictures[-1], figures.png(explained_picture(one, shown, options.patch, _notes(one, options))))
+        picture = explained_picture(one, shown, options.patch, _notes(one, options))
+        stage.write_bytes(pictures[-1], figures.png(picture, _DPI))
     rows = [(number, rank) for number, one in enumerate(explained) for rank in range(len(one.latents))]
     stage.write_table(
         "explain.csv",

@@ -49,12 +49,12 @@ def new(width: float = 7.2, height: float = 3.6) -> Figure:
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def png(figure: Figure) -> bytes:
-    """The figure as PNG on white at twice the shown size, for documents."""
+def png(figure: Figure, dpi: int = _PNG_DPI) -> bytes:
+    """The figure as PNG on white, for documents: at twice the shown size or `dpi` pixels an inch."""
     buffer = io.BytesIO()
     ticks.settle(figure)
     with style(), lettering.for_picture(figure):
-        figure.savefig(buffer, format="png", dpi=_PNG_DPI, facecolor="white", metadata={"Software": None})
+        figure.savefig(buffer, format="png", dpi=dpi, facecolor="white", metadata={"Software": None})
     return buffer.getvalue()
 
 

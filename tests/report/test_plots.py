@@ -126,6 +126,30 @@ def test_shapes_that_do_not_fit_are_named():
         plots.class_dots(["a", "b"], {"recall": [0.1]}, "recall")
 
 
+@pytest.mark.parametrize("log", [False, True])
+@pytest.mark.parametrize("value", [0.0, 0.25, 7.0])
+def test_a_histogram_of_one_value_has_no_room_for_others_below_it(value, log):
+    figure = plots.histogram(np.full(5, value), "shift", log=log)
+    bars = [bar for bar in figure.axes[0].patches if bar.get_height() > 0]
+    assert len(bars) == (0 if log and value == 0 else 1)
+    for bar in bars:
+        assert (bar.get_x(), bar.get_height()) == (pytest.approx(value), 5)
+        assert min(other.get_x() for other in figure.axes[0].patches) == pytest.approx(value)
+
+
+def test_low_accuracies_are_not_pressed_onto_the_axis():
+    tops = [
+        plots.sweep_curves(KS, {"class": [share] * 4}, {"class": [share] * 4}, share).axes[0].get_ylim()[1]
+        for share in (0.005, 0.4, 0.95)
+    ]
+    assert tops == pytest.approx([0.00575, 0.46, 1.0])
+
+
+def test_the_words_are_keep_and_ablate():
+    titles = [axes.get_title("left") for axes in plots.sweep_curves([1], {}, {}, 0.5).axes]
+    assert titles == ["Keep only the top k", "Ablate the top k"]
+
+
 @pytest.mark.parametrize("empty", [np.zeros(4), np.zeros(0)])
 def test_nothing_that_fired_still_draws(empty):
     drawn(plots.frequency_scatter(empty, empty, np.full(len(empty), np.nan)))
