@@ -6,6 +6,7 @@ import functools
 import inspect
 import itertools
 import os
+import select
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -714,14 +715,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _hang_up() -> bool:
     """Whether a reader of our output is gone; what is still buffered for it goes nowhere."""
-    gone = False
+    outputs = select.poll()
     for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except BrokenPipeError:
-            gone = True
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-    return gone
+        outputs.register(stream.fileno(), select.POLLOUT)
+    gone = [descriptor for descriptor, event in outputs.poll(0) if event & select.POLLERR]
+    for descriptor in gone:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
+    return bool(gone)
 
 
 def _main(arguments: Sequence[str] | None) -> None:

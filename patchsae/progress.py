@@ -8,7 +8,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Protocol, TextIO
 
 from patchsae import words
@@ -167,7 +167,8 @@ class _Lines:
         self._print(_last_line(tally, complete))
 
     def _print(self, *parts: str) -> None:
-        print("  ".join(part for part in parts if part), file=self._stream, flush=True)
+        with suppress(BrokenPipeError):  # whoever read this is gone; the work is not
+            print("  ".join(part for part in parts if part), file=self._stream, flush=True)
 
 
 class _Bar:

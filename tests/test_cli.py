@@ -1,7 +1,9 @@
 """The command line as a user meets it: the whole chain, help at once, mistakes without a traceback."""
 
 import json
+import os
 import resource
+import signal
 import subprocess
 import sys
 
@@ -9,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from patchsae import opening
 from patchsae.cli import VERBS, main
 
 
@@ -129,7 +132,7 @@ def test_an_adapter_is_trained_tested_found_finished_and_opened(tmp_path, capsys
         (["sweep", "--run", "RUN", "--variant", "topk", "--k", "0"], "TrainConfig.k is 0"),
         (["sweep", "--run", "RUN", "--memory-gb", "0.001"], "may be used"),
         (["sweep", "--run", "RUN", "--split", "test"], "--test-split is 'test', which is trained on"),
-        (["train", "--run", "RUN", "--model", "ViT-Z"], "not a model of open_clip"),
+        (["train", "--run", "RUN", "--model", "ViT-Z"], "did you mean"),
         (["adapt", "--run", "RUN", "--adapter", "linear"], "a linear probe knows only the classes it was trained on"),
         (["adapt", "--run", "RUN", "--setting", "cross-dataset"], "expected at least one other dataset"),
         (["adapt", "--run", "RUN", "--epochs", "1"], "expected more than the warm-up"),
@@ -142,8 +145,72 @@ def test_mistakes_end_with_a_message(tmp_path, capsys, arguments, message):
     with pytest.raises(SystemExit) as stop:
         main([word.replace("RUN", str(tmp_path / "run")) for word in arguments])
     assert stop.value.code == 2
-    assert message in capsys.readouterr().err
+    assert message in unwrapped(capsys.readouterr().err)
     assert not (tmp_path / "run").exists()
+
+
+def unwrapped(text):
+    """Words in a row, where a box was drawn around lines of them."""
+    return " ".join(text.replace("│", " ").split())
+
+
+@pytest.fixture
+def nothing_loads(monkeypatch):
+    """A place where images, models and autoencoders cannot be opened."""
+
+    def loaded(*_, **__):
+        raise AssertionError("something was loaded")
+
+    for name in ("open_images", "load_clip", "load_sae"):
+        monkeypatch.setattr(opening, name, loaded)
+
+
+@pytest.mark.usefixtures("nothing_loads")
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["adapt", "--epochs", "1"], "expected more than the warm-up"),
+        (["adapt", "--adapter", "coop", "--depth", "2"], "coop has no such setting"),
+        (["adapt", "--adapter", "linear"], "a linear probe knows only the classes it was trained on"),
+        (["adapt", "--setting", "cross-dataset"], "expected at least one other dataset"),
+        (["adapt", "--targets", "dtd"], "expected none, except for --setting cross-dataset"),
+        (["adapt", "--templates", "no braces"], "templates has 'no braces'"),
+        (["evaluate", "--templates", "no braces"], "templates has 'no braces'"),
+        (["mask", "--templates", "no braces"], "templates has 'no braces'"),
+        (["compare"], "no second side"),
+        (["compare", "--other-images", "x", "--test-split", "test"], "leave one of the two out"),
+        (["compare", "--templates", "no braces", "--other-model", "x"], "templates has 'no braces'"),
+        (["table", "--cells", "CELLS", "--share", "most"], "share is 'most'"),
+        (["table", "--cells", "CELLS"], "nowhere/adapter does not exist"),
+        (["train", "--log", "telex"], "log has 'telex'"),
+        (
+            ["train", "--accumulate", "4", "--batch-size", "2"],
+            "TrainConfig.accumulate is 4; expected at most batch_size",
+        ),
+        (["train", "--device", "gpu"], "device is 'gpu'; expected auto, cpu, cuda"),
+        (["evaluate", "--device", "cuda:99"], "device is 'cuda:99'; this machine has"),
+    ],
+)
+def test_what_the_options_alone_say_is_said_before_anything_is_loaded(tmp_path, capsys, arguments, message):
+    (tmp_path / "cells.toml").write_text('[[cells]]\nname = "a"\nimages = "shapes"\nadapter = "nowhere/adapter"\n')
+    words = [word.replace("CELLS", str(tmp_path / "cells.toml")) for word in arguments]
+    with pytest.raises(SystemExit) as stop:
+        main([words[0], "--run", str(tmp_path / "run"), *words[1:]])
+    assert stop.value.code == 2
+    assert message in unwrapped(capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("source", ["shapes?n=20", "FOLDER"])
+def test_the_first_line_says_what_is_used(tmp_path, capsys, source):
+    (tmp_path / "mine" / "cat").mkdir(parents=True)
+    for number in range(3):
+        Image.new("RGB", (70, 90)).save(tmp_path / "mine" / "cat" / f"{number}.png")
+    images = source.replace("FOLDER", str(tmp_path / "mine"))
+    main(["cache", "--out", str(tmp_path / "cache"), "--images", images, "--device", "cpu", "--limit", "3"])
+    first, second = capsys.readouterr().err.splitlines()[:2]
+    assert first.startswith("using tiny, its own weights, block 2 of 0..3; 3 images of ")
+    assert first.endswith("; cpu")
+    assert second.startswith("note: 'tiny' is a CLIP of 4 million parameters") == (source == "FOLDER")
 
 
 def test_an_option_comes_before_the_preset_and_the_preset_before_the_default(tmp_path, capsys):
@@ -230,3 +297,19 @@ def test_bench_checks_times_and_writes_json(capsys, tmp_path):
     assert [record["op"] for record in document["records"]] == ["decode", "pool_tokens", "maple_forward"]
     assert all(record["milliseconds"] > 0 for record in document["records"])
     assert "ratio" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("verb", [["--help"], ["doctor"], ["explain", "--help"]])
+@pytest.mark.parametrize("buffered", [True, False])
+@pytest.mark.parametrize("both", [True, False])
+def test_a_reader_that_hangs_up_is_no_error(verb, buffered, both):
+    """`patchsae ... | head`: no traceback, no message, the status of a program that SIGPIPE ended."""
+    read, write = os.pipe()
+    os.close(read)
+    environment = {**os.environ, "PYTHONUNBUFFERED": "" if buffered else "1"}
+    command = [sys.executable, "-m", "patchsae", *verb]
+    with os.fdopen(write, "wb") as out:
+        errors = out if both else subprocess.PIPE
+        done = subprocess.run(command, stdout=out, stderr=errors, text=True, env=environment, check=False)
+    assert done.returncode == 128 + signal.SIGPIPE
+    assert not done.stderr
