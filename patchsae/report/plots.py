@@ -145,7 +145,7 @@ def histogram(values: np.ndarray, label: str, bins: int = 40, log: bool = False)
             low, high = float(finite.min()), float(finite.max())
             end = high if high > low else low + (abs(low) or 1)  # one value is drawn from there on, never on both sides
             edges = np.geomspace(low, end, bins + 1) if log else np.linspace(low, end, bins + 1)
-            axes.hist(finite, bins=edges, color=SERIES[0], edgecolor=PAPER, linewidth=0.6)
+            axes.hist(finite, bins=edges.tolist(), color=SERIES[0], edgecolor=PAPER, linewidth=0.6)
         if log:
             axes.set_xscale("log")
         axes.grid(axis="x", visible=False)
