@@ -100,7 +100,7 @@ def _said_of(source: object) -> Iterator[None]:
 
 def describe(source: object) -> str:
     """A source in a message: the path, or the type of the object."""
-    return source if isinstance(source, str) else f"a {type(source).__name__}"
+    return str(source) if isinstance(source, str | os.PathLike) else f"a {type(source).__name__}"
 
 
 def is_shapes(source: str) -> bool:

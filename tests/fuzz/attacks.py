@@ -6,7 +6,7 @@ import importlib
 import random
 from collections.abc import Callable
 
-MODULES = ("runs",)
+MODULES = ("runs", "data")
 Attack = Callable[[random.Random], None]
 
 

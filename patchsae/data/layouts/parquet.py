@@ -149,10 +149,19 @@ def _labels(shards: list[Path], columns: Columns) -> Labels:
     rows = [_rows(shard) for shard in shards]
     if columns.label is None:
         return Labels(np.full(sum(rows), -1), None)
-    # as a dictionary, a text that a million rows share is held once
-    parts = [open_parquet(shard, columns.label).read(columns=[columns.label]).column(0) for shard in shards]
+    parts = [_column(shard, columns.label) for shard in shards]
     values = pa.chunked_array([chunk for part in parts for chunk in part.chunks], type=parts[0].type)
     return read_labels(values, columns.classnames, str(shards[0]))
+
+
+def _column(shard: Path, name: str) -> pa.ChunkedArray:
+    """A column; texts as a dictionary, in which one that a million rows share is held once."""
+    kind = open_parquet(shard).schema_arrow.field(name).type
+    is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    try:
+        return open_parquet(shard, name if is_text else None).read(columns=[name]).column(0)
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"{shard} has a column {name!r} that cannot be read: {error}") from error
 
 
 def _rows(shard: Path) -> int:
