@@ -85,3 +85,17 @@ class Sides:
     """Classify at most this many images, drawn evenly over the classes."""
     labels: tuple[str, str] | None = None
     """What tables and pictures call the two sides; left out: CLIP and the kind of adapter, or A and B."""
+
+    def require_two(self) -> None:
+        """ValueError where nothing tells the sides apart, or images to classify are named beside a second dataset."""
+        other_clip = self.other_model is not None or self.other_pretrained is not None
+        other_images = self.other_images is not None or self.other_split is not None
+        if not other_clip and not other_images and self.adapter == self.other_adapter:
+            raise ValueError(
+                "no second side: give --other-adapter, --other-model, --other-pretrained or --other-images"
+            )
+        if other_images and (self.test_images is not None or self.test_split is not None):
+            raise ValueError(
+                "--test-split and --test-images classify the same images with both models, --other-images and "
+                "--other-split compare different ones: leave one of the two out"
+            )

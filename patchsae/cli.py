@@ -79,8 +79,10 @@ def train(
     """
     from patchsae import opening
     from patchsae.training import checkpoint, trainer
+    from patchsae.training.loggers import check_names
     from patchsae.training.parallel import open_parallel
 
+    check_names(log)
     if dry_run:
         _print_estimate(images, model, recipe, cache, workers)
         return
@@ -97,8 +99,7 @@ def train(
             _require_of_cache(cache, images, model)
             trainer.train_from_cache(cache, recipe, stage, overwrite=overwrite, log=log, parallel=parallel)
         else:
-            clip = opening.clip(model, {})
-            dataset, origin = opening.images(images, {}, default="shapes")
+            clip, dataset, origin = opening.clip_and_images(model, images, {}, default="shapes")
             trainer.train(
                 clip,
                 dataset,
@@ -122,8 +123,8 @@ def _print_estimate(images: Images, model: Model, recipe: TrainConfig, cache: Pa
     if cache is not None:
         found = estimate_from_cache(cache, recipe, device=opening.device(model))
     else:
-        dataset, _ = opening.images(images, {}, default="shapes")
-        found = estimate(opening.clip(opening.without_download(model), {}), dataset, recipe, workers=workers)
+        clip, dataset, _ = opening.clip_and_images(opening.without_download(model), images, {}, default="shapes")
+        found = estimate(clip, dataset, recipe, workers=workers)
     print("\n".join(found.lines()))
 
 
@@ -157,7 +158,6 @@ def sweep(
     from patchsae.training.sizes import free_memory
     from patchsae.training.sweep import train_grid
 
-    clip = opening.clip(tower.clip, {})
     dataset, origin = opening.images(images, {}, default="shapes")
     held_out = Images(
         options.test_images or origin["images"], options.test_split, options.test_limit, outside=images.outside
@@ -165,6 +165,8 @@ def sweep(
     test, tested = opening.images(held_out, {}, option="--test-split")
     if all(tested.get(name) == origin.get(name) for name in ("images", "split")):
         raise ValueError(f"--test-split is {options.test_split!r}, which is trained on; expected another split")
+    clip = opening.clip(tower.clip, {})
+    opening.say_what_is_used(clip, dataset)
     memory = int(1e9 * options.memory_gb) if options.memory_gb else free_memory(str(clip.device)) * 4 // 5
     cells, saes = grid.cells(tower.blocks(clip.layers)), Run(run / f"{name}-saes")
     members = train_grid(clip, dataset, cells, saes, memory=memory, origin=origin, workers=workers, overwrite=overwrite)
@@ -199,6 +201,7 @@ def evaluate(
     from patchsae import opening
     from patchsae.experiments import evaluate as experiment
 
+    _require_prompts(options.templates)
     with _together(run, model) as (model, parallel):
         clip, autoencoder, dataset, origin = _open(run, sae, images, model)
         options = opening.as_trained(options, origin)
@@ -233,12 +236,12 @@ def cache(
 
     if check:
         index = CacheIndex.load(out)
-        clip = opening.clip(replace(model, dtype=index.origin.get("dtype", model.dtype)), index.model)
-        repaired = repair_cache(clip, opening.images(images, index.origin)[0], out, workers)
+        as_written = replace(model, dtype=index.origin.get("dtype", model.dtype))
+        clip, dataset, _ = opening.clip_and_images(as_written, images, {**index.origin, **index.model})
+        repaired = repair_cache(clip, dataset, out, workers)
         print(f"{out}: {len(index.shards)} shards; written anew: {', '.join(repaired) or 'none'}")
         return
-    clip = opening.clip(model, {})
-    dataset, origin = opening.images(images, {}, default="shapes")
+    clip, dataset, origin = opening.clip_and_images(model, images, {}, default="shapes")
     origin |= {"dtype": model.dtype, **inherited(options.on_bad_image)}
     written = write_cache(clip, dataset, out, options, origin=origin, workers=workers, overwrite=overwrite)
     print(f"{out}: {sum(shard.images for shard in written.shards):,} images in {len(written.shards)} shards")
@@ -323,6 +326,7 @@ def mask(
     from patchsae.experiments.classes import Rankings
     from patchsae.runs import Run
 
+    _require_prompts(options.templates)
     rankings = Rankings.load(opening.finished_stage(Run(run), classes, "classes", "--classes NAME"))
     with _together(run, model) as (model, parallel):
         clip, autoencoder, dataset, origin = _open(run, sae, images, model)
@@ -367,6 +371,8 @@ def compare(
     from patchsae.runs import Run
     from patchsae.sides import open_sides
 
+    sides.require_two()
+    _require_prompts(options.templates)
     with _together(run, model) as (model, parallel):
         reader = opening.autoencoder(Run(run), sae, opening.device(model))
         found = open_sides(sides, images, model, reader)
@@ -430,6 +436,11 @@ def table(
     from patchsae.sides import open_cell
 
     listed = read_cells(cells)
+    experiment.require_share(share)
+    for cell in listed:
+        _require_prompts(cell.templates or options.templates)
+        if cell.adapter is not None:
+            opening.adapter_folder(cell.adapter)
     autoencoder = opening.autoencoder(Run(run), sae, opening.device(model))
     clip = opening.clip(model, autoencoder.config.metadata)
     experiment.run(
@@ -489,11 +500,14 @@ def adapt(
     from patchsae.adapting.task import make_task
     from patchsae.runs import Run
 
+    options.require_targets(images.targets)
+    _require_prompts(options.templates)
     origin = opening.trained_on(Run(run))
     train, test, targets, found = opening.few_images(images, origin)
     options = opening.as_trained(options, found)
     task = make_task(options, train, test, targets)
     clip = opening.clip(model, origin)
+    opening.say_what_is_used(clip, task.training)
     stage = _stage(run, name or f"adapt-{options.adapter}-seed{options.seed}", "adapt")
     train_and_test(clip, task, options, stage, settings=found | {"dtype": model.dtype}, overwrite=overwrite)
     _report(run)
@@ -526,17 +540,20 @@ def explain(
     from patchsae.data import load_image
     from patchsae.experiments import explain as experiment
     from patchsae.runs import Run
+    from patchsae.words import counted
 
     if not paths and not index:
         raise ValueError("nothing to explain: give image files, or --index with positions in --images")
     autoencoder = opening.autoencoder(Run(run), sae, opening.device(model))
-    clip = opening.clip(model, autoencoder.config.metadata)
     pictures = {str(path): load_image(path) for path in paths}
+    dataset = None
     if index:
         dataset, _ = opening.images(images, autoencoder.config.metadata)
         samples = [dataset.sample(opening.position(dataset, i)) for i in index]
         pictures |= {sample.id: sample.image for sample in samples}
     references = _references(Run(run), extract)
+    clip = opening.clip(model, autoencoder.config.metadata)
+    opening.say_what_is_used(clip, dataset, counted(len(pictures), "image"))
     stage = _stage(run, name, "explain")
     experiment.run(clip, autoencoder, pictures, stage, options, references=references, overwrite=True)
     _report(run)
@@ -636,8 +653,9 @@ def _train_clip(
     from patchsae import opening
     from patchsae.tinyclip import train_clip
 
-    dataset, _ = opening.images(images, {}, default="shapes")
     start = None if from_ is None else opening.clip_folder(from_)
+    device = opening.device(Model(device=device))
+    dataset, _ = opening.images(images, {}, default="shapes")
     record = train_clip(dataset, out, config, start=start, workers=workers, device=device)
     print(f"{out}: {record.steps} steps in {record.minutes} min; use it as --model local-dir:{out}")
 
@@ -782,6 +800,13 @@ def _overview() -> str:
     return "\n".join(lines)
 
 
+def _require_prompts(templates: Sequence[str]) -> None:
+    """ValueError for templates that are none, before anything is loaded."""
+    from patchsae import prompts
+
+    prompts.resolve(templates)
+
+
 def _stage(run: Path, name: str, verb: str) -> Stage:
     from patchsae.runs import Run
 
@@ -816,8 +841,7 @@ def _open(
 
     autoencoder = opening.autoencoder(Run(run), sae, opening.device(model))
     origin = autoencoder.config.metadata
-    clip = opening.clip(model, origin)
-    dataset, found = opening.images(images, origin)
+    clip, dataset, found = opening.clip_and_images(model, images, origin)
     return clip, autoencoder, dataset, found | ({} if sae is None else {"sae": sae})
 
 

@@ -66,6 +66,7 @@ def load_clip(
         raise ValueError(f"dtype={dtype}; expected one of {', '.join(map(str, DTYPES))}")
     source = clip_weights.resolve(name, pretrained)
     index = block_index(layer, source.config["vision_cfg"].get("layers", 12), name)
+    source = clip_weights.downloaded(source)
     weights = clip_weights.read_weights(source.weights) if source.weights else None
     if source.own_config and name != "tiny":
         _require_described(source.own_config, source, weights)

@@ -7,7 +7,7 @@ without an error and give wrong embeddings, so the activation is decided here, f
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +81,7 @@ class Weights:
 
 
 def resolve(name: str, pretrained: str | None = NOT_SAID) -> Source:
-    """Find configuration and weights file of ``name``; a pretrained tag is downloaded by open_clip.
+    """Find configuration and weights of ``name``: a file, or a pretrained tag that `downloaded` makes one of.
 
     Args:
         pretrained: as for `load_clip`: the one place that says what weights are meant where none are named.
@@ -90,11 +90,24 @@ def resolve(name: str, pretrained: str | None = NOT_SAID) -> Source:
         ValueError: unknown name or tag, no weights named for a model of open_clip, or an image tower that is not
             open_clip's own VisionTransformer.
         FileNotFoundError: a local directory or file is missing.
-        PatchsaeError: a download failed.
     """
     source = _resolve_directory(name, pretrained) if _is_directory(name) else _resolve_builtin(name, pretrained)
     refuse_other_towers(name, source.config)
-    return source if source.weights or not source.tag else _download(source)
+    return source
+
+
+def downloaded(source: Source) -> Source:
+    """The source with the weights of its pretrained tag, downloaded by open_clip. PatchsaeError where that fails."""
+    if source.weights or not source.tag:
+        return source
+    try:
+        path = open_clip.download_pretrained(source.tag)
+    except (OSError, RuntimeError) as error:
+        raise PatchsaeError(
+            f"pretrained={source.pretrained!r} of {source.name!r} could not be downloaded ({str(error)[:300]}); "
+            "download the weights elsewhere and give the file's path"
+        ) from error
+    return replace(source, weights=Path(path))
 
 
 def refuse_other_towers(name: str, config: Mapping[str, Any]) -> None:
@@ -282,19 +295,6 @@ def _resolve_builtin(name: str, pretrained: str | None) -> Source:
             f"{tags_of(identifier)}, a file of weights, or 'random'"
         )
     return Source(name, identifier, source.config, weights=_local_file(pretrained), pretrained=pretrained)
-
-
-def _download(source: Source) -> Source:
-    try:
-        path = open_clip.download_pretrained(source.tag)
-    except (OSError, RuntimeError) as error:
-        raise PatchsaeError(
-            f"pretrained={source.pretrained!r} of {source.name!r} could not be downloaded ({str(error)[:300]}); "
-            "download the weights elsewhere and give the file's path"
-        ) from error
-    return Source(
-        source.name, source.identifier, source.config, source.preprocess, Path(path), source.pretrained, source.tag
-    )
 
 
 def _local_file(pretrained: str) -> Path:

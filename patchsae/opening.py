@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import open_clip
 import torch
 
-from patchsae import clip_weights
+from patchsae import clip_config, clip_weights
 from patchsae.adapters import AdaptedCLIP, load_adapter
 from patchsae.adapters.files import FILE as ADAPTER
 from patchsae.adapting.config import AdaptOptions
@@ -25,8 +25,10 @@ from patchsae.claims import whole_number
 from patchsae.clip import SplitCLIP, load_clip
 from patchsae.clip_names import NOT_SAID
 from patchsae.data import ImageDataset, SplitError, limit, open_images
+from patchsae.data.base import Subset
 from patchsae.data.names import written
 from patchsae.data.open import is_shapes
+from patchsae.data.shapes import ShapesWorld
 from patchsae.experiments.config import StreamOptions
 from patchsae.runs import Run, Stage
 from patchsae.sae import SparseAutoencoder, load_sae
@@ -116,6 +118,7 @@ def clip(choice: Model, origin: Mapping[str, Any]) -> SplitCLIP:
     """
     name = choice.model or str(origin.get("model", DEFAULT_MODEL))
     layer = _number(origin, "layer", -2) if choice.layer is None else choice.layer
+    on = device(choice)
     pretrained, seed = choice.pretrained, 0
     if pretrained is None and name == origin.get("model"):
         seed = _number(origin, "model_seed", 0)
@@ -124,10 +127,46 @@ def clip(choice: Model, origin: Mapping[str, Any]) -> SplitCLIP:
         _whole(name) if name.startswith(clip_weights.LOCAL_DIR) else name,
         _whole_weights(name, pretrained or NOT_SAID),
         layer=layer,
-        device=choice.device,
+        device=on,
         dtype=DTYPES[choice.dtype],
         seed=seed,
     )
+
+
+def clip_and_images(
+    model: Model, choice: Images, origin: Mapping[str, Any], default: str | None = None
+) -> tuple[SplitCLIP, ImageDataset, dict[str, Any]]:
+    """The CLIP, the images and what to record of them, and a line that says what they are; see `clip` and `images`."""
+    dataset, found = images(choice, origin, default)  # first: it takes less time, and more can be wrong with it
+    opened = clip(model, origin)
+    say_what_is_used(opened, dataset)
+    return opened, dataset, found
+
+
+def say_what_is_used(clip: SplitCLIP, dataset: ImageDataset | None, what: str = "") -> None:
+    """One line on standard error: model, weights, layer, images, device; a second one where they hardly fit.
+
+    what: the images in words, where they are not the whole of the dataset.
+    """
+    if not is_first():
+        return
+    own = "its own weights" if clip.seed is None else f"random weights of seed {clip.seed}"
+    images = what or (f"{len(dataset):,} images of {dataset.name}" if dataset is not None else "no images")
+    block = f"block {clip.layer} of 0..{clip.layers - 1}"
+    print(f"using {clip.name}, {clip.pretrained or own}, {block}; {images}; {clip.device}", file=sys.stderr)
+    if clip.name == DEFAULT_MODEL and clip.seed is None and dataset is not None and not _drawn(dataset):
+        print(
+            "note: 'tiny' is a CLIP of 4 million parameters that has seen the drawn shapes and nothing else; for other "
+            "images name one, such as --model ViT-B-16-quickgelu --pretrained openai",
+            file=sys.stderr,
+        )
+
+
+def _drawn(dataset: ImageDataset) -> bool:
+    """Whether a dataset, or what it is a part of, is the shapes world."""
+    while isinstance(dataset, Subset):
+        dataset = dataset.parent
+    return isinstance(dataset, ShapesWorld)
 
 
 def without_download(choice: Model) -> Model:
@@ -142,6 +181,11 @@ def adapter(path: str, clip: SplitCLIP, classnames: Sequence[str] | None = None)
 
     Raises FileNotFoundError or ValueError as `load_adapter`, and where a stage has no adapter yet.
     """
+    return load_adapter(clip, adapter_folder(path), classnames)
+
+
+def adapter_folder(path: str) -> Path:
+    """Where an adapter lies. FileNotFoundError, before anything is loaded, where there is none."""
     folder = Path(os.path.expanduser(path))
     if not folder.exists():
         raise FileNotFoundError(
@@ -149,7 +193,7 @@ def adapter(path: str, clip: SplitCLIP, classnames: Sequence[str] | None = None)
         )
     if (folder / "config.toml").exists() and not (folder / ADAPTER).exists():
         raise FileNotFoundError(f"{path} is a stage without {ADAPTER}: run `patchsae adapt` to its end first")
-    return load_adapter(clip, folder, classnames)
+    return folder
 
 
 def few_images(
@@ -185,8 +229,11 @@ def trained_on(run: Run) -> dict[str, Any]:
 
 
 def clip_folder(name: str) -> Path:
-    """The folder of "tiny", "local-dir:PATH" or PATH."""
-    return clip_weights.TINY if name == "tiny" else Path(name.removeprefix(clip_weights.LOCAL_DIR))
+    """The folder of "tiny", "local-dir:PATH" or PATH. FileNotFoundError where no CLIP is there."""
+    folder = clip_weights.TINY if name == "tiny" else Path(name.removeprefix(clip_weights.LOCAL_DIR)).expanduser()
+    if not (folder / clip_config.FILE).is_file():
+        raise FileNotFoundError(f"{folder} holds no {clip_config.FILE}; expected 'tiny' or a CLIP's folder")
+    return folder
 
 
 def position(dataset: ImageDataset, index: int) -> int:
@@ -197,8 +244,17 @@ def position(dataset: ImageDataset, index: int) -> int:
 
 
 def device(choice: Model) -> str:
-    """ "auto" resolved."""
-    return ("cuda" if torch.cuda.is_available() else "cpu") if choice.device == "auto" else choice.device
+    """ "auto" resolved. ValueError for what is no device, or none that is here."""
+    there = torch.cuda.is_available()
+    if choice.device == "auto":
+        return "cuda" if there else "cpu"
+    kind, _, number = choice.device.partition(":")
+    known = (kind == "cpu" and not number) or (kind == "cuda" and (not number or number.isdecimal()))
+    if not known:
+        raise ValueError(f"device is {choice.device!r}; expected auto, cpu, cuda, cuda:1, ...")
+    if kind == "cuda" and not (there and int(number or 0) < torch.cuda.device_count()):
+        raise ValueError(f"device is {choice.device!r}; this machine has {torch.cuda.device_count()} CUDA devices")
+    return choice.device
 
 
 def _names_split(source: str) -> bool:

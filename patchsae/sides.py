@@ -33,19 +33,21 @@ class OpenSides:
 def open_sides(choice: Sides, images: Images, model: Model, sae: SparseAutoencoder) -> OpenSides:
     """The two sides that a command line names.
 
-    Raises ValueError where nothing tells the sides apart, an adapter meets images without classes, or images to
-    classify are named beside a second dataset.
+    Raises ValueError as `Sides.require_two`, and where an adapter meets images without classes.
     """
+    choice.require_two()
+    for path in (choice.adapter, choice.other_adapter):
+        if path is not None:
+            opening.adapter_folder(path)
     origin = sae.config.metadata
-    clip = opening.clip(model, origin)
-    dataset, settings = opening.images(images, origin)
+    clip, dataset, settings = opening.clip_and_images(model, images, origin)
     other, second_dataset = _other_clip(choice, clip, model), dataset
     if choice.other_images is not None or choice.other_split is not None:
         theirs = replace(images, images=choice.other_images or images.images, split=choice.other_split)
         second_dataset, found = opening.images(theirs, origin, option="--other-split")
         settings |= {f"other_{key}": value for key, value in found.items()}
-    if other is clip and second_dataset is dataset and choice.adapter == choice.other_adapter:
-        raise ValueError("no second side: give --other-adapter, --other-model, --other-pretrained or --other-images")
+    if other is not clip or second_dataset is not dataset:
+        opening.say_what_is_used(other, second_dataset)
     models = (_adapted(choice.adapter, clip, dataset), _adapted(choice.other_adapter, other, second_dataset))
     labels = _labels(choice.labels, models)
     if other is not clip:
@@ -56,7 +58,7 @@ def open_sides(choice: Sides, images: Images, model: Model, sae: SparseAutoencod
         "other_adapter": choice.other_adapter and _whole(choice.other_adapter),
     }
     settings |= {key: value for key, value in named.items() if value is not None}
-    tested, found = _tested(choice, images, sae, same_images=second_dataset is dataset)
+    tested, found = _tested(choice, images, sae)
     first, second = Side(labels[0], models[0], dataset), Side(labels[1], models[1], second_dataset)
     return OpenSides(first, second, tested, settings, settings | {f"test_{key}": value for key, value in found.items()})
 
@@ -69,6 +71,7 @@ def open_cell(cell: Cell, clip: SplitCLIP, sae: SparseAutoencoder) -> OpenCell:
     try:
         ranked, found = _images(cell.images, cell.rank_split, cell.rank_limit, sae)
         tested, test = _images(cell.test_images or cell.images, cell.test_split, cell.test_limit, sae)
+        opening.say_what_is_used(clip, ranked)
         model = _adapted(cell.adapter, clip, ranked)
     except (ValueError, OSError) as error:
         raise ValueError(f"cell {cell.name}: {error}") from error
@@ -105,16 +108,9 @@ def _labels(given: tuple[str, str] | None, models: tuple[AnyCLIP, AnyCLIP]) -> t
     return (first, second) if first != second else ("A", "B")
 
 
-def _tested(
-    choice: Sides, images: Images, sae: SparseAutoencoder, *, same_images: bool
-) -> tuple[ImageDataset | None, dict[str, Any]]:
+def _tested(choice: Sides, images: Images, sae: SparseAutoencoder) -> tuple[ImageDataset | None, dict[str, Any]]:
     if choice.test_images is None and choice.test_split is None:
         return None, {}
-    if not same_images:
-        raise ValueError(
-            "--test-split and --test-images classify the same images with both models, --other-images and "
-            "--other-split compare different ones: leave one of the two out"
-        )
     theirs = Images(
         choice.test_images or images.images, choice.test_split, choice.test_limit, images.limit_seed, images.outside
     )

@@ -14,7 +14,7 @@ from torch import nn
 
 from patchsae import archives
 from patchsae.clip import load_clip
-from patchsae.clip_weights import Weights, decide_activation, read_weights, resolve
+from patchsae.clip_weights import Weights, decide_activation, downloaded, read_weights, resolve
 from patchsae.errors import PatchsaeError
 
 from . import malice
@@ -152,7 +152,13 @@ def test_a_download_that_fails_says_what_to_do(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(
         PatchsaeError, match=r"'laion2b_s34b_b88k' of 'ViT-B-16' could not be downloaded.*give the file"
     ):
-        resolve("ViT-B-16", "laion2b_s34b_b88k")
+        downloaded(resolve("ViT-B-16", "laion2b_s34b_b88k"))
+
+
+def test_a_layer_that_is_not_there_is_said_before_a_download(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("open_clip.download_pretrained", lambda tag: pytest.fail("downloaded"))
+    with pytest.raises(ValueError, match=r"layer=99; 'ViT-B-16' has 12 blocks"):
+        load_clip("ViT-B-16", "laion2b_s34b_b88k", layer=99)
 
 
 def written(folder: Path, directory: Path, record: object) -> Path:

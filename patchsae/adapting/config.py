@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -87,6 +88,21 @@ class AdaptOptions:
             require(getattr(self, name) >= 0, name, getattr(self, name), "a number of at least 0")
         require(self.lr is None or self.lr > 0, "lr", self.lr, "a number above 0")
         require(self.epochs is None or self.steps is None, "steps", self.steps, "either epochs or steps, not both")
+        if self.adapter == "linear" and self.setting != "few-shot":
+            raise ValueError(
+                f"setting is {self.setting!r}, but a linear probe knows only the classes it was trained on; "
+                "expected --setting few-shot with --adapter linear"
+            )
+        from patchsae.adapting.recipes import choose  # which is made of this
+
+        choose(self, classes=1, deepest=1000)  # says now what no model and no dataset would change
+
+    def require_targets(self, targets: Sequence[str]) -> None:
+        """ValueError for other datasets that the setting has no use for, or where it has none to test on."""
+        across = self.setting == "cross-dataset"
+        if across != bool(targets):
+            expected = "at least one other dataset" if across else "none, except for --setting cross-dataset"
+            raise ValueError(f"targets is {list(targets)}; expected {expected}")
 
 
 def require(holds: bool, name: str, value: object, expected: str) -> None:

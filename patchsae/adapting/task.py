@@ -57,15 +57,7 @@ def make_task(
 
 
 def _check(options: AdaptOptions, train: ImageDataset, test: ImageDataset, targets: Sequence[ImageDataset]) -> None:
-    if options.adapter == "linear" and options.setting != "few-shot":
-        raise ValueError(
-            f"setting is {options.setting!r}, but a linear probe knows only the classes it was trained on; "
-            "expected --setting few-shot with --adapter linear"
-        )
-    across = options.setting == "cross-dataset"
-    if across != bool(targets):
-        expected = "at least one other dataset" if across else "none, except for --setting cross-dataset"
-        raise ValueError(f"targets is {[target.name for target in targets]}; expected {expected}")
+    options.require_targets([target.name for target in targets])
     for dataset in (train, test, *targets):
         _require_labels(dataset)
     if train.classnames != test.classnames:

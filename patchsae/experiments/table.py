@@ -69,8 +69,7 @@ def run(
     Raises:
         ValueError: no cells, an unknown share, images without labels, or what the experiments of a cell raise.
     """
-    if share not in NORMALISATIONS:
-        raise ValueError(f"share is {share!r}; expected one of {', '.join(NORMALISATIONS)}")
+    require_share(share)
     if not cells:
         raise ValueError("cells is empty; expected at least one")
     opened = [(cell, _labelled(cell, open_cell(cell))) for cell in cells]
@@ -127,6 +126,12 @@ def _row(
         overwrite=overwrite,
     )
     return table_row(cell.name, cell.dataset or cell.name, comparison, classified)
+
+
+def require_share(share: str) -> None:
+    """ValueError for a normalisation that is none."""
+    if share not in NORMALISATIONS:
+        raise ValueError(f"share is {share!r}; expected one of {', '.join(NORMALISATIONS)}")
 
 
 def _write(rows: Sequence[TableRow], share: str, stage: Stage, cells_run: Run) -> None:

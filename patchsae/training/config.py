@@ -106,6 +106,7 @@ class TrainConfig:
             self._require(name, getattr(self, name) >= 0, "a number of at least 0")
         for name in _ABOVE_0:
             self._require(name, getattr(self, name) > 0, "a number above 0")
+        self._require("accumulate", self.accumulate <= self.batch_size, f"at most batch_size, {self.batch_size}")
         self._require("clip_gradient", self.clip_gradient is None or self.clip_gradient > 0, "a number above 0")
         tokens = self.tokens_per_image
         self._require("tokens_per_image", tokens is None or tokens >= 1, "an integer of at least 1")
