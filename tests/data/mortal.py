@@ -45,7 +45,6 @@ class Waiting:
 
 def fail_beside_busy_workers(folder: Path, workers: int) -> None:
     """An exception while the workers are busy, whose traceback holds on to them."""
-    multiprocessing.set_start_method("fork", force=True)
     pieces = in_workers(Waiting(folder, workers), 4 * workers, workers)
     for _ in range(workers):
         next(pieces)
@@ -54,7 +53,6 @@ def fail_beside_busy_workers(folder: Path, workers: int) -> None:
 
 def wait_beside_idle_workers(folder: Path, workers: int) -> None:
     """Workers that wait for their parent, which is at something else."""
-    multiprocessing.set_start_method("fork", force=True)
     pieces = in_workers(Waiting(folder, 100 * workers), 100 * workers, workers)
     next(pieces)
     time.sleep(60)

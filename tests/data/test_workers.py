@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import faulthandler
+import multiprocessing
 import os
 import signal
 import time
@@ -14,11 +15,11 @@ import torch
 
 from patchsae.data.workers import in_workers
 from patchsae.interrupt import WorkerDied
-from tests.distributed.launch import CONTEXT
 
 from . import mortal
 
 SOON = 5.0
+FORK = multiprocessing.get_context("fork")  # what a command line does, and fast
 
 
 class Dying:
@@ -92,7 +93,7 @@ def test_workers_end_with_the_last_piece_and_when_the_rest_is_given_up() -> None
 
 @pytest.mark.parametrize("workers", [1, 3])
 def test_a_parent_that_fails_beside_busy_workers_ends(tmp_path: Path, workers: int) -> None:
-    process = CONTEXT.Process(target=mortal.fail_beside_busy_workers, args=(tmp_path, workers))
+    process = FORK.Process(target=mortal.fail_beside_busy_workers, args=(tmp_path, workers))
     process.start()
     wait_for(lambda: len(list(tmp_path.iterdir())) == workers)
     process.join(SOON)
@@ -102,7 +103,7 @@ def test_a_parent_that_fails_beside_busy_workers_ends(tmp_path: Path, workers: i
 
 @pytest.mark.parametrize("workers", [1, 3])
 def test_no_idle_worker_outlives_a_parent_that_is_killed(tmp_path: Path, workers: int) -> None:
-    process = CONTEXT.Process(target=mortal.wait_beside_idle_workers, args=(tmp_path, workers))
+    process = FORK.Process(target=mortal.wait_beside_idle_workers, args=(tmp_path, workers))
     process.start()
     wait_for(lambda: len(list(tmp_path.iterdir())) == workers)
     process.kill()
@@ -125,7 +126,7 @@ def _state(pid: str) -> str | None:
 
 
 def wait_for(what: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60  # the first process of its kind imports torch
+    deadline = time.monotonic() + 2 * SOON
     while not what():
         assert time.monotonic() < deadline
         time.sleep(0.02)
