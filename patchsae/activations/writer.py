@@ -18,6 +18,7 @@ from patchsae.data import ImageDataset
 from patchsae.data.left_out import left_out
 from patchsae.interrupt import Interrupted, StopRequest
 from patchsae.runs import Stage
+from patchsae.words import counted
 
 if TYPE_CHECKING:
     from patchsae.clip import SplitCLIP
@@ -114,7 +115,7 @@ def _add(index: CacheIndex, content: Content, stage: Stage) -> CacheIndex:
 
 def _reached(index: CacheIndex, folder: Path) -> str:
     images = sum(record.images for record in index.shards)
-    usable = f" ({images:,} images), which can be trained on" if images else ""
+    usable = f" ({counted(images, 'image')}), which can be trained on" if images else ""
     return (
         f"{len(index.shards):,} of {index.shard_count:,} shards in {folder}{usable}; "
         "the same command goes on from there"

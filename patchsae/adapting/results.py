@@ -11,6 +11,7 @@ from patchsae.adapting.config import MAY_DIFFER
 from patchsae.adapting.evaluation import PartResult
 from patchsae.runs import Run, Stage
 from patchsae.settings import differences
+from patchsae.words import percent
 
 HARMONIC_MEAN = "harmonic mean"
 MEAN = "mean of targets"
@@ -104,7 +105,7 @@ def summary(by_seed: Mapping[int, Sequence[Row]]) -> dict[str, list[Any]]:
     for lines in zip(*by_seed.values(), strict=True):
         accuracies = [line.accuracy for line in lines]
         spread = statistics.stdev(accuracies) if len(accuracies) > 1 else 0.0
-        shown = (lines[0].part, _percent(statistics.fmean(accuracies)), _percent(spread), _percent(lines[0].clip))
+        shown = (lines[0].part, percent(statistics.fmean(accuracies), 2), percent(spread, 2), percent(lines[0].clip, 2))
         for column, value in zip(columns.values(), shown, strict=True):
             column.append(value)
     return columns
@@ -112,7 +113,3 @@ def summary(by_seed: Mapping[int, Sequence[Row]]) -> dict[str, list[Any]]:
 
 def _same_but_seed(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> bool:
     return set(differences(ours, theirs)) <= {"seed", "made_from.training", *MAY_DIFFER}
-
-
-def _percent(share: float) -> str:
-    return f"{share:.2%}"

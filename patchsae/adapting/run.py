@@ -24,6 +24,7 @@ from patchsae.clip import SplitCLIP
 from patchsae.data import ImageDataset
 from patchsae.data.left_out import left_out
 from patchsae.runs import Stage
+from patchsae.words import percent
 
 
 def adapt(
@@ -106,7 +107,7 @@ def _fill(stage: Stage, adapted: AdaptedCLIP, task: Task, recipe: Recipe, option
     for line in left_out(state.bad, len(task.training)):
         print(line, file=sys.stderr)
     for row in results.rows(parts, options.setting):
-        print(f"{stage.name}: {row.part}: {row.accuracy:.2%} (CLIP {row.clip:.2%})")
+        print(f"{stage.name}: {row.part}: {percent(row.accuracy, 2)} (CLIP {percent(row.clip, 2)})")
 
 
 def _write_few(stage: Stage, few: ImageDataset) -> None:

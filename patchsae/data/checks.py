@@ -12,6 +12,7 @@ from patchsae.data.base import BadImage, BadImageRecord, DataError, Flawed, Imag
 from patchsae.data.names import written
 from patchsae.data.open import describe, find_layout, open_images, source_and_split, splits
 from patchsae.data.workers import in_workers
+from patchsae.words import counted, percent
 
 _CHUNK = 64
 _SHOWN_SIZES = 5
@@ -36,7 +37,7 @@ class SplitReport:
 
     def lines(self) -> Iterator[str]:
         """The report as text: classes, then sizes, then bad files."""
-        yield f"{self.name}: {self.images} images, {self._classes()}"
+        yield f"{self.name}: {counted(self.images, 'image')}, {self._classes()}"
         width = len(str(max(self.class_counts, default=0)))
         for label, (name, count) in enumerate(zip(self.classnames or [], self.class_counts, strict=True)):
             yield f"  {count:>{width}}  {label}: {name}"
@@ -51,13 +52,15 @@ class SplitReport:
         if self.classnames is None:
             return "no labels"
         used = [count for count in self.class_counts if count]
-        spread = f" of {min(used)} to {max(used)} images" if used else ""
-        return f"{len(self.classnames)} classes{spread}" + (f", {self.unlabelled} unlabelled" * bool(self.unlabelled))
+        spread = f" of {min(used):,} to {counted(max(used), 'image')}" if used else ""
+        return f"{counted(len(self.classnames), 'class', 'classes')}{spread}" + (
+            f", {self.unlabelled} unlabelled" * bool(self.unlabelled)
+        )
 
     def _notes(self) -> Iterator[str]:
         empty = sum(count == 0 for count in self.class_counts)
         if empty:
-            yield f"  {empty} classes have no image here"
+            yield f"  {counted(empty, 'class has', 'classes have')} no image here"
         for name, count in Counter(self.classnames).items():
             if count > 1:
                 yield f"  {count} classes are called {name!r}; they stay apart, by label"
@@ -70,8 +73,8 @@ class SplitReport:
             values = np.repeat([size[axis] for size in self.sizes], list(self.sizes.values()))
             yield f"  {side}: {values.min()} to {values.max()} px, median {int(np.median(values))}"
         common = list(self.sizes.items())[:_SHOWN_SIZES]
-        shares = ", ".join(f"{w}x{h} ({count / good:.0%})" for (w, h), count in common)
-        yield f"  {len(self.sizes)} sizes, most often {shares}"
+        shares = ", ".join(f"{w}x{h} ({percent(count / good, 0)})" for (w, h), count in common)
+        yield f"  {counted(len(self.sizes), 'size')}, most often {shares}"
 
 
 @dataclass(frozen=True)

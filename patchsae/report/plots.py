@@ -291,6 +291,8 @@ def _curves(axes: Axes, rows: Sequence[Mapping[str, Any]], x: str, keys: Sequenc
         steps, values = np.asarray(points, np.float64).reshape(-1, 2).T
         positive = positive and bool((values >= 0).all()) and bool((values > 0).any())
         axes.plot(steps, values, color=SERIES[i % len(SERIES)], label=plain(key.replace("_", " ")))
+    if not axes.dataLim.height and not axes.dataLim.y0:
+        axes.set_ylim(0, 1)  # nothing but zeros: no room for what is less
     if len(keys) > 1:
         if positive:
             axes.set_yscale("log")

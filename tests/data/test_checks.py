@@ -37,7 +37,7 @@ def test_bad_files_are_listed_for_every_split(write_files, encode, workers):
     assert not report.ok
     text = _text(report)
     assert "train/a/129.png: it is empty (0 bytes)" in text
-    assert "1 classes have no image here" in text
+    assert "1 class has no image here" in text
 
 
 def test_one_split_by_argument_or_by_name(write_files):

@@ -106,6 +106,13 @@ def test_training_curves_leave_out_what_is_not_there():
         plots.training_curves([{"step": 0, "loss": 1.0}])
 
 
+def test_a_curve_of_zeros_has_no_room_below_it():
+    rows = [{"step": i, "dead": 0.0, "explained_variance": -0.5, "mse": 0.25} for i in range(3)]
+    limits = {axes.get_title("left"): axes.get_ylim() for axes in plots.training_curves(rows).axes}
+    assert limits["Share of dead latents"] == (0, 1)
+    assert limits["Explained variance"][0] < -0.5 < limits["Explained variance"][1]
+
+
 def test_shared_bars_are_as_long_as_their_numbers():
     figure = plots.shared_exclusive_bars(["a", "b"], [4, 0], [1, 2], [3, 5])
     widths = [[bar.get_width() for bar in container] for container in figure.axes[0].containers]
