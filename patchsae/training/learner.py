@@ -25,6 +25,7 @@ from patchsae.training.init import start_sae
 from patchsae.training.normalise import Normaliser
 from patchsae.training.parallel import Alone, Parallel, shard_dimension
 from patchsae.training.schedule import learning_rate
+from patchsae.training.sizes import require_room
 from patchsae.training.variants import make, resample
 from patchsae_kernels.arithmetic import as_said_by
 
@@ -69,6 +70,7 @@ class Learner:
                 f"batch_size is {config.batch_size}; expected at least {config.accumulate * parallel.data_size}, an "
                 f"image for each of {config.accumulate} micro-batches in {parallel.data_size} process(es)"
             )
+        require_room(config, width, str(device), parallel.latent_size)
         self.config, self.width, self.device = config, width, torch.device(device)
         self.parallel, self.metadata = parallel, dict(metadata)
         self.variant = make(config)

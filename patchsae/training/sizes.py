@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
+from patchsae import words
+from patchsae.claims import available_memory
 from patchsae.training.config import TrainConfig
 
 BUDGET = 256 * 2**20
@@ -68,10 +69,20 @@ def free_memory(device: str) -> int:
         import torch
 
         return torch.cuda.mem_get_info(device)[0]
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            return 1024 * int(line.split()[1])
-    raise OSError("/proc/meminfo has no MemAvailable")
+    return available_memory()
+
+
+def require_room(config: TrainConfig, width: int, device: str, shards: int = 1) -> None:
+    """Raise ValueError, before anything is allocated, where the weights and moments of a training do not fit a device.
+
+    width: D. shards: processes that share the latents.
+    """
+    needed, free = training_sizes(config, width, 1).state // shards, free_memory(device)
+    if needed > free:
+        raise ValueError(
+            f"expansion is {config.expansion:,}: {config.expansion * width:,} latents of {width:,} dimensions take "
+            f"{words.size(needed)} of memory with Adam's moments; {words.size(free)} are available on {device}"
+        )
 
 
 def cut(sizes: Sequence[int], memory: int) -> list[list[int]]:

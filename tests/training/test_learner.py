@@ -15,6 +15,8 @@ from patchsae.training.config import TrainConfig
 from patchsae.training.learner import Learner, NonFiniteLoss
 from patchsae.training.parallel import Alone
 
+from ..malice import little_memory
+
 D, IMAGES, TOKENS = 8, 6, 3
 SMALL: dict[str, Any] = {
     "expansion": 8,
@@ -188,8 +190,16 @@ def test_the_export_takes_the_stream_as_it_is(normalise: str) -> None:
 
 
 def test_more_micro_batches_than_images_are_refused() -> None:
-    with pytest.raises(ValueError, match="batch_size is 6; expected at least 7"):
+    with pytest.raises(ValueError, match="accumulate is 7; expected at most batch_size, 6"):
         learner_of(accumulate=7)
+
+
+def test_more_latents_than_the_memory_has_are_refused_before_they_are_made() -> None:
+    with (
+        little_memory(),
+        pytest.raises(ValueError, match=r"expansion is 10,000,000,000: .* take .* [TP]B of mem"),
+    ):
+        learner_of(expansion=10**10)
 
 
 @pytest.mark.parametrize("init", ["tied", "data"])

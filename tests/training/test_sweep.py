@@ -93,12 +93,9 @@ def test_an_autoencoder_that_does_not_fit_alone_is_refused_before_anything_is_wr
     assert not (tmp_path / "saes").exists()
 
 
-@pytest.mark.parametrize("changes", [{"tokens_per_image": 1000}, {"accumulate": 50}])
-def test_a_setting_that_does_not_fit_is_refused_before_any_stage_begins(
-    tmp_path: Path, clip: SplitCLIP, changes: dict
-) -> None:
-    with pytest.raises(ValueError, match="tokens_per_image is 1000|batch_size is"):
-        sweep_in(tmp_path, clip, short_grid(**changes))
+def test_a_setting_that_does_not_fit_is_refused_before_any_stage_begins(tmp_path: Path, clip: SplitCLIP) -> None:
+    with pytest.raises(ValueError, match="tokens_per_image is 1000"):
+        sweep_in(tmp_path, clip, short_grid(tokens_per_image=1000))
     assert not Run(tmp_path).stages()
 
 
