@@ -29,8 +29,8 @@ def encode(
 ) -> SparseLatents:
     """Latents of tokens: ``act((x - b_dec) W_enc + b_enc)``, Lim et al. (arXiv 2412.05276), equation 1.
 
-    Differentiable with respect to x and the weights; the active set is held fixed and a JumpReLU threshold gets no
-    gradient.
+    Differentiable once with respect to x and the weights; the active set is held fixed and a JumpReLU threshold gets
+    no gradient.
 
     Args:
         x: ``[N, D]`` float32, bfloat16 or float16; N = 0 gives an empty result.
@@ -39,15 +39,17 @@ def encode(
             ``"batchtopk"``: the N * k largest positive ones of the whole batch, ties towards the earlier token, then
             the lower latent; or ``"jumprelu"``: the pre-activation where it is above ``threshold [S]`` (>= 0).
         precision: ``"exact"``: float32 answers; ``"bf16"``: inputs and weights rounded to bfloat16, float32
-            accumulation; ``"fp32"``: plain float32 (TF32 only where PyTorch's own switch allows it).
+            accumulation; ``"fp32"``: plain float32 (on a GPU TF32 where PyTorch's switch allows it).
         budget_mb: the most memory for dense pre-activations and their temporaries at any time, in MB.
 
     Returns:
         SparseLatents ``(N, S)`` with float32 values.
 
     Raises:
-        ValueError: a shape, device, k or option is wrong, or x holds a NaN or an infinity (the row is named).
-        TypeError: a dtype is wrong.
+        ValueError: a shape, device, k or option is wrong, or x, x - b_dec or what is computed from them holds a NaN or
+            an infinity (the row is named).
+        TypeError: a dtype is wrong, or what is given is no plain tensor (sparse, meta, inside of `torch.func`, ...).
+        RuntimeError: in a second derivative.
     """
     w = as_prepared(weights, b_enc, b_dec)
     checks.encode_arguments(x, w.W_enc, activation, k, threshold, precision)
@@ -162,7 +164,7 @@ def reconstruct(
 
 
 def decode(z: SparseLatents, W_dec: Tensor, b_dec: Tensor) -> Tensor:
-    """Reconstruction ``z W_dec + b_dec`` ``[N, D]`` float32. Differentiable in z.values, W_dec and b_dec.
+    """Reconstruction ``z W_dec + b_dec`` ``[N, D]`` float32. Differentiable once in z.values, W_dec and b_dec.
 
     Args:
         z: latents ``(N, S)``.

@@ -67,7 +67,7 @@ def finite_tokens(x: Tensor, b_dec: Tensor) -> None:
 
 
 def finite_latents(values: Tensor, indptr: Tensor) -> None:
-    """Raise for the first token that has an infinite latent: finite tokens and weights whose product has overflowed."""
+    """Raise for the first token that has an infinite latent, as encoders give where a product has overflowed."""
     if not values.numel() or float(values.amax()) < float("inf"):
         return
     entry = int((~values.isfinite()).nonzero()[0])

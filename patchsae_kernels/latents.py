@@ -264,6 +264,8 @@ class SparseLatents:
         if found.is_floating_point() or found.is_complex() or found.dtype == torch.bool:
             hint = ": nonzero() of a mask gives them" if found.dtype == torch.bool else ""
             raise TypeError(f"{name} has dtype {found.dtype}; expected whole numbers{hint}")
+        if torch.compiler.is_compiling():  # values are not known while tracing
+            return found.to(torch.int64)
         least, most = torch.stack(found.aminmax()).tolist()
         if not 0 <= least <= most < end:
             raise IndexError(f"{name} reach {least}..{most}; expected 0..{end - 1}")

@@ -13,21 +13,22 @@ from torch.autograd import forward_ad
 def tensor(name: str, value: object, symbols: str = "") -> None:
     """Raise TypeError unless ``value`` is a dense tensor with values that no transform of PyTorch has wrapped.
 
-    Not while a graph is traced, whose tensors are stand-ins.
+    While a graph is traced its tensors are stand-ins, and only a tangent is refused.
     """
-    if torch.compiler.is_compiling():
-        return
     expected = f"expected a tensor {symbols}".rstrip()
     if not isinstance(value, Tensor):
         hint = "" if value is None else ": torch.as_tensor makes one of numbers and arrays"
         raise TypeError(f"{name} is a {type(value).__name__}; {expected}{hint}")
-    if torch._C._functorch.is_functorch_wrapped_tensor(value):
+    tracing = torch.compiler.is_compiling()
+    if not tracing and torch._C._functorch.is_functorch_wrapped_tensor(value):
         raise TypeError(
             f"{name} is inside of a transform of torch.func (grad, vjp, jvp, vmap); {expected} outside of it: "
             "torch.autograd.grad gives gradients, and tokens of all samples can be one [N, D]"
         )
     if forward_ad.unpack_dual(value).tangent is not None:
         raise TypeError(f"{name} has a tangent of forward-mode differentiation; {expected} without: use backward()")
+    if tracing:
+        return
     what = _without_values(value)
     if what:
         raise TypeError(f"{name} is {what}; {expected} that is dense and holds its values")

@@ -39,9 +39,7 @@ def encode(
     for rows in row_chunks(x.shape[0], W_enc.shape[1], budget):
         centred = x[rows].to(dtype) - b_dec
         pre = torch.addmm(b_enc, rounded(centred) if precision == "bf16" else centred, W_enc)
-        pre.nan_to_num_(
-            float("inf"), float("inf"), float("-inf")
-        )  # a sum that overflowed both ways: seen by the caller
+        pre.nan_to_num_(*3 * [float("inf")])  # a sum that has overflowed is seen, whichever way it went
         flat = _active(pre, threshold, activation, k).flatten().nonzero().squeeze(1)
         values.append(pre.flatten()[flat])
         indices.append((flat % W_enc.shape[1]).to(torch.int32))

@@ -107,10 +107,10 @@ def sae_step(
         l1: coefficient of the sparsity term.
         dead: bool ``[S]``, the latents that get the ghost term.
         cls_weight: factor on the squared error of CLS tokens.
-        precision: ``"exact"`` or ``"fp32"``: of the encode, see there; ``"bf16"``: both operands of every product are
-            rounded to bfloat16, sums stay float32 (on a CPU that is the slow reference). Active sets then differ in a
-            few entries, which moved W_enc's gradient by 5 % where it was measured; with the ghost term, which divides
-            by squares of differences, all gradients by 20 to 30 %.
+        precision: ``"exact"`` or ``"fp32"``: as of the encode, see there, for all products; ``"bf16"``: both operands of
+            every product are rounded to bfloat16, sums stay float32 (on a CPU that is the slow reference). Active sets
+            then differ in a few entries, which moved W_enc's gradient by 5 % where it was measured; with the ghost
+            term, which divides by squares of differences, all gradients by 20 to 30 %.
         choice: of a run, see `StepChoice`.
         prepared: of the same encoder, whose packed copies are used on a GPU, see `adam_step`.
         budget_mb: the most memory for dense pre-activations and their temporaries at any time, in MB.

@@ -32,7 +32,7 @@ public:
       job_.k.pairs(x, w, job_.depth, dots);
       for (int64_t j = 0; j < ENCODE_PAIRS && i + j < count; ++j) {
         const float pre = dots[j] + job_.bias[latent(i + j)];
-        out[i + j] = pre == pre ? pre : std::numeric_limits<float>::infinity(); // as in encode_active
+        out[i + j] = std::isfinite(pre) ? pre : std::numeric_limits<float>::infinity(); // as in encode_active
       }
     }
   }

@@ -146,7 +146,7 @@ def test_extreme_magnitudes(level, scale):
 @pytest.mark.parametrize("options", [{}, {"activation": "topk", "k": 7}, {"activation": "batchtopk", "k": 3}])
 @pytest.mark.parametrize("precision", ["exact", "fp32"])
 def test_a_token_whose_sums_leave_float32_is_refused_by_its_row(level, options, precision):
-    """Also where a sum leaves it both ways and is no number; just inside of the range every way of computing agrees."""
+    """Also where a sum leaves it both ways and is no number; just inside every way of computing agrees."""
     case = make_case(6, 40, 48, 300, bias=0.0)
     near = case._replace(x=case.x * 1e19, W_enc=case.W_enc * 1e18)
     whole = near.encode(precision=precision)
@@ -158,6 +158,20 @@ def test_a_token_whose_sums_leave_float32_is_refused_by_its_row(level, options, 
         x[row] = torch.where(torch.arange(48) % 2 == 0, 3e38, -3e38)
         with pytest.raises(ValueError, match=rf"\(x - b_dec\) W_enc passes the range of torch.float32 in row {row}"):
             near._replace(x=x).encode(precision=precision, **options)
+
+
+@every_level
+@pytest.mark.parametrize("precision", ["exact", "fp32"])
+def test_a_sum_that_passes_minus_infinity_is_refused_or_right(level, precision):
+    """On its way to a positive number; latent 0 is then no latent that is missing."""
+    x = torch.zeros(1, 128)
+    x[0, 0:64:16], x[0, 64:128:16], x[0, 1] = -2e38, 2e38, 2e38
+    try:
+        z = pk.encode(x, torch.ones(128, 1), torch.zeros(1), torch.zeros(128), precision=precision)
+    except ValueError as error:
+        assert "in row 0" in str(error)  # noqa: PT017
+        return
+    torch.testing.assert_close(z.values, torch.tensor([2e38]))
 
 
 @every_level

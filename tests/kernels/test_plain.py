@@ -150,6 +150,13 @@ def test_transforms_of_torch_func_are_refused_by_the_name_of_what_they_wrap(plac
             transform(total)(right.expand(2, *right.shape) if transform is torch.func.vmap else right)
 
 
+@pytest.mark.parametrize("place", FLOATS)
+def test_a_sign_that_is_not_in_memory_is_refused(place: str) -> None:
+    name, right, call = PLACES[place]
+    with pytest.raises(TypeError, match=f"^{name} is a view whose sign is turned on reading"):
+        call(torch.complex(right, right).conj().imag)
+
+
 def test_functional_call_is_a_plain_call() -> None:
     class Decoder(torch.nn.Module):
         def __init__(self) -> None:

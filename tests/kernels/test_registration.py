@@ -99,3 +99,18 @@ def test_describe_names_every_op():
         "encode", "encode_backward", "decode", "decode_backward", "decode_masked", "decode_sweep", "latent_stats_",
         "pool_tokens", "sae_step", "adam_step_", "encode_bounded", "reconstruct",
     }  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_compiled_graph_refuses_tangents_and_is_not_changed_by_autocast():
+    case = make_case(0, 7, 8, 20)
+
+    def reconstruct(x):
+        return pk.decode(pk.encode(x, case.W_enc, case.b_enc, case.b_dec), case.W_dec, case.b_dec)
+
+    compiled = torch.compile(reconstruct, fullgraph=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(compiled(case.x), reconstruct(case.x))
+    pushed = torch.compile(lambda x: torch.func.jvp(reconstruct, (x,), (x,)), fullgraph=True)
+    with pytest.raises(Exception, match="x has a tangent of forward-mode differentiation"):
+        pushed(case.x)
