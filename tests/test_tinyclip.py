@@ -15,10 +15,11 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import patchsae
+from patchsae.clip_weights import TINY
 from patchsae.data import DataError, ImageDataset, Sample
 from patchsae.data.shapes import FACTORS, ShapesWorld
 from patchsae.tinyclip import TinyClipConfig, evaluate_zero_shot, train_clip
-from patchsae.tinyclip.model import new_model
+from patchsae.tinyclip.model import CONFIG_FILE, WEIGHTS_FILE, load_model, new_model
 from patchsae.tinyclip.texts import TextGroup, text_groups
 from patchsae.tinyclip.train import grouped_loss
 
@@ -221,3 +222,19 @@ def test_texts_say_what_the_images_of_a_batch_show() -> None:
             assert world.factors(i).value(factor) in words
     meanings = groups[-1].texts
     assert len(meanings) > 8  # more than any one factor tells apart
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("open_clip_config.json", b"{", "is not JSON"),
+        ("open_clip_model.safetensors", b"", "is empty; expected"),
+        ("open_clip_model.safetensors", b"<!DOCTYPE html>", "is a web page"),
+    ],
+)
+def test_a_damaged_start_is_named(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    for file in (CONFIG_FILE, WEIGHTS_FILE):
+        (tmp_path / file).write_bytes((TINY / file).read_bytes())
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=rf"{name} {message}"):
+        load_model(tmp_path)

@@ -14,12 +14,15 @@ import torch
 from open_clip.model import CLIP
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
+from patchsae import clip_config
+from patchsae.clip import load_clip
+from patchsae.clip_weights import LOCAL_DIR
 from patchsae.tinyclip.config import TinyClipConfig
 
-CONFIG_FILE = "open_clip_config.json"
+CONFIG_FILE = clip_config.FILE
 WEIGHTS_FILE = "open_clip_model.safetensors"
 VOCABULARY = 49_408  # ids of CLIP's byte-pair tokenizer
 
@@ -49,15 +52,13 @@ def load_model(directory: Path | str) -> tuple[CLIP, dict]:
 
     Raises:
         FileNotFoundError: a missing configuration or weights file.
-        ValueError: a tower that is not open_clip's own CLIP.
+        ValueError: a tower that is not open_clip's own CLIP, or as `load_clip`.
     """
     directory = Path(directory)
-    loaded = json.loads((directory / CONFIG_FILE).read_text(encoding="utf-8"))
-    if "custom_text" in loaded["model_cfg"] or "timm_model_name" in loaded["model_cfg"]["vision_cfg"]:
-        raise ValueError(f"{directory} holds another architecture; expected open_clip's own CLIP")
-    model = CLIP(**loaded["model_cfg"])
-    model.load_state_dict(load_file(directory / WEIGHTS_FILE))
-    return model, loaded["model_cfg"]
+    model = load_clip(f"{LOCAL_DIR}{directory}", layer=-1, device="cpu").model
+    if type(model) is not CLIP:
+        raise ValueError(f"{directory} holds a {type(model).__name__}; expected open_clip's own CLIP")
+    return model.requires_grad_(True), clip_config.read_config(directory / CONFIG_FILE).model
 
 
 def save_model(model: CLIP, model_config: Mapping, out: Path | str, record: Mapping) -> None:
