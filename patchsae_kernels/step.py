@@ -107,7 +107,7 @@ def sae_step(
         l1: coefficient of the sparsity term.
         dead: bool ``[S]``, the latents that get the ghost term.
         cls_weight: factor on the squared error of CLS tokens.
-        precision: ``"exact"`` or ``"fp32"``: as of the encode, see there, for all products; ``"bf16"``: both operands of
+        precision: ``"exact"`` or ``"fp32"``: as of encode, see there, for all products; ``"bf16"``: both operands of
             every product are rounded to bfloat16, sums stay float32 (on a CPU that is the slow reference). Active sets
             then differ in a few entries, which moved W_enc's gradient by 5 % where it was measured; with the ghost
             term, which divides by squares of differences, all gradients by 20 to 30 %.

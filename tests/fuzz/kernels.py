@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import random
+import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
@@ -18,6 +19,7 @@ from torch import Tensor
 import patchsae_kernels as pk
 from tests.kernels.contexts import CONTEXTS
 from tests.kernels.every_op import Results, csr
+from tests.kernels.places import PLACES
 from tests.training.dense_loss import dense_gradients
 
 UNIT = 2.0**-23
@@ -391,8 +393,8 @@ def step(r: random.Random) -> None:
     for value, name in zip(found, ("total", "mse", "l1", "ghost", "l0", "squared_error"), strict=False):
         wanted = getattr(exact, name).detach()
         close(value, wanted, loose * (total + wanted.abs()) + TINY, f"{what}: {name}")
+    largest = max(float(grad.abs().max()) for grad in exact_grads.values())
     for value, name in zip(found[7:], NAMES, strict=True):
-        largest = float(exact_grads[name].abs().max()) if exact_grads[name].numel() else 0.0
         close(value, exact_grads[name], 10 * loose * largest + 1e-9, f"{what}: gradient of {name}")
     share = float((pre > 0).double().mean())
     before = torch.get_num_threads()
@@ -474,6 +476,62 @@ def latents(r: random.Random) -> None:
     assert math.isclose(z.l0, float((z.counts().double().mean() if z.shape[0] else torch.zeros(())).item()))
 
 
+def arguments(r: random.Random) -> None:
+    """One argument changed at random: the call answers, or refuses it and says what was expected."""
+    place = r.choice(sorted(PLACES))
+    _, right, call = PLACES[place]
+    changes = [r.choice(sorted(CHANGES)) for _ in range(r.choice([1, 1, 2]))]
+    given: Any = right
+    try:
+        for change in changes:
+            given = CHANGES[change](r, given) if isinstance(given, Tensor) else given
+    except (RuntimeError, TypeError):  # PyTorch has no such tensor
+        return
+    try:
+        with surroundings(r) as around:
+            call(given)
+    except (TypeError, ValueError, KeyError, IndexError) as error:
+        if not re.search("expected|holds|has a|in row|reach|expanded", str(error)):
+            raise AssertionError(f"{place} with {changes}, {around}: {error}") from error
+
+
+def _resized(r: random.Random, t: Tensor) -> Tensor:
+    shape = list(t.shape)
+    if shape:
+        shape[r.randrange(len(shape))] = r.choice([0, 1, 3, 11])
+    return t.new_zeros(shape)
+
+
+def _spoiled(r: random.Random, t: Tensor) -> Tensor:
+    if not t.numel() or t.layout is not torch.strided or t.is_meta:
+        return t
+    changed = t.clone()
+    special = [-1, 127, 0] if not t.is_floating_point() else [math.nan, math.inf, -math.inf, 3e38, -3e38, 1e-45]
+    changed[tuple(r.randrange(n) for n in t.shape)] = r.choice(special)
+    return changed
+
+
+DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.int32, torch.int8, torch.bool]
+CHANGES: dict[str, Callable[[random.Random, Tensor], Any]] = {
+    "another dtype": lambda r, t: t.to(r.choice([*DTYPES, torch.complex64, torch.uint16, torch.float8_e4m3fn])),
+    "another shape": _resized,
+    "one more dimension": lambda r, t: t.unsqueeze(r.randint(0, t.dim())),
+    "one dimension less": lambda r, t: t.select(0, 0) if t.dim() and t.shape[0] else t,
+    "turned": lambda r, t: t.t() if t.dim() == 2 else t,
+    "laid out": laid_out,
+    "expanded": lambda r, t: t[:1].expand(t.shape) if t.dim() and t.shape[0] else t,
+    "spoiled": _spoiled,
+    "sparse": lambda r, t: t.contiguous().to_sparse() if t.layout is torch.strided and not t.is_meta else t,
+    "meta": lambda r, t: t.to("meta"),
+    "array": lambda r, t: t.numpy() if t.layout is torch.strided and not t.is_meta else t,
+    "list": lambda r, t: t.tolist() if t.layout is torch.strided and not t.is_meta else t,
+    "text": lambda r, t: "a tensor",
+    "requires grad": lambda r, t: t.clone().requires_grad_() if t.is_floating_point() else t,
+    "parameter": lambda r, t: torch.nn.Parameter(t.clone()) if t.is_floating_point() else t,
+    "conjugate": lambda r, t: torch.complex(t, t).conj().imag if t.dtype == torch.float32 and not t.is_sparse else t,
+}
+
+
 ATTACKS: dict[str, Callable[[random.Random], None]] = {
     "encode": encode,
     "huge": huge,
@@ -483,4 +541,5 @@ ATTACKS: dict[str, Callable[[random.Random], None]] = {
     "step": step,
     "adam": adam,
     "latents": latents,
+    "arguments": arguments,
 }
