@@ -52,6 +52,12 @@ def fixed(value: float, decimals: int) -> str:
     return _unsigned_zero(f"{value:,.{decimals}f}")
 
 
+def signed(value: float, decimals: int) -> str:
+    """A difference with so many decimals and its sign; none before zero."""
+    text = fixed(value, decimals)
+    return text if text.startswith("-") or not text.strip("0.") else f"+{text}"
+
+
 def percent(share: float | None, decimals: int = 1) -> str:
     """A share in per cent: "68.2%"; one above 0 is never written as 0, so it may have more decimals."""
     if share is None or math.isnan(share):

@@ -91,6 +91,10 @@ def test_per_cent(share: float | None, text: str) -> None:
     assert words.percent(share) == text
 
 
+def test_a_difference_has_its_sign() -> None:
+    assert [words.signed(value, 2) for value in (1.204, -49, 0.0, -0.001)] == ["+1.20", "-49.00", "0.00", "0.00"]
+
+
 def test_one_of_a_thing_is_singular() -> None:
     assert [words.counted(n, "shot") for n in (0, 1, 2_000)] == ["0 shots", "1 shot", "2,000 shots"]
     assert words.counted(1, "class", "classes") == "1 class"

@@ -14,7 +14,7 @@ from patchsae.adapting.task import Task
 from patchsae.report import Section
 from patchsae.report.plots import class_dots, training_curves
 from patchsae.runs import Stage
-from patchsae.words import counted, percent
+from patchsae.words import counted, percent, signed
 
 PANELS = (("Loss", ("loss",)), ("Accuracy on the batches", ("accuracy",)), ("Learning rate", ("lr",)))
 _SHOWN_CLASSES = 40
@@ -63,7 +63,7 @@ def adaptation_section(
             "images": [row.images for row in table],
             "adapted": [percent(row.accuracy, 2) for row in table],
             "CLIP": [percent(row.clip, 2) for row in table],
-            "difference": [100 * (row.accuracy - row.clip) for row in table],
+            "difference": [signed(100 * (row.accuracy - row.clip), 2) for row in table],
         },
         "Share of the test images that are classified correctly, by the adapter and by its CLIP without it; the "
         "difference in percentage points. All classes: classes.csv.",

@@ -318,11 +318,15 @@ def _class_axis(axes: Axes, names: Sequence[str]) -> None:
 
 
 def _write_numbers(axes: Axes, matrix: np.ndarray, norm: Normalize, whole: bool) -> None:
+    finite = matrix[np.isfinite(matrix)]
+    # what is only nearly 1 (a correlation) is not written as 1
+    nearly = bool(((np.round(np.abs(finite), 2) == 1) & (np.abs(finite) != 1)).any())
+    decimals = 0 if whole else 3 if nearly else 2
     for (i, j), value in np.ndenumerate(matrix):
         if np.isfinite(value):
             # By the cell, not by the page: not one of the colours that turn with light and dark
             color = "#f8fafa" if norm(value) > 0.5 else "#10181c"
-            text = words.fixed(value, 0 if whole else 2)
+            text = words.fixed(value, decimals)
             axes.text(j + 0.5, i + 0.5, text, ha="center", va="center", fontsize=7.5, color=color)
 
 

@@ -122,6 +122,15 @@ def test_shared_bars_are_as_long_as_their_numbers():
     assert starts[1:] == ends[:-1]
 
 
+@pytest.mark.parametrize(
+    ("row", "texts"),
+    [([1, 0.25], ["1.00", "0.25"]), ([1, 0.9983], ["1.000", "0.998"]), ([3, 12], ["3", "12"]), ([-0.001, 0.5], None)],
+)
+def test_the_numbers_of_a_heat_chart_are_true(row, texts):
+    written = [text.get_text() for text in plots.heat(np.array([row]), ["a"], ["x", "y"], "c").axes[0].texts]
+    assert written[3:] == (texts or ["0.00", "0.50"])  # after the names
+
+
 def test_shapes_that_do_not_fit_are_named():
     with pytest.raises(ValueError, match=r"matrix has shape \(2, 2\); expected \[rows, columns\] = \(2, 1\)"):
         plots.heat(np.zeros((2, 2)), ["a", "b"], ["c"], "x")
