@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import io
 import itertools
 import os
 import select
@@ -538,6 +539,7 @@ def explain(
     """
     from patchsae import opening
     from patchsae.data import load_image
+    from patchsae.data.names import written
     from patchsae.experiments import explain as experiment
     from patchsae.runs import Run
     from patchsae.words import counted
@@ -545,7 +547,7 @@ def explain(
     if not paths and not index:
         raise ValueError("nothing to explain: give image files, or --index with positions in --images")
     autoencoder = opening.autoencoder(Run(run), sae, opening.device(model))
-    pictures = {str(path): load_image(path) for path in paths}
+    pictures = {written(str(path)): load_image(path) for path in paths}
     dataset = None
     if index:
         dataset, _ = opening.images(images, autoencoder.config.metadata)
@@ -720,6 +722,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     Where nobody reads on (`patchsae ... | head`) it ends as other programs do, without a word.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a file's name need not be text, nor the terminal UTF-8
     try:
         try:
             _main(arguments)

@@ -1,11 +1,13 @@
 """The command line as a user meets it: the whole chain, help at once, mistakes without a traceback."""
 
+import io
 import json
 import os
 import resource
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -313,3 +315,14 @@ def test_a_reader_that_hangs_up_is_no_error(verb, buffered, both):
         done = subprocess.run(command, stdout=out, stderr=errors, text=True, env=environment, check=False)
     assert done.returncode == 128 + signal.SIGPIPE
     assert not done.stderr
+
+
+def test_names_that_a_terminal_cannot_show_are_printed_as_escapes(tmp_path, monkeypatch):
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xe9/" + "猫".encode()))
+    folder.mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save(folder / "1.png")
+    terminal = io.TextIOWrapper(io.BytesIO(), "ascii")
+    monkeypatch.setattr(sys, "stdout", terminal)
+    main(["data", "check", str(folder.parent)])
+    terminal.seek(0)
+    assert r"0: \u732b" in terminal.read()

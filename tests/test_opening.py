@@ -67,7 +67,7 @@ def folder(tmp_path: Path) -> Path:
 
 def test_what_lies_beside_the_images_is_said_once(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     opening.images(Images(str(folder)), {})
-    note = "pets: 1 files in the class folders are not taken for images: 1 .heic\n"
+    note = "pets: not taken for images in the class folders: 1 .heic\n"
     assert capsys.readouterr().err == note
     opening.images(Images(str(folder), "[:50%]", 1), {})
     assert capsys.readouterr().err == note

@@ -68,7 +68,7 @@ def loose_images(root: Path, split: str | None) -> FileDataset:
     dataset = FileDataset(dataset_name(root.resolve().name, split), root, paths, np.full(len(paths), -1), None)
     others = [name for name, image in files if not image]
     if others:
-        dataset.notes = (f"{len(others):,} files beside the images are not taken for images: {by_kind(others)}",)
+        dataset.notes = (f"not taken for images: {by_kind(others)}",)
     return dataset
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from patchsae.data.base import DataError, ImageDataset
 
-_SLICED = re.compile(r"(?P<split>[^\[\]]*)\[(?P<start>\d*%?):(?P<stop>\d*%?)\]")
+_SLICED = re.compile(r"(?P<split>[^\[\]]*)\[(?P<start>\d{0,18}%?):(?P<stop>\d{0,18}%?)\]")
 
 
 @dataclass(frozen=True)

@@ -83,8 +83,8 @@ def test_everything_that_is_wrong_is_listed_and_the_rest_described(write_files, 
     text = _text(report)
     assert not report.ok
     assert "2 of 4 class folders without images: b (1 .heic), d; looked for .jpg" in text
-    assert "2 files in the class folders are not taken for images: 1 .heic, 1 .txt" in text
-    assert "1 images beside the class folders have no class and are not taken: 0.png" in text
+    assert "not taken for images in the class folders: 1 .heic, 1 .txt" in text
+    assert "not taken, without a class: 1 image beside the class folders: 0.png" in text
     assert "a/torn.png: " in text
     assert report.splits[0].classnames == ["a", "b", "c", "d"]
     assert report.splits[0].class_counts == [2, 0, 1, 0]

@@ -42,7 +42,7 @@ def test_numbers_are_classes(write_files, kind):
     dataset = open_images(_write(write_files, kind, [("a.png", 2), ("c.png", 0)]))
     assert dataset.classnames == ["0", "1", "2"]
     assert dataset.labels.tolist() == [2, 0]
-    assert dataset.notes[0].startswith("1 images are not in ")
+    assert dataset.notes[0].startswith("not taken: 1 image that ")
 
 
 def test_splits_have_a_table_each_and_share_their_classes(write_files):

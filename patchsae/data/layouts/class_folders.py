@@ -23,6 +23,7 @@ from patchsae.data.files import (
 from patchsae.data.layout import Layout, canonical_split, dataset_name, split_rank
 from patchsae.data.listed import lines_of
 from patchsae.data.names import spoken
+from patchsae.words import counted
 
 _ALL_IMAGES = ("images", "jpg")
 _LISTS = "split_zhou_*.json, annotations/, imagelabels.mat and setid.mat, variants.txt"
@@ -164,10 +165,10 @@ def _refuse_wrong_level(root: Path, found: Mapping[str, _Found]) -> None:
 def _notes(root: Path, found: Mapping[str, _Found]) -> Iterator[str]:
     others = [path for inside in found.values() for path in inside.others]
     if others:
-        yield f"{len(others):,} files in the class folders are not taken for images: {by_kind(others)}"
+        yield f"not taken for images in the class folders: {by_kind(others)}"
     stray = images_in(root)
     if stray:
-        yield f"{len(stray):,} images beside the class folders have no class and are not taken: {some(stray)}"
+        yield f"not taken, without a class: {counted(len(stray), 'image')} beside the class folders: {some(stray)}"
 
 
 def _folders_of_all_splits(root: Path, split: str | None, present: list[str], ignored: Collection[str]) -> list[str]:

@@ -20,6 +20,7 @@ from patchsae.data.layout import Layout, canonical_split, dataset_name, split_ra
 from patchsae.data.layouts.class_folders import open_tree
 from patchsae.data.listed import Listing, open_listing, parse_json, read_text
 from patchsae.data.row_groups import open_parquet
+from patchsae.words import counted
 
 _FILES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 _PATH = "file_name"
@@ -83,7 +84,7 @@ def _unlisted(root: Path, split: str | None, listing: Listing) -> Iterator[str]:
     prefix = f"{split}/" if split else ""
     count = sum(prefix + path not in listed for path in images_below(root / prefix))
     if count:
-        yield f"{count:,} images are not in {listing.file} and are not taken"
+        yield f"not taken: {counted(count, 'image')} that {listing.file} does not name"
 
 
 def _labels(tables: list[tuple[Path, list[str], pa.ChunkedArray | None]]) -> Labels | None:

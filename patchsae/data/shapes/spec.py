@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from patchsae.data.base import DataError
 from patchsae.data.shapes.factors import FACTORS, SPLITS
 from patchsae.data.shapes.world import ShapesWorld
@@ -47,6 +49,6 @@ def _options(query: str) -> dict[str, str]:
 
 
 def _number(key: str, value: str) -> int:
-    if not value.isdecimal():
-        raise DataError(f"{key} is {value!r}; expected an integer >= 0")
+    if re.fullmatch("[0-9]{1,30}", value) is None:
+        raise DataError(f"{key} is {value[:40]!r}; expected an integer >= 0")
     return int(value)

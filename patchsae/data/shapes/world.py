@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 from PIL import Image
 
+from patchsae.claims import require_memory
 from patchsae.data.base import DataError, ImageDataset, Sample
 from patchsae.data.shapes.captions import SENTENCES, class_name, describe
 from patchsae.data.shapes.factors import FACTORS, OBJECT_FACTORS, SPLITS, Scene, SceneSampler, ShapeObject
@@ -58,6 +59,7 @@ class ShapesWorld(ImageDataset):
         for argument, number, least in (("n", n, 0), ("seed", seed, 0), ("size", size, 8)):
             if not least <= number < 2**62:
                 raise DataError(f"{argument} is {number}; expected an integer >= {least} and < 2**62")
+        require_memory(f"shapes of n = {n:,} pictures of {size:,} x {size:,} pixels", 200 * n + 40 * size * size)
         try:
             self.sampler = SceneSampler(split, seed, tuple(wanted.items()))
         except ValueError as error:
