@@ -6,7 +6,7 @@ import importlib
 import random
 from collections.abc import Callable
 
-MODULES = ("runs", "data")
+MODULES = ("kernels", "data", "runs")
 Attack = Callable[[random.Random], None]
 
 
