@@ -6,6 +6,7 @@ code point where none has it; a box would say nothing.
 
 from __future__ import annotations
 
+import logging
 import re
 import unicodedata
 from collections import Counter
@@ -27,6 +28,7 @@ LONGEST = 28  # columns of a name; a letter of Chinese, Japanese or Korean takes
 _TAIL = 3  # one in so many columns of a shortened name is its end, where long names differ
 _COLUMN = 0.08  # inches of a column of letters
 _SAMPLE = 0.5  # inches of a legend's line or mark, and of the room around it
+_UNASSIGNED = "\U0003fffd"  # a font that has this draws a box for everything, as matplotlib's "Last Resort" does
 _SIZE, _GAP = 8, 7  # points: of the letters, and between them and the axes
 
 
@@ -117,10 +119,15 @@ def for_picture(figure: Figure) -> Iterator[None]:
     for text, (shown, _) in zip(texts, before, strict=True):
         fonts = {letter: _family(letter) for letter in _missing(shown)}
         text.set_fontfamily([FAMILY, *sorted({family for family in fonts.values() if family})])
-        text.set_text("".join(f" U+{ord(c):04X} " if c in fonts and not fonts[c] else c for c in shown).strip())
+        unknown = {letter for letter, family in fonts.items() if family is None}
+        text.set_text("\n".join(_spelled(line, unknown) for line in shown.split("\n")))
+    log = logging.getLogger("matplotlib.font_manager")
+    level = log.level
+    log.setLevel(logging.ERROR)  # it warns of fonts that come in one weight
     try:
         yield
     finally:
+        log.setLevel(level)
         for text, (shown, font) in zip(texts, before, strict=True):
             text.set(text=shown, fontproperties=font)
 
@@ -178,6 +185,13 @@ def _missing(text: str) -> list[str]:
     return [] if text.isascii() else sorted({c for c in text if c != "\n" and not _has(_own_font(), c)})
 
 
+def _spelled(line: str, unknown: set[str]) -> str:
+    """The line with code points for unknown letters, no longer than a name may be."""
+    if not unknown.intersection(line):
+        return line
+    return short("".join(f" U+{ord(c):04X} " if c in unknown else c for c in line), max(LONGEST, _columns(line)))
+
+
 def _stand_in(letter: str) -> str:
     return {0: "", 1: "n", 2: "W"}[_width(letter)] if _missing(letter) else letter
 
@@ -220,4 +234,4 @@ def _covers(path: str, letter: str) -> bool:
         font = font_manager.get_font(path)
     except (OSError, RuntimeError):  # a font that was removed, or that FreeType cannot read
         return False
-    return bool(font.scalable) and _has(font, letter)
+    return bool(font.scalable) and _has(font, letter) and not _has(font, _UNASSIGNED)

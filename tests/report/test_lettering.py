@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from matplotlib import font_manager
 from matplotlib.text import Text
 
 from patchsae.report import figures, lettering, plots
@@ -93,6 +94,15 @@ def test_a_picture_has_no_box_for_a_letter_that_no_font_has(monkeypatch):
             texts = [text.get_text() for text in figure.findobj(Text)]
         assert "U+13000" in texts
         figures.png(figure)
+    for figure in drawn([UNKNOWN * 30, "日本語の" * 20]):
+        figures.png(figure)
+
+
+def test_a_font_that_draws_boxes_is_no_font_of_a_letter():
+    last_resort = [font for font in font_manager.fontManager.ttflist if font.name.startswith("Last Resort")]
+    assert last_resort
+    for letter in ("猫", "가", "क", UNKNOWN):
+        assert not str(lettering._family(letter)).startswith("Last Resort")
 
 
 def test_long_names_leave_the_plot_its_room():
