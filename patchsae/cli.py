@@ -10,11 +10,12 @@ import os
 import select
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import is_dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO, get_type_hints
 
 import tyro
 
@@ -759,6 +760,7 @@ def _main(arguments: Sequence[str] | None) -> None:
     if processes > 1 and verb not in TOGETHER:
         shared = ", ".join(TOGETHER)
         raise SystemExit(f"patchsae {verb} runs in one process: start it without torchrun (that is for {shared})")
+    warnings.showwarning = _say_warning
     try:
         function = _with_preset(VERBS[verb], rest)
         tyro.cli(function, prog=f"patchsae {verb}", args=rest, config=(tyro.conf.OmitArgPrefixes,))
@@ -766,6 +768,8 @@ def _main(arguments: Sequence[str] | None) -> None:
         if rank == 0:  # the others were stopped by the same signal
             print(stop, file=sys.stderr)
         raise
+    except KeyboardInterrupt:  # before or after the long work, which notes signals itself
+        raise SystemExit(128 + signal.SIGINT) from None
     except BrokenPipeError:
         raise
     except (ValueError, OSError, ImportError, PatchsaeError) as error:
@@ -773,6 +777,19 @@ def _main(arguments: Sequence[str] | None) -> None:
             raise
         print(f"patchsae {verb}: {error}", file=sys.stderr)
         raise SystemExit(2) from error
+
+
+def _say_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """What a user is warned of as a line; of programmers' warnings, where they come from too."""
+    place = "" if category is UserWarning else f" ({category.__name__}, {filename}:{lineno})"
+    print(f"warning: {message}{place}", file=file or sys.stderr)
 
 
 def _with_preset(verb: Callable[..., None], arguments: Sequence[str]) -> Callable[..., None]:
