@@ -83,7 +83,8 @@ def svg(figure: Figure, alt: str) -> Svg:
     body = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", body, flags=re.DOTALL)
     body = _with_variables(_without_idle_ids(body))
     open_tag = f'<svg class="plot" role="img" aria-label="{escape(alt)}" width="{width}" height="{height}"'
-    return Svg(f'{open_tag} viewBox="{view[1]}">{body.strip()}', width)
+    own_width = f'style="--width:{width}px"'
+    return Svg(f'{open_tag} {own_width} viewBox="{view[1]}">{body.strip()}', width)
 
 
 def number_ids(page: str) -> str:
