@@ -13,6 +13,7 @@ from __future__ import annotations
 import io
 import os
 import pickletools
+import struct
 import tempfile
 import threading
 import zipfile
@@ -28,6 +29,17 @@ from torch import Tensor
 from patchsae import contents
 from patchsae.claims import FalseClaim, require_held
 
+_NO_ARCHIVE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+    NotImplementedError,
+    RuntimeError,
+    EOFError,
+    LookupError,
+    OverflowError,
+    UnicodeError,
+)
 LOADING = threading.Lock()  # torch keeps the names that it may load in one set for the whole process
 TENSOR_PARTS = frozenset(
     {
@@ -88,7 +100,7 @@ def load_torchscript(path: Path) -> tuple[dict[str, Tensor], str]:
     """
     with path.open("rb") as file:
         pickled = _read_pickle(path, file)
-        modules = {name: Inert for name in asked_for(pickled) if name.startswith("__torch__.")}
+        modules = {name: Inert for name in _asked_for(path, pickled) if name.startswith("__torch__.")}
         stand_ins: dict[str, Callable[..., Any]] = {**modules, **_script_values()}
         refuse_unknown(path, pickled, stand_ins)
         with tempfile.TemporaryFile() as copy:
@@ -131,19 +143,25 @@ def refuse_unknown(path: Path, pickled: bytes, stand_ins: Mapping[str, Callable[
 
     Raises FalseClaim for tuples in tuples beyond what anybody saves.
     """
-    try:
-        unknown = next((name for name in asked_for(pickled) if not (_is_tensor_part(name) or name in stand_ins)), None)
-        if unknown is None:
-            _require_small_tuples(path, pickled)
-    except FalseClaim:
-        raise
-    except (ValueError, LookupError) as error:
-        raise UnsafeFileError(f"{path} holds a damaged pickle ({error}); nothing of it was run") from error
+    asked = _asked_for(path, pickled)
+    unknown = next((name for name in asked if not (_is_tensor_part(name) or name in stand_ins)), None)
     if unknown is not None:
         allowed = ", ".join(["torch tensors, dtypes and devices", *sorted(stand_ins)][:6])
         raise UnsafeFileError(
             f"{path} asks for {unknown[:100]}, which it may not have (allowed: {allowed}); nothing of it was run"
         )
+    try:
+        _require_small_tuples(path, pickled)
+    except LookupError as error:
+        raise UnsafeFileError(f"{path} holds a damaged pickle ({error}); nothing of it was run") from error
+
+
+def _asked_for(path: Path, pickled: bytes) -> list[str]:
+    """`asked_for`, as far as the first name that is refused would be looked for; the file is named if it is damaged."""
+    try:
+        return list(asked_for(pickled))
+    except ValueError as error:
+        raise UnsafeFileError(f"{path} holds a damaged pickle ({str(error)[:200]}); nothing of it was run") from error
 
 
 def _require_small_tuples(path: Path, pickled: bytes) -> None:
@@ -238,7 +256,7 @@ def _opened(path: Path, file: IO[bytes]) -> Iterator[zipfile.ZipFile]:
                     "it and pack it again without compression (zip -0)"
                 )
             yield archive
-    except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError) as error:
+    except (*_NO_ARCHIVE, OSError) as error:
         raise UnsafeFileError(f"{path} is a damaged zip archive ({error}): download or copy it again") from error
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from patchsae.claims import FalseClaim
+from patchsae.claims import FalseClaim, whole_number
 from patchsae.documents import read_json
 
 FILE = "open_clip_config.json"
@@ -39,6 +39,9 @@ def read_config(path: Path) -> Described:
     model = _table(path, "model_cfg", record)
     for name in ("vision_cfg", "text_cfg"):
         _table(path, name, model)
+    layers = model["vision_cfg"].get("layers", 12)
+    if not isinstance(layers, list):  # which is another tower, and refused by its name
+        whole_number(path, "vision_cfg.layers", layers, most=2**53, least=1)
     settings = _table(path, "tokenizer_kwargs", {"tokenizer_kwargs": {}, **model["text_cfg"]})
     unknown = sorted(set(settings) - TOKENIZER_SETTINGS)
     if unknown:  # the tokenizers of Hugging Face would run code by them

@@ -6,6 +6,7 @@ without an error and give wrong embeddings, so the activation is decided here, f
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,6 +24,7 @@ from patchsae.tensor_files import read_tensors, require_float32
 
 LOCAL_DIR = "local-dir:"
 RANDOM = "random"
+MOST_LETTERS = 1000
 TINY = Path(__file__).parent / "assets" / "tiny-clip"
 WEIGHT_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
 OPENAI_KEYS = frozenset({"input_resolution", "context_length", "vocab_size"})  # only OpenAI's own files carry them
@@ -91,6 +93,9 @@ def resolve(name: str, pretrained: str | None = NOT_SAID) -> Source:
             open_clip's own VisionTransformer.
         FileNotFoundError: a local directory or file is missing.
     """
+    for argument, value in (("name", name), ("pretrained", pretrained or "")):
+        if len(value) > MOST_LETTERS:
+            raise ValueError(f"{argument} has {len(value):,} letters, {value[:40]!r}...; expected a name or a path")
     source = _resolve_directory(name, pretrained) if _is_directory(name) else _resolve_builtin(name, pretrained)
     refuse_other_towers(name, source.config)
     return source
@@ -258,7 +263,7 @@ def _is_directory(name: str) -> bool:
 
 
 def _resolve_directory(name: str, pretrained: str | None) -> Source:
-    directory = TINY if name == "tiny" else Path(name.removeprefix(LOCAL_DIR)).expanduser()
+    directory = TINY if name == "tiny" else Path(os.path.expanduser(name.removeprefix(LOCAL_DIR)))
     path = directory / clip_config.FILE
     if not path.is_file():
         raise FileNotFoundError(f"name={name!r}: {path} does not exist; expected open_clip's directory layout")
@@ -289,7 +294,7 @@ def _resolve_builtin(name: str, pretrained: str | None) -> Source:
     tag = open_clip.get_pretrained_cfg(identifier, pretrained)
     if tag:
         return Source(name, identifier, source.config, tag, None, pretrained, tag)
-    if not Path(pretrained).expanduser().exists():
+    if not os.path.exists(os.path.expanduser(pretrained)):
         raise ValueError(
             f"pretrained={pretrained[:100]!r} is neither a file nor a tag of {name!r}; expected "
             f"{tags_of(identifier)}, a file of weights, or 'random'"
@@ -298,7 +303,7 @@ def _resolve_builtin(name: str, pretrained: str | None) -> Source:
 
 
 def _local_file(pretrained: str) -> Path:
-    path = Path(pretrained).expanduser()
+    path = Path(os.path.expanduser(pretrained))
     if path.is_dir():
         return _weights_in(path, pretrained)
     if not path.is_file():

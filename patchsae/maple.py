@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -61,7 +62,7 @@ def load_maple(
         usual = MaPLe.default_config(clip)
         config = MaPLeConfig(usual.n_ctx if n_ctx is None else n_ctx, usual.depth if depth is None else depth)
         adapted = create("maple", clip, classnames, config, seed)
-    elif files.is_ours(Path(path).expanduser()):
+    elif files.is_ours(Path(os.path.expanduser(path))):
         adapted = files.load_adapter(clip, path, classnames)
     else:
         return _from_official(clip, official.read(path), classnames, n_ctx, depth)

@@ -230,7 +230,8 @@ def trained_on(run: Run) -> dict[str, Any]:
 
 def clip_folder(name: str) -> Path:
     """The folder of "tiny", "local-dir:PATH" or PATH. FileNotFoundError where no CLIP is there."""
-    folder = clip_weights.TINY if name == "tiny" else Path(name.removeprefix(clip_weights.LOCAL_DIR)).expanduser()
+    named = os.path.expanduser(name.removeprefix(clip_weights.LOCAL_DIR))
+    folder = clip_weights.TINY if name == "tiny" else Path(named)
     if not (folder / clip_config.FILE).is_file():
         raise FileNotFoundError(f"{folder} holds no {clip_config.FILE}; expected 'tiny' or a CLIP's folder")
     return folder

@@ -46,7 +46,7 @@ class SAEConfig:
             if not _is_whole(size) or not 1 <= size <= MOST:
                 raise ValueError(f"{name}={repr(size)[:40]}; expected an integer of at least 1")
         if self.activation not in ACTIVATIONS:
-            raise ValueError(f"activation={self.activation!r}; expected one of {', '.join(ACTIVATIONS)}")
+            raise ValueError(f"activation={repr(self.activation)[:40]}; expected one of {', '.join(ACTIVATIONS)}")
         if self.k is not None and not _is_whole(self.k):
             raise ValueError(f"k={self.k!r}; expected an integer")
         if (self.k is not None) != (self.activation == "topk"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -60,7 +61,7 @@ def load_adapter(clip: SplitCLIP, path: str | Path, classnames: Sequence[str] | 
         ValueError: the file is damaged, of another version, does not fit this CLIP or was learned on another, or no
             classes are given for an official checkpoint; a linear probe is given other classes than its own.
     """
-    if not is_ours(Path(path).expanduser()):
+    if not is_ours(Path(os.path.expanduser(path))):
         from patchsae import maple
 
         if classnames is None:
@@ -87,7 +88,7 @@ def is_ours(path: Path) -> bool:
 
 
 def _file(path: str | Path) -> Path:
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))
     return path if path.suffix == SUFFIX or path.is_file() else path / FILE
 
 

@@ -7,6 +7,7 @@ only the few weights are looked at by which it is recognised; the objects become
 from __future__ import annotations
 
 import io
+import os
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -112,7 +113,7 @@ def write(adapted: AdaptedCLIP, folder: str | Path, epoch: int) -> Path:
     content = {"state_dict": OrderedDict((name, _plain(value)) for name, value in state.items()), "epoch": epoch}
     buffer = io.BytesIO()
     torch.save(content, buffer)
-    file = Path(folder).expanduser() / FOLDER / f"model.pth.tar-{epoch}"
+    file = Path(os.path.expanduser(folder)) / FOLDER / f"model.pth.tar-{epoch}"
     file.parent.mkdir(parents=True, exist_ok=True)
     atomic.write_bytes(file, buffer.getvalue())
     atomic.write_text(file.with_name("checkpoint"), f"{file.name}\n")
@@ -121,7 +122,7 @@ def write(adapted: AdaptedCLIP, folder: str | Path, epoch: int) -> Path:
 
 def find(path: str | Path) -> Path:
     """The checkpoint file that a file, or a folder of the official code, stands for; see `read`."""
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))
     if path.is_file():
         return path
     if not path.exists():

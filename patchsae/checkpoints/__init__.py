@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import pkgutil
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -56,8 +57,8 @@ def _what_it_is(path: Path) -> str:
 
 def load(source: str | Path) -> SparseAutoencoder:
     """Load a SAE from a path, or from a Hugging Face Hub id where no such path exists, on the CPU."""
-    path = Path(source).expanduser()
-    if not path.exists():
+    path = Path(os.path.expanduser(source))
+    if not os.path.exists(path):
         from patchsae.checkpoints import hub
 
         path = hub.fetch(str(source))

@@ -16,7 +16,7 @@ def fetch(source: str) -> Path:
         ImportError: huggingface_hub is not installed.
     """
     if not HUB_ID.fullmatch(source) or source.startswith(("./", "../")):
-        raise FileNotFoundError(f"{source} does not exist, and is no Hugging Face Hub id (owner/name)")
+        raise FileNotFoundError(f"{source[:300]} does not exist, and is no Hugging Face Hub id (owner/name)")
     try:
         from huggingface_hub import snapshot_download
     except ImportError as error:
