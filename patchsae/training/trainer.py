@@ -116,7 +116,8 @@ def train_from_cache(
     source = CachedTokens(cache, config, parallel, parallel.device)
     index = source.index
     made_from = {**index.model, "clip_fingerprint": index.clip_fingerprint, **index.origin}
-    settings = {**made_from, "dataset": index.dataset_fingerprint, "cache": source.fingerprint, **asdict(config)}
+    # what the cache did about bad images is what was done here
+    settings = {**asdict(config), **made_from, "dataset": index.dataset_fingerprint, "cache": source.fingerprint}
     check_names(log)
     metadata = {**index.model, "dataset": index.dataset, **index.origin}
     learner = Learner(config, source.width, parallel.device, parallel, metadata)
