@@ -48,7 +48,7 @@ class SAEConfig:
         if self.activation not in ACTIVATIONS:
             raise ValueError(f"activation={repr(self.activation)[:40]}; expected one of {', '.join(ACTIVATIONS)}")
         if self.k is not None and not _is_whole(self.k):
-            raise ValueError(f"k={self.k!r}; expected an integer")
+            raise ValueError(f"k={repr(self.k)[:40]}; expected an integer")
         if (self.k is not None) != (self.activation == "topk"):
             raise ValueError(f"k={self.k!r} with activation={self.activation!r}; expected k with 'topk' and only there")
         if self.k is not None and not 1 <= self.k <= self.d_sae:
@@ -59,7 +59,7 @@ class SAEConfig:
             finite = isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value))
             if not isinstance(name, str) or not finite:
                 raise ValueError(
-                    f"metadata[{name!r}] is a {type(value).__name__}, {str(value)[:40]!r}; "
+                    f"metadata[{repr(name)[:60]}] is a {type(value).__name__}, {str(value)[:40]!r}; "
                     "expected text or a finite number"
                 )
 

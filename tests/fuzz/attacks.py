@@ -6,7 +6,7 @@ import importlib
 import random
 from collections.abc import Callable
 
-MODULES = ("kernels", "data", "runs")
+MODULES = ("kernels", "data", "runs", "files")
 Attack = Callable[[random.Random], None]
 
 
