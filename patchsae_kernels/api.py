@@ -96,12 +96,13 @@ def encode_bounded(
 
 
 def check_bounded(z: SparseLatents, status: Tensor) -> SparseLatents:
-    """What `encode_bounded` left, without the unused places. Reads the device once.
+    """What `encode_bounded` left, without the unused places. Reads the device twice.
 
     Raises:
         OverflowError: entries were left out: the message says how many places are needed, or how many tokens have too
             many candidates for a bounded encode (`encode` repairs those).
-        ValueError: x held a NaN or an infinity (the first row is named), or the threshold a negative value.
+        ValueError: x or what is computed from it held a NaN or an infinity (the first row is named), or the threshold a
+            negative value.
     """
     entries, over, bad, wrong = status.tolist()
     if bad < z.shape[0]:
@@ -112,6 +113,7 @@ def check_bounded(z: SparseLatents, status: Tensor) -> SparseLatents:
         raise OverflowError(f"{over} of {z.shape[0]} tokens have too many candidates for a bounded encode; use encode")
     if entries > z.nnz:
         raise OverflowError(f"capacity is {z.nnz}; {entries} entries need a place")
+    checks.finite_latents(z.values[:entries], z.indptr)
     return SparseLatents(z.values[:entries], z.indices[:entries], z.indptr, z.shape)
 
 

@@ -17,7 +17,7 @@ CSR = tuple[Tensor, Tensor, Tensor]
 _INPUTS = (torch.float32, torch.bfloat16, torch.float16)
 BLOCK = 2048
 """Tokens that the extension encodes together."""
-TOPK_BYTES, TOPK_CANDIDATES = 24, 64
+TOPK_BYTES, TOPK_CANDIDATES = 32, 64
 """Memory of a candidate of top-k, and the most of them for each of the k: there are no more than latents, either."""
 
 

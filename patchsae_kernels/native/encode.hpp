@@ -78,7 +78,7 @@ struct Encoded {
 };
 
 // x is [rows, width] float32. k = 0: ReLU or JumpReLU; else the k largest positive latents, ties to the lower one, which takes
-// up to 24 bytes of each token for every latent that may be among them. A sum that overflows gives an infinite value.
+// up to 32 bytes of each token for every latent that may be among them. A sum that overflows gives an infinite value.
 // Throws std::invalid_argument for sizes out of range, std::bad_alloc.
 std::unique_ptr<Encoded> encode(const EncodeWeights &w, const float *x, int64_t rows, int64_t k, Precision precision,
                                 int threads);

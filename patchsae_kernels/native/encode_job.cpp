@@ -41,6 +41,17 @@ private:
   const Job &job_;
 };
 
+// Scores the candidates of a token that are known by their bounds alone.
+void settle(const Scorer &scorer, int64_t token, std::vector<Leaders::Candidate> &candidates) {
+  std::vector<Leaders::Candidate *> open;
+  for (Leaders::Candidate &one : candidates)
+    if (!one.exact) open.push_back(&one);
+  std::vector<float> values(open.size());
+  scorer.score(
+      int64_t(open.size()), [&](int64_t) { return token; }, [&](int64_t i) { return open[size_t(i)]->latent; }, values.data());
+  for (size_t i = 0; i < open.size(); ++i) *open[i] = {open[i]->latent, values[i], true};
+}
+
 // Calls visitor.screened or visitor.exact for every token and panel, with the products of the token with the panel's latents;
 // both return how many latents they took.
 template <class Visitor> void walk(const Job &job, Range tokens, Range panels, Visitor &visitor) {
@@ -144,7 +155,7 @@ public:
     Leaders &l = leaders_[size_t(token - first_token_)];
     const float floor = l.floor > 0 ? std::nextafter(l.floor, 0.0f) : 0.0f; // ties with the k-th stay
     const int64_t count = job_.k.active(products, job_.bias.get() + first, nullptr, floor, latents, columns_, uppers_);
-    add(l, token, first, count, uppers_, uppers_);
+    add(l, token, first, count, uppers_, uppers_, true);
     return count;
   }
 
@@ -153,7 +164,7 @@ public:
     const int64_t count = job_.k.bounds(products, job_.up.get() + first, job_.down.get() + first, job_.u + first,
                                         job_.v + first, job_.R[token], job_.Q[token], l.floor, latents, columns_, uppers_,
                                         lowers_);
-    add(l, token, first, count, uppers_, lowers_);
+    add(l, token, first, count, uppers_, lowers_, false);
     return count;
   }
 
@@ -162,10 +173,10 @@ public:
   std::vector<Leaders> take() { return std::move(leaders_); }
 
 private:
-  void add(Leaders &l, int64_t token, int64_t first, int64_t count, const float *uppers, const float *lowers) {
+  void add(Leaders &l, int64_t token, int64_t first, int64_t count, const float *uppers, const float *lowers, bool exact) {
     for (int64_t i = 0; i < count; ++i) {
       if (uppers[i] < l.floor) continue;
-      l.candidates.push_back({int32_t(first + columns_[i]), uppers[i]});
+      l.candidates.push_back({int32_t(first + columns_[i]), uppers[i], exact});
       if (lowers[i] > l.floor) l.lowers.push_back(lowers[i]);
       if (l.lowers.size() >= 2 * k_ + 64) l.floor = std::max(l.floor, keep_largest(l.lowers, k_));
     }
@@ -178,19 +189,12 @@ private:
     l.floor = std::max(l.floor, keep_largest(l.lowers, k_));
     std::erase_if(c, [&](const Leaders::Candidate &one) { return one.upper < l.floor; });
     if (c.size() < most_ / 2) return;
-    std::vector<float> values(c.size());
-    if (job_.products == Products::screened)
-      scorer_.score(
-          int64_t(c.size()), [&](int64_t) { return token; }, [&](int64_t i) { return c[size_t(i)].latent; }, values.data());
-    else
-      std::transform(c.begin(), c.end(), values.begin(), [](const Leaders::Candidate &one) { return one.upper; });
-    l.lowers = values;
+    settle(scorer_, token, c);
+    l.lowers.resize(c.size());
+    std::transform(c.begin(), c.end(), l.lowers.begin(), [](const Leaders::Candidate &one) { return one.upper; });
     const float kth = keep_largest(l.lowers, k_);
-    int64_t ties = int64_t(k_) - std::count_if(values.begin(), values.end(), [&](float v) { return v > kth; });
-    size_t kept = 0;
-    for (size_t i = 0; i < c.size(); ++i)
-      if (values[i] > kth || (values[i] == kth && ties-- > 0)) c[kept++] = {c[i].latent, values[i]};
-    c.resize(kept);
+    int64_t ties = int64_t(k_) - std::count_if(c.begin(), c.end(), [&](const auto &one) { return one.upper > kth; });
+    std::erase_if(c, [&](const auto &one) { return !(one.upper > kth || (one.upper == kth && ties-- > 0)); });
     l.floor = std::max(l.floor, kth);
   }
 
@@ -226,13 +230,7 @@ void select_topk(const Job &job, int64_t row, const std::vector<Leaders *> &slic
     for (const Leaders::Candidate &one : l->candidates)
       if (!(one.upper < floor)) best.push_back(one);
   for (Leaders *l : slices) *l = {};
-  if (job.products == Products::screened) {
-    std::vector<float> values(best.size());
-    Scorer(job).score(
-        int64_t(best.size()), [&](int64_t) { return row; }, [&](int64_t i) { return best[size_t(i)].latent; },
-        values.data());
-    for (size_t i = 0; i < best.size(); ++i) best[i].upper = values[i];
-  }
+  settle(Scorer(job), row, best);
   std::erase_if(best, [](const Leaders::Candidate &one) { return !(one.upper > 0); });
   const auto by_latent = [](const auto &a, const auto &b) { return a.latent < b.latent; };
   if (best.size() > k) {

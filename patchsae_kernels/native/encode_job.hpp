@@ -32,11 +32,12 @@ struct Job {
   Buffer<float> R, Q;    // [tokens]
 };
 
-// What a slice holds of one token for top-k. Values are bounds, or equal where the products are the answer.
+// What a slice holds of one token for top-k.
 struct Leaders {
   struct Candidate {
     int32_t latent;
     float upper;
+    bool exact; // `upper` is the value itself
   };
   std::vector<Candidate> candidates; // all that may belong to the k largest, ascending in latents
   std::vector<float> lowers;         // lower bounds; at least k of them once `floor` is positive

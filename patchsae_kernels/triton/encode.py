@@ -51,8 +51,7 @@ def encode(
 ) -> CSR:
     """See `patchsae_kernels.encode`; ``packed``: what `pack` made for this precision, or empty.
 
-    Reads the device once, when everything is done (once more for each capacity that did not suffice): the number of
-    entries, tokens over their slots, the first row that is not finite, a negative threshold.
+    Reads the device as `encode_anything` does, and once more the largest latent, which is infinite after an overflow.
     """
     if activation == "batchtopk":
         return select_over_batch(
@@ -61,6 +60,27 @@ def encode(
             k,
             W_enc.shape[1],
         )
+    csr = encode_anything(x, W_enc, b_enc, b_dec, packed, threshold, k, precision, budget)
+    checks.finite_latents(csr[0], csr[2])
+    return csr
+
+
+def encode_anything(
+    x: Tensor,
+    W_enc: Tensor,
+    b_enc: Tensor,
+    b_dec: Tensor,
+    packed: list[Tensor],
+    threshold: Tensor | None,
+    k: int,
+    precision: str,
+    budget: int,
+) -> CSR:
+    """`encode` of one token by itself, for k = 0 of all active latents, whatever they are.
+
+    Reads the device once, when everything is done (once more for each capacity that did not suffice): the number of
+    entries, tokens over their slots, the first row that is not finite, a negative threshold.
+    """
     call = request(W_enc, b_enc, b_dec, packed, threshold, k, precision, budget)
     x = x.contiguous()
     tokens, latents = x.shape[0], W_enc.shape[1]

@@ -25,7 +25,7 @@ from patchsae_kernels import checks, reference_training
 from patchsae_kernels.triton import dense, tuning
 from patchsae_kernels.triton.backward import gradients, takes_backward
 from patchsae_kernels.triton.decode import decode_with_losses
-from patchsae_kernels.triton.encode import encode, encode_bounded
+from patchsae_kernels.triton.encode import encode_anything, encode_bounded
 from patchsae_kernels.triton.ghost import Dead, Rows, add_ghost
 from patchsae_kernels.triton.latent_major import sort_by_latent
 from patchsae_kernels.triton.pack import pack
@@ -82,7 +82,7 @@ def sae_step(
     else:
         held = list(packed or pack(W_enc, b_enc, precision))
         for rows in sparse_chunks(x.shape[0], W_enc.shape[0], share * W_enc.shape[1], budget):
-            csr = encode(step.x[rows], W_enc, b_enc, b_dec, held, None, "relu", 0, precision, budget)
+            csr = encode_anything(step.x[rows], W_enc, b_enc, b_dec, held, None, 0, precision, budget)
             step.add_sparse(rows, *csr)
     return step.finish(W_enc, W_dec)
 

@@ -202,6 +202,20 @@ def test_errors_name_what_is_wrong():
         pk.encode(huge, case.W_enc, case.b_enc, -huge[0])
 
 
+def test_a_token_whose_sums_leave_float32_is_refused_by_its_row():
+    case = make_case(10, 6, 8, 20)
+    x = case.x.clone()
+    x[3] = 3e38 * case.W_enc[:, 2].sign()
+    W_enc = case.W_enc.clone(memory_format=torch.preserve_format)
+    W_enc[:, 2] = W_enc[:, 2].sign()
+    w = pk.prepare(W_enc, case.b_enc, case.b_dec)
+    for options in ({}, {"precision": "fp32"}, {"activation": "topk", "k": 3}, {"activation": "batchtopk", "k": 2}):
+        with pytest.raises(ValueError, match=r"\(x - b_dec\) W_enc passes the range of torch.float32 in row 3"):
+            pk.encode(x, w, **options)
+    with pytest.raises(ValueError, match="range of torch.float32 in row 3"):
+        pk.check_bounded(*pk.encode_bounded(x, w, capacity=120))
+
+
 @few
 @given(st.integers(0, 2**31), st.sampled_from([1e-30, 1e-6, 1.0, 1e6, 1e18]), st.sampled_from([1e-5, 1.0, 1e6]))
 def test_exact_at_any_magnitude(seed, size, weight):
