@@ -301,9 +301,16 @@ def test_bench_checks_times_and_writes_json(capsys, tmp_path):
     assert "ratio" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("verb", [["--help"], ["doctor"], ["explain", "--help"]])
-@pytest.mark.parametrize("buffered", [True, False])
-@pytest.mark.parametrize("both", [True, False])
+@pytest.mark.parametrize(
+    ("verb", "buffered", "both"),
+    [
+        (["--help"], True, False),
+        (["--help"], False, True),
+        (["explain", "--help"], True, True),
+        (["explain", "--help"], False, False),
+        (["doctor"], True, False),
+    ],
+)
 def test_a_reader_that_hangs_up_is_no_error(verb, buffered, both):
     """`patchsae ... | head`: no traceback, no message, the status of a program that SIGPIPE ended."""
     read, write = os.pipe()
