@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from patchsae import checksums, progress, settings, tables
+from patchsae.again import again
 from patchsae.checksums import DamagedFile
 from patchsae.documents import read_json
 from patchsae.runs import Run, Stage
@@ -34,7 +35,7 @@ class StageCheck:
         known = "" if not self.unchecked else f", {self.unchecked} of them without a checksum"
         lines = [f"{self.path}: {state}, {whole} of {self.files} files whole{known}"]
         lines += [f"  {self.path / name}: {reason}" for name, reason in self.damaged.items()]
-        return lines + ([f"  {checksums.again(self.path)}"] if self.damaged else [])
+        return lines + ([f"  {again(self.path)}"] if self.damaged else [])
 
 
 def check(root: Path) -> list[StageCheck]:

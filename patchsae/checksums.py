@@ -13,20 +13,17 @@ import os
 import re
 import sys
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
-from shlex import quote
 from typing import BinaryIO
 
-from patchsae import settings
+from patchsae.again import CONFIG, again
 from patchsae.errors import PatchsaeError
 from patchsae.paths import is_plain
 
 FILE = ".sums"
-CONFIG = "config.toml"
 _LINE = re.compile(r"([0-9a-f]{64})  (.+)\Z")
 _BLOCK = 1 << 20
-_CELLS = {"sweep": "-saes", "table": "-cells"}  # endings of the runs in which a verb keeps its many stages
 _GROWS = ".jsonl"  # by lines, of which a kill may tear the last
 # What readers raise on content that is not what was written: JSON, TOML, safetensors, parquet, and what is made of them
 _UNREADABLE = (ValueError, TypeError, LookupError, AttributeError, RuntimeError, EOFError, OverflowError)
@@ -133,26 +130,6 @@ def open_own(path: Path) -> BinaryIO:
     """A file that grows by appending, made if missing. OSError where a link stands there: it could lead anywhere."""
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
     return os.fdopen(descriptor, "ab", buffering=0)  # type: ignore[return-value]
-
-
-def again(folder: Path) -> str:
-    """How to make the files of a stage again: the command, as far as the stage itself can still say."""
-    verb = None
-    with suppress(OSError, ValueError, AttributeError, RecursionError):  # the settings may be what is damaged
-        verb = settings.read(folder / CONFIG).get("environment", {}).get("verb")
-    if not (isinstance(verb, str) and is_plain(verb)):
-        return "The verb that made it makes it again, with --overwrite and the options it had"
-    again = "with the options it had, makes it again"
-    if verb == "cache":
-        return f"`patchsae cache --out {quote(str(folder))} --overwrite`, {again}"
-    run, name = folder.parent, folder.name
-    if run.name.endswith(_CELLS.get(verb, "/")):  # one of many that a verb makes
-        run, name = run.parent, run.name.removesuffix(_CELLS[verb])
-        again += f" once {folder} is removed"
-    elif verb != "explain":  # which always makes it again
-        again = "--overwrite`, " + again
-    command = f"`patchsae {verb} --run {quote(str(run))}" + ("" if name == verb else f" --name {name}")
-    return f"{command} {again}" if again.startswith("--") else f"{command}`, {again}"
 
 
 def _of_whole_lines(path: Path) -> str:

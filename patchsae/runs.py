@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from patchsae import atomic, checksums, environment, settings, tables
+from patchsae.again import CONFIG
 from patchsae.documents import parse_json, read_json
 from patchsae.locks import FolderLock
 from patchsae.paths import OutsidePath, is_plain, plain_name
@@ -37,7 +38,7 @@ from patchsae.paths import OutsidePath, is_plain, plain_name
 if TYPE_CHECKING:
     import torch
 
-_CONFIG, _METRICS, _FINISHED, _DISCARDED = checksums.CONFIG, "metrics.jsonl", "finished", ".discarded"
+_CONFIG, _METRICS, _FINISHED, _DISCARDED = CONFIG, "metrics.jsonl", "finished", ".discarded"
 _MANIFEST = ".files"
 _LARGEST_JSON = 2**30  # a report's pictures are text in it
 _RESERVED = ("environment", "versions")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from patchsae import atomic
+from patchsae.again import VERBS
 from patchsae.checksums import DamagedFile
 from patchsae.locks import FolderLock
 from patchsae.report import elements, figures
@@ -16,10 +17,6 @@ from patchsae.report.section import FILE
 from patchsae.report.text import escape
 from patchsae.runs import Run, Stage
 
-ORDER = (
-    *("train", "sweep", "evaluate", "extract", "classes", "mask"),
-    *("adapt", "compare", "table", "correlate", "explain"),
-)
 _NAME = "report.html"
 _GENERATOR = '<meta name="generator" content="patchsae">'
 # Even a mistake elsewhere could not make the page load anything
@@ -90,7 +87,7 @@ def _content(stage: Stage) -> dict[str, Any]:
 def _rank(name: str) -> int:
     """Place of a stage; "compare-test" and other names of one's own stand with the verb that they begin with."""
     verb = name.split("-")[0]
-    return ORDER.index(verb) if verb in ORDER else len(ORDER)
+    return VERBS.index(verb) if verb in VERBS else len(VERBS)
 
 
 def _contents(sections: list[tuple[Stage, dict[str, Any]]]) -> str:
