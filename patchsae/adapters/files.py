@@ -12,13 +12,13 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
-from patchsae.adapters import identity
+from patchsae.adapters import identity, official
 from patchsae.adapters.base import AdaptedCLIP
 from patchsae.adapters.kinds import adapter_class
 from patchsae.atomic import replacing
 from patchsae.checksums import verified
 from patchsae.clip import SplitCLIP
-from patchsae.contents import what_is
+from patchsae.contents import unexpected, what_is
 from patchsae.documents import parse_json
 from patchsae.tensor_files import read_tensors
 
@@ -65,6 +65,9 @@ def load_adapter(clip: SplitCLIP, path: str | Path, classnames: Sequence[str] | 
         from patchsae import maple
 
         if classnames is None:
+            checkpoint = official.find(path)
+            if what_is(checkpoint).kind != "torch":
+                raise unexpected(checkpoint, "what save_adapter wrote, or a checkpoint of MaPLe's code")
             raise ValueError(f"{path} is an official MaPLe checkpoint, which names no classes; give classnames")
         return maple.load_maple(clip, path, classnames)
     file = _file(path)

@@ -135,6 +135,8 @@ def test_an_adapter_is_known_by_its_bytes(tmp_path: Path) -> None:
     (tmp_path / "page.pt").write_bytes(b"<!DOCTYPE html>")
     with pytest.raises(ValueError, match=r"page\.pt is a web page, .*; expected what torch\.save"):
         load_adapter(make_clip("plain"), tmp_path / "page.pt", NAMES)
+    with pytest.raises(ValueError, match=r"page\.pt is a web page, .*; expected what save_adapter wrote, or a checkp"):
+        load_adapter(make_clip("plain"), tmp_path / "page.pt")
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
