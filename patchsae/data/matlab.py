@@ -6,6 +6,7 @@ elements, each of which may be compressed by zlib. Nothing in such a file can ru
 
 from __future__ import annotations
 
+import struct
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +25,7 @@ _CELL, _STRUCT, _CHAR = 1, 2, 4
 _NUMERIC = range(6, 16)
 _MOST_BYTES = 32 << 20  # of a file, and of all that is compressed in it; the largest in use has 4 MB
 _DEEPEST = 16
+_NOTHING = np.empty((0, 0))  # one for all: a small file can hold millions
 
 
 def read_mat(path: Path) -> dict[str, Any]:
@@ -65,13 +67,15 @@ class _Reader:
 
     def variables(self, data: bytes) -> Iterator[tuple[str, Any]]:
         for type, element in self._elements(data):
-            parts = self._elements(self._inflate(element)) if type == _COMPRESSED else iter([(type, element)])
-            yield from (self._matrix(part, 0) for kind, part in parts if kind == _MATRIX)
+            if type == _COMPRESSED:
+                type, element = next(self._elements(self._inflate(element)), (0, b""))
+            if type == _MATRIX:
+                yield self._matrix(element, 0)
 
     def _elements(self, data: bytes) -> Iterator[tuple[int, bytes]]:
         at = 0
         while at + 8 <= len(data):
-            first, size = np.frombuffer(data, self.order + "u4", 2, at).tolist()
+            first, size = struct.unpack_from(self.order + "2I", data, at)
             if first >> 16:  # a small element: the size in the upper half, the data in the second word
                 type, size, start, end = first & 0xFFFF, first >> 16, at + 4, at + 8
             else:
@@ -84,7 +88,7 @@ class _Reader:
 
     def _matrix(self, data: bytes, depth: int) -> tuple[str, Any]:
         if not data:
-            return "", np.empty((0, 0))
+            return "", _NOTHING
         if depth > _DEEPEST:
             raise ValueError(f"arrays within arrays, more than {_DEEPEST} deep")
         elements = self._elements(data)

@@ -282,9 +282,7 @@ def test_a_worker_gets_the_same_world() -> None:
     assert (copy.pixels(4) == world.pixels(4)).all()
 
 
-@pytest.mark.parametrize(
-    "source", ["shapes?n=1000000000000000", "shapes?size=1000000000&n=1", "shapes?n=" + "9" * 40]
-)
+@pytest.mark.parametrize("source", ["shapes?n=1000000000000000", "shapes?size=1000000000&n=1", "shapes?n=" + "9" * 40])
 def test_a_world_that_no_memory_holds_is_refused(source):
     with pytest.raises(DataError, match=r"needs .* of memory|expected an integer"):
         open_images(source, "train")
