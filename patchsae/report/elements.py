@@ -62,10 +62,7 @@ def code(text: str) -> str:
 
 def facts(values: Mapping[str, Any]) -> str:
     """The few numbers that matter, large, each with its name."""
-    items = (
-        f"<div><dt>{escape(name)}</dt><dd>{escape(words.number(value))}</dd></div>" for name, value in values.items()
-    )
-    return f'<dl class="facts">{"".join(items)}</dl>'
+    return f'<dl class="facts">{_definitions(values)}</dl>'
 
 
 def figure(picture: Figure | Picture | bytes, caption: str, alt: str = "") -> str:

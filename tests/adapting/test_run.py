@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from patchsae import load_adapter, load_maple, opening
+from patchsae import load_adapter, load_maple, opening, words
 from patchsae.adapting import evaluation, results
 from patchsae.adapting.run import build
 from patchsae.choices import FewImages
@@ -108,7 +108,9 @@ def test_the_report_sums_up_seeds_that_differ_in_nothing_else(tmp_path: Path, cl
     found = results.over_seeds(stage, "few-shot", results.load_parts(stage))
     assert list(found) == [1, 2]
     assert found[2] == rows
-    assert "Over the seeds 1, 2" in stage.load_json("section")["html"]
+    content = stage.load_json("section")
+    assert "Over the seeds 1, 2" in content["html"]
+    assert content["title"] == f"Adaptation: Linear probe, {words.counted(tiny.options(**base).shots, 'shot')}, seed 2"
 
 
 def test_coop_starts_from_the_embeddings_of_its_words(clip: SplitCLIP) -> None:

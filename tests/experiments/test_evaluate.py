@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from patchsae import prompts
+from patchsae import prompts, words
 from patchsae.clip import SplitCLIP
 from patchsae.data import Sample, open_images
 from patchsae.data.shapes import ShapesWorld
@@ -127,6 +127,9 @@ def test_tables_and_figures_say_the_same(stage) -> None:
     assert len(stage.read_table("latents.parquet")["frequency"]) == S
     html = stage.load_json("section")["html"]
     assert "What CLIP still sees" in html
+    for what, variant in (("unmodified", "unmodified"), ("reconstructed", "reconstruction")):
+        share = words.percent(figures[f"accuracy_{variant}"])
+        assert f'<dt>accuracy, {what}</dt><dd title="{share}">{share}</dd>' in html
     assert "Intersection over union" in html
 
 

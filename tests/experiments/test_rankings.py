@@ -82,7 +82,9 @@ def test_classes_of_one_name_are_ranked_apart(tmp_path) -> None:
     assert table["tokens_in_dataset"].tolist() == [5, 12, 8, 12, 12, 5]
     again = Rankings.load(stage)
     assert all(torch.equal(again.ranks[name], rank) for name, rank in result.ranks.items())
-    assert stage.load_json("section")["html"].count("missile") == 2 + 4  # table, both axes of the heat map
+    html = stage.load_json("section")["html"]
+    assert html.count(">missile<") == 2 + 2 * 2  # the table, the whole names on both axes of the heat map
+    assert html.count(">missile (1)<") == html.count(">missile (2)<") == 2
     with Image.open(stage.path / "shared_latents.png") as picture:
         assert picture.format == "PNG"
 
