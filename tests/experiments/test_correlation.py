@@ -38,6 +38,11 @@ def test_more_images_of_the_same_kind_change_nothing(counts, factor) -> None:
     torch.testing.assert_close(correlations(once), correlations(more), equal_nan=True)
 
 
+@given(st.lists(st.integers(0, 10**6), min_size=7, max_size=7).filter(lambda row: len(set(row)) > 1))
+def test_what_is_compared_with_itself_correlates_exactly(row) -> None:
+    assert correlations([torch.tensor(row), torch.tensor(row[::-1])]).diagonal().tolist() == [1.0, 1.0]
+
+
 @pytest.fixture(scope="module")
 def run(clip, other_clip, sae, tmp_path_factory) -> Run:
     """Two extractions and a comparison, and an extraction with another autoencoder."""
