@@ -421,7 +421,7 @@ def table(
     Args:
         run: directory of the experiment; the table is RUN/NAME, the cells are the stages of RUN/NAME-cells.
         cells: TOML file with a table [[cells]] for each: name, images, adapter; also rank_split ("train"), test_split
-            ("test"), rank_limit, test_limit, test_images, dataset, label, templates. [defaults] holds for all.
+            ("test"), rank_limit, test_limit, test_images, outside, dataset, label, templates. [defaults] holds for all.
         mask: also mask the latents of every cell's classes in both models, by the rankings of both.
         share: what the shares of table.md divide by: high, high_a, high_b, high_either, active_a, active_b,
             active_either or all (table.csv has them all).
@@ -447,7 +447,7 @@ def table(
     clip = opening.clip(model, autoencoder.config.metadata)
     experiment.run(
         listed,
-        partial(open_cell, clip=clip, sae=autoencoder),
+        partial(open_cell, clip=clip),
         autoencoder,
         Run(run / f"{name}-cells"),
         _stage(run, name, "table"),

@@ -63,14 +63,15 @@ def open_sides(choice: Sides, images: Images, model: Model, sae: SparseAutoencod
     return OpenSides(first, second, tested, settings, settings | {f"test_{key}": value for key, value in found.items()})
 
 
-def open_cell(cell: Cell, clip: SplitCLIP, sae: SparseAutoencoder) -> OpenCell:
+def open_cell(cell: Cell, clip: SplitCLIP) -> OpenCell:
     """Images and adapter of a table's cell.
 
     Raises ValueError that begins with the cell's name.
     """
     try:
-        ranked, found = _images(cell.images, cell.rank_split, cell.rank_limit, sae)
-        tested, test = _images(cell.test_images or cell.images, cell.test_split, cell.test_limit, sae)
+        ranked, found = _of_cell(Images(cell.images, cell.rank_split, cell.rank_limit or None), "rank_split", cell)
+        theirs = Images(cell.test_images or cell.images, cell.test_split, cell.test_limit or None)
+        tested, test = _of_cell(theirs, "test_split", cell)
         opening.say_what_is_used(clip, ranked)
         model = _adapted(cell.adapter, clip, ranked)
     except (ValueError, OSError) as error:
@@ -80,8 +81,9 @@ def open_cell(cell: Cell, clip: SplitCLIP, sae: SparseAutoencoder) -> OpenCell:
     return OpenCell(Side("CLIP", clip, ranked), second, tested, settings)
 
 
-def _images(source: str, split: str, limit: int, sae: SparseAutoencoder) -> tuple[ImageDataset, dict[str, Any]]:
-    return opening.images(Images(source, split or None, limit or None), sae.config.metadata)
+def _of_cell(choice: Images, key: str, cell: Cell) -> tuple[ImageDataset, dict[str, Any]]:
+    """Images of a cell, which says all there is to say of them."""
+    return opening.images(replace(choice, split=choice.split or None, outside=cell.outside), {}, option=key)
 
 
 def _adapted(path: str | None, clip: SplitCLIP, dataset: ImageDataset) -> AnyCLIP:

@@ -34,6 +34,8 @@ class Cell:
     """Split to classify."""
     test_limit: int = 0
     """At most this many images of it; 0 is all."""
+    outside: bool = False
+    """Also read images that are not below the folder of a dataset, as for --outside."""
     dataset: str = ""
     """What the table calls the dataset; empty: the cell's name."""
     label: str = ""
@@ -96,6 +98,8 @@ def _require_known(path: Path, where: str, table: Mapping[str, Any]) -> None:
             raise ValueError(f"{path}: {where}.{key} is not known; expected one of {', '.join(known)}")
         if known[key] == "int":
             fits, expected = type(value) is int and value >= 0, "an integer of at least 0"
+        elif known[key] == "bool":
+            fits, expected = isinstance(value, bool), "true or false"
         elif known[key] == "str":
             fits, expected = isinstance(value, str), "text"
         else:

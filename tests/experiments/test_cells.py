@@ -52,6 +52,7 @@ def test_defaults_hold_for_all_and_a_cell_may_differ(tmp_path) -> None:
         (f"[[cells]]\n{GOOD}test_limit = -1\n", r"cells\[0\]\.test_limit is -1; expected an integer of at least 0"),
         (f"[[cells]]\n{GOOD}test_limit = true\n", r"cells\[0\]\.test_limit is True"),
         (f"[[cells]]\n{GOOD}rank_split = 1\n", r"cells\[0\]\.rank_split is 1; expected text"),
+        (f"[[cells]]\n{GOOD}outside = 1\n", r"cells\[0\]\.outside is 1; expected true or false"),
         (f'[[cells]]\n{GOOD}templates = "a"\n', r"cells\[0\]\.templates is 'a'; expected a list of texts"),
         (f"[[cells]]\n{GOOD}templates = [1]\n", r"cells\[0\]\.templates is \[1\]"),
         ('[[cells]]\nname = "a/b"\nimages = "shapes"\nadapter = "x"\n', r"cells\[0\]\.name is 'a/b'; expected letters"),

@@ -84,14 +84,14 @@ def test_an_adapter_without_classes_is_refused(reader, adapter, tmp_path) -> Non
 
 def test_a_cell_is_opened_and_its_mistakes_begin_with_its_name(clip, reader, adapter) -> None:
     cell = Cell("one", "shapes?n=20", adapter, rank_limit=5, test_limit=4, label="prompts")
-    found = open_cell(cell, clip, reader)
+    found = open_cell(cell, clip)
     assert (found.first.name, found.second.name) == ("CLIP", "prompts")
     assert (len(found.first.dataset), len(found.test)) == (5, 4)
     assert found.test.name != found.first.dataset.name
     with pytest.raises(ValueError, match=r"cell one: .*NOWHERE does not exist"):
-        open_cell(replace(cell, adapter="NOWHERE"), clip, reader)
+        open_cell(replace(cell, adapter="NOWHERE"), clip)
     with pytest.raises(ValueError, match=r"cell one: .*split is 'best'"):
-        open_cell(replace(cell, test_split="best"), clip, reader)
+        open_cell(replace(cell, test_split="best"), clip)
 
 
 @pytest.mark.slow
