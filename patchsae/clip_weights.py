@@ -265,11 +265,11 @@ def _is_directory(name: str) -> bool:
 def _resolve_directory(name: str, pretrained: str | None) -> Source:
     directory = TINY if name == "tiny" else Path(os.path.expanduser(name.removeprefix(LOCAL_DIR)))
     path = directory / clip_config.FILE
-    if not path.is_file():
-        raise FileNotFoundError(f"name={name!r}: {path} does not exist; expected open_clip's directory layout")
+    if not os.path.isfile(path):  # also for a name that no file could have
+        raise FileNotFoundError(f"{path} does not exist; expected open_clip's directory layout")
     described = clip_config.read_config(path)
     asked = pretrained if pretrained not in (None, NOT_SAID, RANDOM) else None
-    weights = None if pretrained == RANDOM else _local_file(asked) if asked else _weights_in(directory, name)
+    weights = None if pretrained == RANDOM else _local_file(asked) if asked else _weights_in(directory)
     return Source(
         name=name,
         identifier=f"{LOCAL_DIR}{directory}",
@@ -305,16 +305,16 @@ def _resolve_builtin(name: str, pretrained: str | None) -> Source:
 def _local_file(pretrained: str) -> Path:
     path = Path(os.path.expanduser(pretrained))
     if path.is_dir():
-        return _weights_in(path, pretrained)
+        return _weights_in(path)
     if not path.is_file():
         raise FileNotFoundError(f"pretrained={pretrained!r} does not exist; expected a weights file")
     return path
 
 
-def _weights_in(directory: Path, name: str) -> Path:
+def _weights_in(directory: Path) -> Path:
     found = [directory / file for file in WEIGHT_FILES if (directory / file).is_file()]
     if not found:
-        raise FileNotFoundError(f"{name!r}: {directory} holds none of {', '.join(WEIGHT_FILES)}")
+        raise FileNotFoundError(f"{directory} holds none of {', '.join(WEIGHT_FILES)}")
     return found[0]
 
 

@@ -200,8 +200,11 @@ class AdaptedCLIP:
 def check_shapes(tensors: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]], what: str) -> None:
     """ValueError unless ``tensors`` are exactly those of ``expected``; ``what`` begins the message."""
     if tensors.keys() != expected.keys():
-        missing, extra = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
-        raise ValueError(f"{what} lacks the tensors {missing[:4]} and has {extra[:4]} too many")
+        missing, extra = (
+            [name[:80] for name in sorted(names)[:4]]
+            for names in (expected.keys() - tensors.keys(), tensors.keys() - expected.keys())
+        )
+        raise ValueError(f"{what} lacks the tensors {missing} and has {extra} too many")
     for name, shape in expected.items():
         if tuple(tensors[name].shape) != shape:
             raise ValueError(f"{what}: {name} has shape {tuple(tensors[name].shape)}; expected {shape}")
