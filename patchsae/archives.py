@@ -157,7 +157,7 @@ def refuse_unknown(path: Path, pickled: bytes, stand_ins: Mapping[str, Callable[
 
 
 def _asked_for(path: Path, pickled: bytes) -> list[str]:
-    """`asked_for`, as far as the first name that is refused would be looked for; the file is named if it is damaged."""
+    """The names of `asked_for`. UnsafeFileError, which names the file, for what is no pickle."""
     try:
         return list(asked_for(pickled))
     except ValueError as error:
