@@ -12,6 +12,7 @@ from patchsae.again import again
 from patchsae.checksums import DamagedFile
 from patchsae.documents import read_json
 from patchsae.runs import Run, Stage
+from patchsae.words import counted
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class StageCheck:
         state = "finished" if self.finished else "not finished (the command that began it goes on)"
         whole = self.files - len(self.damaged)
         known = "" if not self.unchecked else f", {self.unchecked} of them without a checksum"
-        lines = [f"{self.path}: {state}, {whole} of {self.files} files whole{known}"]
+        lines = [f"{self.path}: {state}, {whole} of {counted(self.files, 'file')} whole{known}"]
         lines += [f"  {self.path / name}: {reason}" for name, reason in self.damaged.items()]
         return lines + ([f"  {again(self.path)}"] if self.damaged else [])
 
@@ -99,8 +100,8 @@ def summary(found: Sequence[StageCheck]) -> str:
     damaged = [one for one in found if one.damaged]
     files = sum(one.files for one in found)
     if not damaged:
-        return f"{len(found)} stages, {files} files: all are whole"
-    return f"{len(damaged)} of {len(found)} stages are damaged: {', '.join(str(one.path) for one in damaged)}"
+        return f"{counted(len(found), 'stage')}, {counted(files, 'file')}: all are whole"
+    return f"{len(damaged)} of {counted(len(found), 'stage')} damaged: {', '.join(str(one.path) for one in damaged)}"
 
 
 def _own_checksums(stage: Stage) -> dict[str, str]:

@@ -235,18 +235,20 @@ def cache(
     from patchsae import opening
     from patchsae.activations import CacheIndex, repair_cache, write_cache
     from patchsae.data.left_out import inherited
+    from patchsae.words import counted
 
     if check:
         index = CacheIndex.load(out)
         as_written = replace(model, dtype=index.origin.get("dtype", model.dtype))
         clip, dataset, _ = opening.clip_and_images(as_written, images, {**index.origin, **index.model})
         repaired = repair_cache(clip, dataset, out, workers)
-        print(f"{out}: {len(index.shards)} shards; written anew: {', '.join(repaired) or 'none'}")
+        print(f"{out}: {counted(len(index.shards), 'shard')}; written anew: {', '.join(repaired) or 'none'}")
         return
     clip, dataset, origin = opening.clip_and_images(model, images, {}, default="shapes")
     origin |= {"dtype": model.dtype, **inherited(options.on_bad_image)}
     written = write_cache(clip, dataset, out, options, origin=origin, workers=workers, overwrite=overwrite)
-    print(f"{out}: {sum(shard.images for shard in written.shards):,} images in {len(written.shards)} shards")
+    images_written = counted(sum(shard.images for shard in written.shards), "image")
+    print(f"{out}: {images_written} in {counted(len(written.shards), 'shard')}")
 
 
 def extract(
@@ -655,12 +657,13 @@ def _train_clip(
 ) -> None:
     from patchsae import opening
     from patchsae.tinyclip import train_clip
+    from patchsae.words import counted
 
     start = None if from_ is None else opening.clip_folder(from_)
     device = opening.device(Model(device=device))
     dataset, _ = opening.images(images, {}, default="shapes")
     record = train_clip(dataset, out, config, start=start, workers=workers, device=device)
-    print(f"{out}: {record.steps} steps in {record.minutes} min; use it as --model local-dir:{out}")
+    print(f"{out}: {counted(record.steps, 'step')} in {record.minutes} min; use it as --model local-dir:{out}")
 
 
 def bench(

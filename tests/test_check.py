@@ -48,7 +48,7 @@ def test_each_damaged_file_is_named_with_what_to_run_again(run, name, capsys):
     assert end.value.code == 1
     assert str(path) in out
     assert f"{run / 'train'}: finished, 5 of 5 files whole" in out
-    assert "1 of 2 stages are damaged" in out
+    assert "1 of 2 stages damaged" in out
     assert f"`patchsae extract --run {run} --overwrite`" in out
 
 

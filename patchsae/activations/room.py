@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import shutil
 import sys
 from pathlib import Path
 
 from patchsae.activations.index import CacheIndex
 from patchsae.atomic import DiskFull
+from patchsae.words import counted, size
 
 
 def announce(index: CacheIndex, out: Path, overwrite: bool = False) -> None:
@@ -21,17 +21,12 @@ def announce(index: CacheIndex, out: Path, overwrite: bool = False) -> None:
         folder = folder.parent
     removed = sum(path.stat().st_size for path in out.glob("shard-*.safetensors")) if overwrite else 0
     free, needed = shutil.disk_usage(folder).free + removed, index.bytes_left
-    shape = f"{index.images:,} images x {index.tokens} tokens x {index.width} in {index.options.store}"
-    size = f"{_size(needed)}{' to go' if index.shards else ''}, {_size(free)} free in {out}"
-    print(f"cache: {shape}, {index.shard_count:,} shards: {size}", file=sys.stderr)
+    shape = f"{counted(index.images, 'image')} x {index.tokens} tokens x {index.width} in {index.options.store}"
+    room = f"{size(needed)}{' to go' if index.shards else ''}, {size(free)} free in {out}"
+    print(f"cache: {shape}, {counted(index.shard_count, 'shard')}: {room}", file=sys.stderr)
     if needed > free:
         smaller = "" if index.options.store == "int8" else "--store int8 halves that, and "
         raise DiskFull(
-            f"the cache needs {_size(needed)} and {out} has {_size(free)} free: {smaller}--tokens-per-image or --limit "
+            f"the cache needs {size(needed)} and {out} has {size(free)} free: {smaller}--tokens-per-image or --limit "
             "make it as small as you like"
         )
-
-
-def _size(count: float) -> str:
-    power = min(4, int(math.log10(max(count, 1)) // 3))
-    return f"{count / 1000**power:.3g} {('B', 'kB', 'MB', 'GB', 'TB')[power]}"
