@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from patchsae.data.base import DataError, ImageDataset, Sample
+from patchsae.data.base import BadImage, DataError, ImageDataset, Sample
 from patchsae.data.columns import Labels, choose_columns, read_labels
 from patchsae.data.decode import decode_cell
 from patchsae.data.layout import Layout, dataset_name, split_rank
@@ -42,7 +42,10 @@ class HuggingFaceDataset(ImageDataset):
 
     def sample(self, i: int) -> Sample:
         id = self.ids(i)
-        cell = self.table[int(i)][self.column]
+        try:
+            cell = self.table[int(i)][self.column]
+        except (OSError, ValueError, pa.ArrowException) as error:
+            raise BadImage(id, f"its row cannot be read: {error}") from error
         return Sample(decode_cell(cell, self.root, id, self.outside), int(self.labels[i]), id)
 
 
