@@ -27,13 +27,13 @@ class HuggingFaceDataset(ImageDataset):
         found = Labels(np.full(len(table), -1), None)
         if columns.label is not None:
             values = table.select_columns([columns.label]).with_format("arrow")[:].column(0)
+            values.validate(full=True)
             found = read_labels(values, columns.classnames, name)
         super().__init__(name, found.labels, found.classnames)
         self.notes = found.notes
         self.root, self.outside = root, outside
         image = type(table.features[columns.image])(decode=False)
-        self.column = columns.image
-        self.table = table.select_columns([columns.image]).with_format(None).cast_column(columns.image, image)
+        self.table = table.select_columns([columns.image]).cast_column(columns.image, image).with_format("arrow")
 
     def ids(self, i: int) -> str:
         if not 0 <= i < len(self):
@@ -43,7 +43,9 @@ class HuggingFaceDataset(ImageDataset):
     def sample(self, i: int) -> Sample:
         id = self.ids(i)
         try:
-            cell = self.table[int(i)][self.column]
+            row = self.table[int(i)].column(0)
+            row.validate(full=True)  # Arrow believes a file's offsets otherwise, and reads memory that is not its own
+            cell = row[0].as_py()
         except (OSError, ValueError, pa.ArrowException) as error:
             raise BadImage(id, f"its row cannot be read: {error}") from error
         return Sample(decode_cell(cell, self.root, id, self.outside), int(self.labels[i]), id)
