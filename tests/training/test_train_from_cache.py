@@ -86,8 +86,8 @@ def test_it_does_not_go_on_with_another_cache(tmp_path: Path, cache: Path, clip:
 
 
 def test_settings_that_are_refused_do_not_begin_the_stage(tmp_path: Path, cache: Path) -> None:
-    with pytest.raises(ValueError, match="batch_size is 4; expected at least 5"):
-        train_in(tmp_path, cache, accumulate=5)
+    with pytest.raises(ValueError, match="of memory"):
+        train_in(tmp_path, cache, expansion=10**9)
     train_in(tmp_path, cache, total_images=4)
 
 
