@@ -144,7 +144,8 @@ def _packed(work: Callable[[int], Any], piece: int) -> memoryview:
     try:
         return ForkingPickler.dumps((work(piece), None))
     except Exception as error:
-        error.add_note(f"in a data worker:\n{traceback.format_exc()}")
+        if hasattr(error, "add_note"):  # from Python 3.11 on
+            error.add_note(f"in a data worker:\n{traceback.format_exc()}")
         return ForkingPickler.dumps((None, _portable(error)))
 
 
