@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,8 @@ class StageCheck:
     """Those of them that have no checksum (a run from before there were any): they can be read, no more is known."""
     damaged: dict[str, str]
     """Path in the stage -> what is wrong with it."""
+    stale: str = ""
+    """What it was made from that the run no longer has; "" for nothing known."""
 
     @property
     def lines(self) -> list[str]:
@@ -36,7 +38,8 @@ class StageCheck:
         known = "" if not self.unchecked else f", {self.unchecked} of them without a checksum"
         lines = [f"{self.path}: {state}, {whole} of {counted(self.files, 'file')} whole{known}"]
         lines += [f"  {self.path / name}: {reason}" for name, reason in self.damaged.items()]
-        return lines + ([f"  {again(self.path)}"] if self.damaged else [])
+        lines += [f"  {self.stale}"] if self.stale else []
+        return lines + ([f"  {again(self.path)}"] if self.damaged or self.stale else [])
 
 
 def check(root: Path) -> list[StageCheck]:
@@ -48,13 +51,16 @@ def check(root: Path) -> list[StageCheck]:
     Raises:
         FileNotFoundError: there is no stage in `root`.
     """
+    if not root.is_dir():
+        raise FileNotFoundError(f"{root} does not exist; expected the directory of a run")
     stages = list(_stages(root))
     if not stages:
         raise FileNotFoundError(f"{root} is no run: no stage of one is in it")
-    found = []
+    found, trained = [], _trained(root)
     with progress.track(len(stages), "check", unit="stages") as bar:
         for stage in stages:
-            found.append(check_stage(stage))
+            one = check_stage(stage)
+            found.append(one if one.damaged else replace(one, stale=_stale(stage, trained)))
             bar.advance()
     return found
 
@@ -97,11 +103,13 @@ def unreadable(path: Path) -> str:
 
 def summary(found: Sequence[StageCheck]) -> str:
     """The last line."""
-    damaged = [one for one in found if one.damaged]
+    damaged, stale = [one for one in found if one.damaged], [one for one in found if one.stale]
     files = sum(one.files for one in found)
+    if stale and not damaged:
+        return f"{len(stale)} of {counted(len(found), 'stage')} made from an earlier training: {_named(stale)}"
     if not damaged:
         return f"{counted(len(found), 'stage')}, {counted(files, 'file')}: all are whole"
-    return f"{len(damaged)} of {counted(len(found), 'stage')} damaged: {', '.join(str(one.path) for one in damaged)}"
+    return f"{len(damaged)} of {counted(len(found), 'stage')} damaged: {_named(damaged)}"
 
 
 def _own_checksums(stage: Stage) -> dict[str, str]:
@@ -117,6 +125,33 @@ def _own_checksums(stage: Stage) -> dict[str, str]:
         shards = damage_of_shards(stage.path, index)
         found |= {record.file: shards[number] for number, record in enumerate(index.shards)}
     return found
+
+
+def _named(stages: Sequence[StageCheck]) -> str:
+    return ", ".join(str(one.path) for one in stages)
+
+
+def _trained(run: Path) -> str | None:
+    """The fingerprint of the autoencoder that was trained in a run, where it is whole."""
+    from patchsae.hashing import fingerprint
+    from patchsae.sae import load_sae
+
+    stage = Run(run).stage("train")
+    try:
+        return fingerprint(load_sae(stage.path, "cpu").state_dict()) if stage.finished else None
+    except (DamagedFile, ValueError, OSError):
+        return None
+
+
+def _stale(stage: Stage, trained: str | None) -> str:
+    """Whether a stage read another autoencoder than the run's, which nobody named."""
+    config = stage.config or {}
+    made_from = config.get("made_from")
+    sae = made_from.get("sae") if isinstance(made_from, dict) else None
+    weights = sae.get("weights") if isinstance(sae, dict) else None
+    if trained is None or weights in (None, trained) or "sae" in config:
+        return ""
+    return f"it was made from another autoencoder (weights {weights}) than the one trained here now ({trained})"
 
 
 def _stages(root: Path) -> Iterator[Stage]:

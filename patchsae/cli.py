@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import functools
 import inspect
 import io
@@ -21,6 +22,7 @@ import tyro
 
 from patchsae.activations.config import CacheOptions
 from patchsae.adapting.config import AdaptOptions
+from patchsae.again import GIVEN
 from patchsae.choices import FewImages, Images, Model, Sides
 from patchsae.errors import PatchsaeError
 from patchsae.experiments.config import (
@@ -567,7 +569,7 @@ def explain(
 def check(run: tyro.conf.Positional[Path]) -> None:
     """Look through every file that a run holds, by its checksum, and say what to run again.
 
-    Exits with status 1 where a file is damaged.
+    Exits with status 1 where a file is damaged, or a stage was made from an earlier training.
 
     Args:
         run: directory of the experiment, one stage of it, or a cache.
@@ -580,7 +582,7 @@ def check(run: tyro.conf.Positional[Path]) -> None:
         for line in stage.lines:
             print(line)
     print(summary(found))
-    if any(stage.damaged for stage in found):
+    if any(stage.damaged or stage.stale for stage in found):
         raise SystemExit(1)
 
 
@@ -766,7 +768,9 @@ def _main(arguments: Sequence[str] | None) -> None:
     warnings.showwarning = _say_warning
     try:
         function = _with_preset(VERBS[verb], rest)
-        tyro.cli(function, prog=f"patchsae {verb}", args=rest, config=(tyro.conf.OmitArgPrefixes,))
+        context = contextvars.copy_context()
+        context.run(GIVEN.set, tuple(rest))
+        context.run(tyro.cli, function, prog=f"patchsae {verb}", args=rest, config=(tyro.conf.OmitArgPrefixes,))
     except Interrupted as stop:
         if rank == 0:  # the others were stopped by the same signal
             print(stop, file=sys.stderr)

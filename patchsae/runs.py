@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from patchsae import atomic, checksums, environment, settings, tables
-from patchsae.again import CONFIG
+from patchsae.again import CONFIG, options
 from patchsae.documents import parse_json, read_json
 from patchsae.locks import FolderLock
 from patchsae.paths import OutsidePath, is_plain, plain_name
@@ -300,7 +300,13 @@ class Stage:
         for key in _RESERVED:
             if key in table:
                 raise ValueError(f"config has the key {key!r}, which the run writes itself; rename it")
-        made = {"stage": self.name, "verb": self.verb, "device": str(device), "git_commit": environment.git_commit()}
+        made: dict[str, Any] = {
+            "stage": self.name,
+            "verb": self.verb,
+            "device": str(device),
+            "git_commit": environment.git_commit(),
+        }
+        made |= {"options": options()} if options() else {}
         return table | {"environment": settings.plain(made), "versions": environment.versions()}
 
     def _take(self) -> None:

@@ -78,9 +78,37 @@ def test_the_many_stages_of_a_sweep_and_one_stage_alone(run):
     assert damaged(run / "train") == set()
 
 
+def test_a_stage_of_an_earlier_training_is_to_be_run_again(tmp_path, capsys):
+    import torch
+
+    from patchsae.hashing import fingerprint
+    from patchsae.sae import SAEConfig, SparseAutoencoder
+
+    old, new = (SparseAutoencoder(SAEConfig(4, 6), torch.Generator().manual_seed(seed)) for seed in range(2))
+    with Run(tmp_path).stage("train", "train") as stage:
+        stage.begin({})
+        for name in ("sae.safetensors", "config.json"):
+            stage.own(name)
+        new.save(stage.path)
+        stage.finish()
+    for name, sae, given in (("extract", old, {}), ("evaluate", new, {}), ("mask", old, {"sae": "other.pt"})):
+        with Run(tmp_path).stage(name, name) as stage:
+            stage.begin({**given, "made_from": {"sae": {"weights": fingerprint(sae.state_dict())}}})
+            stage.finish()
+    assert [one.path.name for one in checking.check(tmp_path) if one.stale] == ["extract"]
+    with pytest.raises(SystemExit):
+        cli.main(["check", str(tmp_path)])
+    out = capsys.readouterr().out
+    assert "it was made from another autoencoder" in out
+    assert f"`patchsae extract --run {tmp_path} --overwrite`" in out
+    assert out.endswith(f"1 of 4 stages made from an earlier training: {tmp_path / 'extract'}\n")
+
+
 def test_what_is_no_run_is_said_to_be_none(tmp_path):
     with pytest.raises(FileNotFoundError, match="is no run"):
         checking.check(tmp_path)
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        checking.check(tmp_path / "nope")
 
 
 WRITER = """

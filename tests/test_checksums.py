@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from patchsae import atomic, checksums
-from patchsae.again import again
+from patchsae.again import GIVEN, again
 from patchsae.checksums import DamagedFile
 from patchsae.runs import Run
 
@@ -157,3 +157,36 @@ def test_a_verb_that_is_no_word_is_not_repeated(tmp_path):
     stage.begin({})
     stage.close()
     assert "rm" not in again(stage.path)
+
+
+def test_the_command_has_the_options_that_it_had_and_no_other_place(tmp_path):
+    token = GIVEN.set(("--run", "elsewhere", "--images", "my photos", "--overwrite", "--split=[:80%]", "--name=x"))
+    stage = Run(tmp_path / "run").stage("extract", "extract")
+    stage.begin({})
+    stage.close()
+    GIVEN.reset(token)
+    command = f"patchsae extract --run {tmp_path / 'run'} --images 'my photos' '--split=[:80%]' --overwrite"
+    assert again(stage.path) == f"`{command}`, makes it again"
+
+
+@pytest.mark.parametrize(
+    "options", ['["--run", "/", "--out=/", "--overwrite"]', '"; rm -rf ~"', "[1]", '["x", ["y"]]', "3"]
+)
+def test_options_that_lead_elsewhere_or_are_none_are_left_out(tmp_path, options):
+    (tmp_path / "extract").mkdir()
+    (tmp_path / "extract" / "config.toml").write_text(f'[environment]\nverb = "extract"\noptions = {options}\n')
+    assert again(tmp_path / "extract").startswith(f"`patchsae extract --run {tmp_path} --overwrite`")
+
+
+def test_what_options_say_is_quoted(tmp_path):
+    (tmp_path / "extract").mkdir()
+    hostile = '["--images", "a; rm -rf ~", "$(x)", "\\u001b[2J"]'
+    (tmp_path / "extract" / "config.toml").write_text(f'[environment]\nverb = "extract"\noptions = {hostile}\n')
+    assert f"--run {tmp_path} --images 'a; rm -rf ~' '$(x)' '\\x1b[2J' --overwrite`" in again(tmp_path / "extract")
+
+
+def test_the_two_stages_of_a_comparison_come_from_one_command(tmp_path):
+    for name in ("compare", "compare-test"):
+        with Run(tmp_path).stage(name, "compare") as stage:
+            stage.begin({})
+        assert again(stage.path).startswith(f"`patchsae compare --run {tmp_path} --overwrite`")
