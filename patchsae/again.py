@@ -18,17 +18,18 @@ VERBS = (
     *("adapt", "compare", "table", "correlate", "explain"),
 )
 """The verbs that write stages, in the order of the experiment."""
-GIVEN: ContextVar[tuple[str, ...]] = ContextVar("GIVEN", default=())
-"""What followed the verb on this process's command line."""
+GIVEN: ContextVar[tuple[str, ...] | None] = ContextVar("GIVEN", default=None)
+"""What followed the verb on the command line; None where the library was called."""
 _CELLS = {"sweep": "-saes", "table": "-cells"}  # endings of the runs in which a verb keeps its many stages
 _PLACES = ("--run", "--name", "--out")  # said anew, by where the stage lies
 _MODES = ("--overwrite", "--resume")
 _LONGEST = 4000
 
 
-def options() -> list[str]:
-    """The options of this process's command line for a stage to remember, without those that say where it is."""
-    return [written(word) for word in _kept(GIVEN.get())]
+def options() -> list[str] | None:
+    """The options of the command line for a stage to remember, without those that say where it is."""
+    given = GIVEN.get()
+    return None if given is None else [written(word) for word in _kept(given)]
 
 
 def again(folder: Path) -> str:
@@ -37,7 +38,7 @@ def again(folder: Path) -> str:
     Of what the stage says, the verb is one of ours, and options are quoted, of this verb alone, and lead nowhere else.
     """
     verb, said = _said(folder)
-    how = "makes it again" if said else "with the options it had, makes it again"
+    how = "makes it again" if said is not None else "with the options it had, makes it again"
     given = "".join(f" {quote(word)}" for word in said or ())
     if verb is None:
         return "The verb that made it, with --overwrite and the options it had, makes it again"
@@ -64,7 +65,8 @@ def _said(folder: Path) -> tuple[str | None, list[str] | None]:
     verb, said = about.get("verb", folder.name.split("-")[0]), about.get("options")
     if not isinstance(said, list) or not all(isinstance(word, str) for word in said) or sum(map(len, said)) > _LONGEST:
         said = None
-    return verb if verb in (*VERBS, "cache") else None, said and [written(word) for word in _kept(said)]
+    options = None if said is None else [written(word) for word in _kept(said)]
+    return verb if verb in (*VERBS, "cache") else None, options
 
 
 def _kept(words: Sequence[str]) -> Iterator[str]:

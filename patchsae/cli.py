@@ -477,7 +477,8 @@ def correlate(run: Path, stages: tuple[str, ...], name: str = "correlate", overw
     from patchsae.experiments import correlation
     from patchsae.runs import Run
 
-    finished = [opening.finished_stage(Run(run), stage, "extract", "other --stages") for stage in stages]
+    made_by = {stage: "compare" if stage.startswith("compare") else "extract" for stage in stages}
+    finished = [opening.finished_stage(Run(run), stage, made_by[stage], "other --stages") for stage in stages]
     found = [activity for stage in finished for activity in correlation.activities(stage)]
     correlation.run(found, _stage(run, name, "correlate"), settings={"stages": list(stages)}, overwrite=overwrite)
     _report(run)

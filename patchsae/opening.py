@@ -47,6 +47,8 @@ def finished_stage(run: Run, name: str, verb: str, instead: str) -> Stage:
     """
     stage = run.stage(name)
     if not stage.finished:
+        if not run.root.is_dir():
+            raise FileNotFoundError(f"{run.root} does not exist; expected the directory of a run, or give {instead}")
         state = "is not finished" if stage.path.exists() else "does not exist"
         named = "" if name == verb else f" --name {name}"
         have = ", ".join(s.name for s in run.stages() if s.finished) or "none"

@@ -300,13 +300,8 @@ class Stage:
         for key in _RESERVED:
             if key in table:
                 raise ValueError(f"config has the key {key!r}, which the run writes itself; rename it")
-        made: dict[str, Any] = {
-            "stage": self.name,
-            "verb": self.verb,
-            "device": str(device),
-            "git_commit": environment.git_commit(),
-        }
-        made |= {"options": options()} if options() else {}
+        made = {"stage": self.name, "verb": self.verb, "options": options(), "device": str(device)}
+        made["git_commit"] = environment.git_commit()
         return table | {"environment": settings.plain(made), "versions": environment.versions()}
 
     def _take(self) -> None:
