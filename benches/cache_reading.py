@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from patchsae import atomic
 from patchsae.activations import CachedTokens, CacheIndex, CacheOptions
 from patchsae.activations.index import FILE, ShardRecord
 from patchsae.activations.packing import pack
@@ -52,7 +53,7 @@ def random_cache(folder: Path, store: str, gb: float, tokens: int, width: int, s
         records.append(ShardRecord(path.name, len(ids), write_shard(path, packed, range(len(ids)), ids)))
     images = shards * index.shard_images
     index = CacheIndex(model, "0" * 16, "random", "0" * 16, {}, options, width, tokens, images, tuple(records))
-    (folder / FILE).write_text(index.text())
+    atomic.write_text(folder / FILE, index.text())
     return index
 
 

@@ -85,13 +85,13 @@ def understanding(path: Path) -> Iterator[None]:
 
 def damage(path: Path) -> str:
     """What is wrong with a file by its checksum, "" where nothing is known to be."""
-    sums = _sums(path.parent)
-    known = sums.get(path.name)
+    known = path.name in _sums(path.parent)
     if not path.exists():
         return "it is gone" if known else ""
     if not kept(path.parent) and (path.parent / CONFIG).exists():
         _note_unchecked(path.parent)
-    if known and (_of_whole_lines(path) if path.suffix == _GROWS else sha256_of(path)) not in known:
+    # The lines are read after the file: a writer at work has written down what it writes. Twice, as it may finish now.
+    if known and not any(_digest(path) in _sums(path.parent).get(path.name, ()) for _ in range(2)):
         return "its checksum is not that of what was written"
     return ""
 
@@ -101,11 +101,12 @@ def recorded(folder: Path) -> list[str]:
     return list(_sums(folder))
 
 
-def record(path: Path, digest: str) -> None:
-    """Say that `path` is about to hold content of this SHA-256."""
+def record(path: Path, digest: str, sync: bool = True) -> None:
+    """Say that `path` is about to hold content of this SHA-256. sync: wait until that is on the disk."""
     with open_own(path.parent / FILE) as file:
         file.write(f"{digest}  {path.name}\n".encode())
-        os.fsync(file.fileno())
+        if sync:
+            os.fsync(file.fileno())
 
 
 def settle(folder: Path, gone: Collection[str] = ()) -> None:
@@ -132,7 +133,10 @@ def open_own(path: Path) -> BinaryIO:
     return os.fdopen(descriptor, "ab", buffering=0)  # type: ignore[return-value]
 
 
-def _of_whole_lines(path: Path) -> str:
+def _digest(path: Path) -> str:
+    """The SHA-256 of a file; of one that grows by lines, without a last one that is not whole."""
+    if path.suffix != _GROWS:
+        return sha256_of(path)
     content = path.read_bytes()
     return hashlib.sha256(content[: content.rfind(b"\n") + 1]).hexdigest()
 

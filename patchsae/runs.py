@@ -221,7 +221,7 @@ class Stage:
                 self._metrics_digest = hashlib.sha256(path.read_bytes() if path.exists() else b"")
                 checksums.record(path, self._metrics_digest.hexdigest())
             self._metrics_digest.update(line)
-            checksums.record(path, self._metrics_digest.hexdigest())
+            checksums.record(path, self._metrics_digest.hexdigest(), sync=False)
             with checksums.open_own(path) as file:
                 file.write(line)
 

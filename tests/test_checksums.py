@@ -2,6 +2,7 @@
 
 import re
 import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -190,3 +191,28 @@ def test_the_two_stages_of_a_comparison_come_from_one_command(tmp_path):
         with Run(tmp_path).stage(name, "compare") as stage:
             stage.begin({})
         assert again(stage.path).startswith(f"`patchsae compare --run {tmp_path} --overwrite`")
+
+
+WRITER = """
+import sys
+from patchsae.runs import Run
+with Run(sys.argv[1]).stage("extract", "extract") as stage:
+    stage.begin({})
+    for step in range(400):
+        stage.append_metrics({"step": step})
+        stage.save_json("about", {"x": step})
+    stage.finish()
+"""
+
+
+def test_a_reader_beside_a_writer_sees_no_damage(tmp_path):
+    stage = Run(tmp_path).stage("extract")
+    with subprocess.Popen([sys.executable, "-c", WRITER, tmp_path]) as writer:
+        seen = [0]
+        while writer.poll() is None:
+            seen.append(len(stage.metrics()))
+            assert seen[-1] >= seen[-2]
+            if (stage.path / "about.json").exists():
+                assert stage.load_json("about")["x"] + 2 >= seen[-1]  # written after its line
+    assert len(stage.metrics()) == 400
+    assert len(set(seen)) > 10

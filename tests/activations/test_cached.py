@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import safe_open
 
+from patchsae import atomic
 from patchsae.activations import CachedTokens, CacheIndex, CacheOptions, repair_cache, write_cache
 from patchsae.activations.chunks import ChunkReader
 from patchsae.activations.index import CacheMismatch
@@ -159,14 +160,14 @@ def test_a_prefix_is_a_cache_and_says_so(tmp_path: Path, cache: Path) -> None:
     folder = tmp_path / "prefix"
     shutil.copytree(cache, folder)
     index = CacheIndex.load(folder)
-    (folder / "index.json").write_text(_shortened(index, 2).text())
+    atomic.write_text(folder / "index.json", _shortened(index, 2).text())
     (folder / index.shards[2].file).unlink()
     with pytest.warns(UserWarning, match="a part of a cache: 16 of 30 images"):
         source = CachedTokens(folder, config(4, steps=3))
     ids = [id for batch in [*source.first(1), *source.batches(4)] for id in batch.ids]
     assert sorted(ids) == sorted(id for s in index.shards[:2] for id in _ids(folder / s.file))
     assert source.fingerprint != CachedTokens(cache, config(4, steps=3)).fingerprint
-    (folder / "index.json").write_text(_shortened(index, 0).text())
+    atomic.write_text(folder / "index.json", _shortened(index, 0).text())
     with pytest.raises(ValueError, match="holds no images yet"):
         CachedTokens(folder, config())
 

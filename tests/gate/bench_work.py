@@ -37,7 +37,8 @@ L1, CLS_WEIGHT, RATE = 8e-5, 1.0, 4e-4
 @contextmanager
 def answered(entries: int) -> Iterator[None]:
     """Every encode inside finds ``entries`` active latents, and room for every token."""
-    with mock.patch.object(encode, "read_status", return_value=(entries, 0)):
+    found = mock.patch.object(encode, "read_status", return_value=(entries, 0))
+    with found, mock.patch.object(encode.checks, "finite_latents"):
         yield
 
 
