@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextvars
+import difflib
 import functools
 import inspect
 import io
@@ -15,6 +16,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import is_dataclass, replace
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO, get_type_hints
 
@@ -756,12 +758,17 @@ def _hang_up() -> bool:
 
 def _main(arguments: Sequence[str] | None) -> None:
     argv = list(sys.argv[1:] if arguments is None else arguments)
+    if argv[:1] == ["help"]:
+        argv = [*argv[1:], "--help"]
     if not argv or argv[0] in ("-h", "--help"):
         print(_overview())
         return
+    if argv[0] == "--version":
+        print(metadata.version("patchsae"))
+        return
     verb, rest = _verb(argv)
     if verb is None:
-        raise SystemExit(f"patchsae: there is no verb {argv[0]!r}\n\n{_overview()}")
+        raise SystemExit(_no_verb(argv))
     processes, rank = (int(os.environ.get(name, default)) for name, default in (("WORLD_SIZE", "1"), ("RANK", "0")))
     if processes > 1 and verb not in TOGETHER:
         shared = ", ".join(TOGETHER)
@@ -821,6 +828,15 @@ def _verb(argv: Sequence[str]) -> tuple[str | None, list[str]]:
         if name in VERBS:
             return name, list(argv[words:])
     return None, []
+
+
+def _no_verb(argv: Sequence[str]) -> str:
+    """What was meant by a word that is no verb, or else what there is."""
+    words = (" ".join(argv[:2]), argv[0])
+    close = [verb for verb in VERBS if verb.startswith(f"{argv[0]} ")]
+    close = close or [verb for word in words for verb in difflib.get_close_matches(word, VERBS, 1, 0.7)][:1]
+    said = f"patchsae: there is no verb {argv[0]!r}"
+    return f"{said}; did you mean {' or '.join(close)}?" if close else f"{_overview()}\n\n{said}"
 
 
 def _overview() -> str:

@@ -333,3 +333,29 @@ def test_names_that_a_terminal_cannot_show_are_printed_as_escapes(tmp_path, monk
     main(["data", "check", str(folder.parent)])
     terminal.seek(0)
     assert r"0: \u732b" in terminal.read()
+
+
+@pytest.mark.parametrize(
+    ("words", "last"),
+    [
+        (["trian"], "there is no verb 'trian'; did you mean train?"),
+        (["data"], "there is no verb 'data'; did you mean data check?"),
+        (["data", "chek", "x"], "there is no verb 'data'; did you mean data check?"),
+        (["xyzzy"], "there is no verb 'xyzzy'"),
+    ],
+)
+def test_a_verb_that_there_is_not_is_the_last_thing_said(words, last):
+    with pytest.raises(SystemExit) as end:
+        main(words)
+    assert str(end.value.code).splitlines()[-1] == f"patchsae: {last}"
+
+
+def test_help_and_version_in_every_wording(capsys):
+    main(["help"])
+    assert capsys.readouterr().out.startswith("usage: patchsae VERB")
+    with pytest.raises(SystemExit) as end:
+        main(["help", "check"])
+    assert not end.value.code
+    assert "usage: patchsae check" in capsys.readouterr().out
+    main(["--version"])
+    assert capsys.readouterr().out.count(".") == 2
