@@ -431,7 +431,11 @@ def adam(r: random.Random) -> None:
                 exact["W_dec"].div_(exact["W_dec"].norm(dim=1, keepdim=True))
             for name, p in exact.items():  # Adam divides by small numbers: each step is held to its own
                 near = 1e-4 * (p.abs() + lr) + 1e-5 * float(p.abs().max())
-                close(params[name], p, near if name != "W_dec" or not unit else 1e-3, f"{what}: {name}")
+                if unit and name == "W_dec":
+                    # what the projection leaves of a gradient along the row is rounding, and Adam makes lr of it
+                    left = optimiser.state[p]["exp_avg_sq"].sqrt()
+                    near = 1e-3 + 2 * lr * (left < 1e-4 * grads[name].double().norm(dim=1, keepdim=True))
+                close(params[name], p, near, f"{what}: {name}")
                 p.copy_(params[name])
 
 
