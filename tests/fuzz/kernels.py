@@ -70,7 +70,7 @@ def laid_out(r: random.Random, t: Tensor) -> Tensor:
         return t.contiguous()
     if kind == "turned" and t.dim() == 2:
         return t.t().contiguous().t()
-    if kind == "every other":
+    if kind == "every other" and t.dim():
         wide = t.new_full((*t.shape[:-1], 2 * t.shape[-1]), torch.nan if t.is_floating_point() else 0)
         wide[..., ::2] = t
         return wide[..., ::2]
