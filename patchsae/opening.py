@@ -47,13 +47,12 @@ def finished_stage(run: Run, name: str, verb: str, instead: str) -> Stage:
     """
     stage = run.stage(name)
     if not stage.finished:
-        if not run.root.is_dir():
-            raise FileNotFoundError(f"{run.root} does not exist; expected the directory of a run, or give {instead}")
+        missing = stage.path if run.root.is_dir() else f"The run {run.root}"
         state = "is not finished" if stage.path.exists() else "does not exist"
         named = "" if name == verb else f" --name {name}"
         have = ", ".join(s.name for s in run.stages() if s.finished) or "none"
         raise FileNotFoundError(
-            f"{stage.path} {state}: run `patchsae {verb} --run {run.root}{named}` first, or give {instead}. "
+            f"{missing} {state}: run `patchsae {verb} --run {run.root}{named}` first, or give {instead}. "
             f"Finished stages there: {have}"
         )
     return stage
