@@ -78,7 +78,9 @@ def understanding(path: Path) -> Iterator[None]:
         yield
     except PatchsaeError:
         raise
-    except (*_UNREADABLE, SafetensorError) as error:
+    except (*_UNREADABLE, OSError, SafetensorError) as error:
+        if getattr(error, "errno", None) is not None:  # the system's; parquet has errors of this kind without a number
+            raise
         text = str(error).removeprefix(f"{path}: ").replace(f"{path} ", "it ")
         raise DamagedFile(path, f"{text} ({type(error).__name__})" if text else type(error).__name__) from error
 

@@ -96,6 +96,7 @@ def test_a_run_from_before_there_were_checksums_opens_with_one_note(tmp_path, ca
         ("metrics.jsonl", b"3\n"),
         ("numbers.safetensors", b"\xff\xff\xff\xff\xff\xff\xff\x7f{}"),
         ("table.parquet", b"PAR1\xff\xff\xff\x7fPAR1"),
+        ("table.parquet", b"PAR1\x00\x0f\x04\x00\x00\x00PAR1"),
         ("table.csv", b'"a\n'),
     ],
 )
