@@ -1,6 +1,9 @@
 """Every attack for a second; `python -m tests.fuzz --minutes 60` goes on for an hour."""
 
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -16,3 +19,13 @@ def test_a_second_of(name):
     while number < 3 or time.monotonic() < end:
         try_case(name, 0, number, ALL[name])
         number += 1
+
+
+def test_an_attack_is_run_by_its_name_in_a_process_of_its_own():
+    """ "files.damaged" is the beginning of another one's name, too."""
+    command = [sys.executable, "-W", "ignore", "-m", "tests.fuzz", "--only", "files.damaged", "--minutes", "0.02"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parent.parent)
+    assert done.returncode == 0, done.stderr
+    name, cases, findings = done.stdout.splitlines()[0].split()
+    assert (name, findings) == ("files.damaged", "0")
+    assert int(cases) > 0

@@ -22,14 +22,16 @@ _SHOWN = 3
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
     parser.add_argument("--minutes", type=float, default=1.0, help="time for all attacks together")
-    parser.add_argument("--only", default="", help="attacks whose names begin so")
+    parser.add_argument("--only", default="", help="one attack, or those whose names begin so")
     parser.add_argument("--seed", type=int, default=int(time.time()), help="other seeds are other cases")
     parser.add_argument("--case", type=int, help="one case of the one attack named by --only")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    chosen = {name: attack for name, attack in attacks().items() if name.startswith(options.only)}
+    known = attacks()
+    names = [options.only] if options.only in known else [name for name in known if name.startswith(options.only)]
+    chosen = {name: known[name] for name in names}
     if not chosen:
-        parser.error(f"--only is {options.only!r}; expected the beginning of one of {', '.join(attacks())}")
+        parser.error(f"--only is {options.only!r}; expected the beginning of one of {', '.join(known)}")
     if options.case is not None:
         for name, attack in chosen.items():
             try_case(name, options.seed, options.case, attack)
