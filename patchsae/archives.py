@@ -28,6 +28,7 @@ from torch import Tensor
 
 from patchsae import contents
 from patchsae.claims import FalseClaim, require_held
+from patchsae.errors import brief
 
 _NO_ARCHIVE = (
     zipfile.BadZipFile,
@@ -153,7 +154,7 @@ def refuse_unknown(path: Path, pickled: bytes, stand_ins: Mapping[str, Callable[
     try:
         _require_small_tuples(path, pickled)
     except LookupError as error:
-        raise UnsafeFileError(f"{path} holds a damaged pickle ({error}); nothing of it was run") from error
+        raise UnsafeFileError(f"{path} holds a damaged pickle ({brief(error)}); nothing of it was run") from error
 
 
 def _asked_for(path: Path, pickled: bytes) -> list[str]:
@@ -257,7 +258,7 @@ def _opened(path: Path, file: IO[bytes]) -> Iterator[zipfile.ZipFile]:
                 )
             yield archive
     except (*_NO_ARCHIVE, OSError) as error:
-        raise UnsafeFileError(f"{path} is a damaged zip archive ({error}): download or copy it again") from error
+        raise UnsafeFileError(f"{path} is a damaged zip archive ({brief(error)}): download or copy it again") from error
 
 
 def _load(path: Path, file: IO[bytes], stand_ins: Mapping[str, Callable[..., Any]]) -> Any:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from patchsae.again import CONFIG, again
-from patchsae.errors import PatchsaeError
+from patchsae.errors import PatchsaeError, brief
 from patchsae.paths import is_plain
 
 FILE = ".sums"
@@ -81,7 +81,7 @@ def understanding(path: Path) -> Iterator[None]:
     except (*_UNREADABLE, OSError, SafetensorError) as error:
         if getattr(error, "errno", None) is not None:  # the system's; parquet has errors of this kind without a number
             raise
-        text = str(error).removeprefix(f"{path}: ").replace(f"{path} ", "it ")
+        text = brief(error, 1000).removeprefix(f"{path}: ").replace(f"{path} ", "it ")
         raise DamagedFile(path, f"{text} ({type(error).__name__})" if text else type(error).__name__) from error
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import collections
 import pickle
+import re
 import subprocess
 import sys
 import warnings
@@ -246,3 +247,14 @@ def test_a_torchscript_archive_cannot_bring_a_pickle_that_runs(
     with pytest.raises(archives.UnsafeFileError, match=r"posix\.system"):
         archives.load_torchscript(tmp_path / "evil.pt")
     assert not marker.exists()
+
+
+def test_what_a_library_says_of_a_damaged_archive_is_cut(tmp_path):
+    path = tmp_path / "a.pt"
+    torch.save({"x": torch.zeros(3)}, path)
+    content = bytearray(path.read_bytes())
+    content[26:28] = (20_000).to_bytes(2, "little")  # the length of the first entry's name
+    path.write_bytes(content + bytes(40_000))
+    with pytest.raises(ValueError, match=re.escape(str(path))) as error:
+        archives.load_archive(path, {})
+    assert len(str(error.value)) < 800

@@ -14,6 +14,7 @@ from PIL import Image
 from patchsae.claims import require_memory
 from patchsae.data.base import BadImage
 from patchsae.data.names import written
+from patchsae.errors import brief
 from patchsae.paths import is_below
 
 EXTENSIONS = (
@@ -171,4 +172,4 @@ def _upright(image: Image.Image, orientation: int) -> Image.Image:
 def _reason(error: BaseException, encoded: bytes) -> str:
     if isinstance(error, Image.UnidentifiedImageError):
         return f"damaged, or not an image format that Pillow knows ({len(encoded)} bytes, starting {encoded[:8]!r})"
-    return f"{type(error).__name__}: {error}"
+    return f"{type(error).__name__}: {brief(error)}"

@@ -16,6 +16,7 @@ import numpy as np
 
 from patchsae.claims import whole_number
 from patchsae.data.base import DataError
+from patchsae.errors import brief
 
 _HEADER = 128
 _NUMBERS = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 9: "f8", 12: "i8", 13: "u8"}
@@ -48,7 +49,7 @@ def read_mat(path: Path) -> dict[str, Any]:
     try:
         return dict(_Reader(order).variables(content[_HEADER:]))
     except (ValueError, IndexError, zlib.error) as error:
-        raise DataError(f"{path} is a damaged MAT file: {error}") from error
+        raise DataError(f"{path} is a damaged MAT file: {brief(error)}") from error
 
 
 def number_in(path: Path, what: str, value: Any, most: int, least: int = 0) -> int:

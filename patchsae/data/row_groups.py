@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from patchsae.claims import require_held, require_memory
 from patchsae.data.base import DataError, ReadGroups
+from patchsae.errors import brief
 
 BUDGET_BYTES = 256 << 20
 """Decompressed bytes that a process keeps. A row group larger than this is kept alone."""
@@ -127,7 +128,7 @@ def open_parquet(path: str | Path, texts: str | None = None) -> pq.ParquetFile:
     try:
         return pq.ParquetFile(path, read_dictionary=[] if texts is None else [texts])
     except (OSError, pa.ArrowException) as error:
-        raise DataError(f"{path} is not a readable parquet file: {error}") from error
+        raise DataError(f"{path} is not a readable parquet file: {brief(error)}") from error
 
 
 def _column_bytes(group: pq.RowGroupMetaData, column: str) -> int:

@@ -18,6 +18,7 @@ from patchsae.data.base import DataError, ImageDataset, Sample
 from patchsae.data.layout import Layout, dataset_name
 from patchsae.data.listed import need
 from patchsae.data.names import spoken
+from patchsae.errors import brief
 
 _SIDE = 32
 _PIXELS = 3 * _SIDE * _SIDE
@@ -136,7 +137,7 @@ def _read(file: Path) -> Any:
         _refuse_false_claims(content)
         return _Unpickler(io.BytesIO(content), encoding="bytes").load()
     except _MALFORMED as error:
-        raise DataError(f"{file} cannot be read as a batch of CIFAR: {error}; nothing of it was run") from error
+        raise DataError(f"{file} cannot be read as a batch of CIFAR: {brief(error)}; nothing of it was run") from error
 
 
 def _refuse_false_claims(pickled: bytes) -> None:

@@ -14,6 +14,7 @@ from patchsae.data.columns import Labels, choose_columns, read_labels
 from patchsae.data.decode import decode_cell
 from patchsae.data.layout import Layout, dataset_name, split_rank
 from patchsae.data.listed import read_json, refuse_outside
+from patchsae.errors import brief
 
 
 class HuggingFaceDataset(ImageDataset):
@@ -47,7 +48,7 @@ class HuggingFaceDataset(ImageDataset):
             row.validate(full=True)  # Arrow believes a file's offsets otherwise, and reads memory that is not its own
             cell = row[0].as_py()
         except (OSError, ValueError, pa.ArrowException) as error:
-            raise BadImage(id, f"its row cannot be read: {error}") from error
+            raise BadImage(id, f"its row cannot be read: {brief(error)}") from error
         return Sample(decode_cell(cell, self.root, id, self.outside), int(self.labels[i]), id)
 
 
@@ -71,7 +72,7 @@ def _table(source: object) -> Any:
     try:
         return datasets.load_from_disk(source)
     except (OSError, ValueError, TypeError, KeyError, AttributeError, pa.ArrowException) as error:
-        raise DataError(f"source {source} cannot be opened by datasets: {error}") from error
+        raise DataError(f"source {source} cannot be opened by datasets: {brief(error)}") from error
 
 
 def _refuse_outside(root: Path) -> None:

@@ -20,6 +20,7 @@ from patchsae.data.layout import Layout, canonical_split, dataset_name, split_ra
 from patchsae.data.layouts.class_folders import open_tree
 from patchsae.data.listed import Listing, open_listing, parse_json, read_text
 from patchsae.data.row_groups import open_parquet
+from patchsae.errors import brief
 from patchsae.words import counted
 
 _FILES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
@@ -134,7 +135,7 @@ def _read_csv(file: Path) -> pa.Table:
     try:
         rows = list(csv.DictReader(read_text(file).splitlines()))
     except csv.Error as error:
-        raise DataError(f"{file} is no CSV: {error}") from error
+        raise DataError(f"{file} is no CSV: {brief(error)}") from error
     columns = {key: [row.get(key) or None for row in rows] for key in (rows[0] if rows else ()) if key is not None}
     return _table(file, {key: values if key == _PATH else _typed(values) for key, values in columns.items()})
 
@@ -149,7 +150,7 @@ def _table(file: Path, columns: dict[str, list[Any]]) -> pa.Table:
     try:
         return pa.table({key: pa.array(values) for key, values in columns.items()})
     except (pa.ArrowException, OverflowError) as error:
-        raise DataError(f"{file} has a column of mixed kinds: {error}") from error
+        raise DataError(f"{file} has a column of mixed kinds: {brief(error)}") from error
 
 
 _READ = {

@@ -18,6 +18,7 @@ from patchsae.data.layout import Layout, canonical_split, dataset_name, split_ra
 from patchsae.data.listed import parse_json
 from patchsae.data.names import written
 from patchsae.data.row_groups import RowGroups, open_parquet
+from patchsae.errors import brief
 
 _SHARD = re.compile(r"(?P<split>.+?)-\d+-of-\d+(-[0-9a-f]+)?")
 _MOST_ROWS_A_BYTE = 8  # the same small picture over and over is stored once
@@ -48,7 +49,7 @@ class ParquetDataset(ImageDataset):
         try:
             cell = self.rows[i]
         except (OSError, ValueError, pa.ArrowException) as error:
-            raise BadImage(id, f"its row group cannot be read: {error}") from error
+            raise BadImage(id, f"its row group cannot be read: {brief(error)}") from error
         folder = Path(self.rows.shards[self.rows.place(i)[0]]).parent
         return Sample(decode_cell(cell, folder, id, self.outside), int(self.labels[i]), id)
 
@@ -161,7 +162,7 @@ def _column(shard: Path, name: str) -> pa.ChunkedArray:
     try:
         return open_parquet(shard, name if is_text else None).read(columns=[name]).column(0)
     except (OSError, pa.ArrowException) as error:
-        raise DataError(f"{shard} has a column {name!r} that cannot be read: {error}") from error
+        raise DataError(f"{shard} has a column {name!r} that cannot be read: {brief(error)}") from error
 
 
 def _rows(shard: Path) -> int:
