@@ -251,10 +251,13 @@ def test_a_torchscript_archive_cannot_bring_a_pickle_that_runs(
 
 def test_what_a_library_says_of_a_damaged_archive_is_cut(tmp_path):
     path = tmp_path / "a.pt"
-    torch.save({"x": torch.zeros(3)}, path)
+    torch.save({"x": torch.zeros(20_000)}, path)
     content = bytearray(path.read_bytes())
-    content[26:28] = (20_000).to_bytes(2, "little")  # the length of the first entry's name
-    path.write_bytes(content + bytes(40_000))
+    with zipfile.ZipFile(path) as archive:
+        (begin,) = (entry.header_offset for entry in archive.infolist() if entry.filename.endswith("data.pkl"))
+    content[begin + 6 : begin + 8] = bytes(2)  # names in any bytes
+    content[begin + 26 : begin + 28] = (20_000).to_bytes(2, "little")  # the length of the entry's name
+    path.write_bytes(content)
     with pytest.raises(ValueError, match=re.escape(str(path))) as error:
         archives.load_archive(path, {})
     assert len(str(error.value)) < 800
