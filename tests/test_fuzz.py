@@ -10,13 +10,14 @@ import pytest
 from tests.fuzz.attacks import attacks, try_case
 
 BUDGET = 1.0  # seconds
+MOST = 40  # cases, so that a faster machine tries no others
 ALL = attacks()
 
 
 @pytest.mark.parametrize("name", ALL)
 def test_a_second_of(name):
     end, number = time.monotonic() + BUDGET, 0
-    while number < 3 or time.monotonic() < end:
+    while number < 3 or (number < MOST and time.monotonic() < end):
         try_case(name, 0, number, ALL[name])
         number += 1
 
