@@ -15,7 +15,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from patchsae_kernels import composite, reference
+from patchsae_kernels import reference
+from patchsae_kernels.reference import checked
 
 interpreted: bool = os.environ.get("TRITON_INTERPRET") == "1"
 available: bool = importlib.util.find_spec("triton") is not None
@@ -58,14 +59,14 @@ def pack(W_enc: Tensor, b_enc: Tensor, precision: str) -> list[Tensor]:
 def encode(x: Tensor, W_enc: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
     from patchsae_kernels.triton import encode as fast
 
-    return fast.encode(x, W_enc, *rest) if fast.takes(x, W_enc) else composite.encode(x, W_enc, *rest)
+    return fast.encode(x, W_enc, *rest) if fast.takes(x, W_enc) else checked.encode(x, W_enc, *rest)
 
 
 @on_its_device
 def encode_bounded(x: Tensor, W_enc: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     from patchsae_kernels.triton import encode as fast
 
-    return fast.encode_bounded(x, W_enc, *rest) if fast.takes(x, W_enc) else composite.encode_bounded(x, W_enc, *rest)
+    return fast.encode_bounded(x, W_enc, *rest) if fast.takes(x, W_enc) else checked.encode_bounded(x, W_enc, *rest)
 
 
 @on_its_device
@@ -73,7 +74,7 @@ def reconstruct(x: Tensor, W_enc: Tensor, *rest: Any) -> tuple[Tensor, Tensor, T
     from patchsae_kernels.triton import encode as fast
     from patchsae_kernels.triton import reconstruct as fused
 
-    return fused.reconstruct(x, W_enc, *rest) if fast.takes(x, W_enc) else composite.reconstruct(x, W_enc, *rest)
+    return fused.reconstruct(x, W_enc, *rest) if fast.takes(x, W_enc) else checked.reconstruct(x, W_enc, *rest)
 
 
 @on_its_device
@@ -90,7 +91,7 @@ def decode_masked(
 ) -> Tensor:
     from patchsae_kernels.triton import decode as fast
 
-    chosen = fast.decode_masked if fast.takes_decode(values, W_dec, b_dec) else composite.decode_masked
+    chosen = fast.decode_masked if fast.takes_decode(values, W_dec, b_dec) else checked.decode_masked
     return chosen(values, indices, indptr, keep, W_dec, b_dec, ids)
 
 
@@ -107,7 +108,7 @@ def decode_sweep(
 ) -> tuple[Tensor, Tensor]:
     from patchsae_kernels.triton import decode, sweep
 
-    chosen = sweep.decode_sweep if decode.takes_decode(values, W_dec, b_dec) else composite.decode_sweep
+    chosen = sweep.decode_sweep if decode.takes_decode(values, W_dec, b_dec) else checked.decode_sweep
     return chosen(values, indices, indptr, rank, ks, W_dec, b_dec, ids)
 
 
@@ -115,7 +116,7 @@ def decode_sweep(
 def latent_stats_(values: Tensor, indices: Tensor, indptr: Tensor, tokens_per_image: int, *rest: Any) -> None:
     from patchsae_kernels.triton import stats as fast
 
-    chosen = fast.latent_stats_ if fast.can_latent_stats(values, tokens_per_image) else composite.latent_stats_
+    chosen = fast.latent_stats_ if fast.can_latent_stats(values, tokens_per_image) else checked.latent_stats_
     chosen(values, indices, indptr, tokens_per_image, *rest)
 
 

@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from patchsae_kernels import composite, cpu, gpu, reference, reference_training
+from patchsae_kernels import cpu, gpu, reference
 from patchsae_kernels.arithmetic import as_it_is, of_its_precision
 from patchsae_kernels.once import no_second_derivative
+from patchsae_kernels.reference import checked
 
 _lib = torch.library.Library("patchsae", "DEF")
 _REFERENCE = "CompositeExplicitAutograd"
@@ -68,11 +69,11 @@ def _register(name: str, implementation: Callable[..., Any], key: str) -> None:
 
 
 for _name in ("encode", "encode_bounded", "reconstruct", "decode_masked", "decode_sweep", "latent_stats_"):
-    _register(_name, getattr(composite, _name), _REFERENCE)
+    _register(_name, getattr(checked, _name), _REFERENCE)
 for _name in ("encode_backward", "decode", "decode_backward", "pool_tokens"):
     _register(_name, getattr(reference, _name), _REFERENCE)
-_register("sae_step", reference_training.sae_step, _REFERENCE)
-_register("adam_step_", reference_training.adam_step_, _REFERENCE)
+_register("sae_step", reference.sae_step, _REFERENCE)
+_register("adam_step_", reference.adam_step_, _REFERENCE)
 _NATIVE = {} if "CPU" in gpu.KEYS else cpu.implementations()
 for _name, _implementation in _NATIVE.items():
     _register(_name, _implementation, "CPU")

@@ -94,7 +94,7 @@ def sae_step(
     """Forward and backward of the released loss of a ReLU SAE, without an autograd graph.
 
     mean (z_hat - z)^2 / |z|  +  l1 * mean_tokens sum_s |h_s|  +  ghost term over the dead latents: the formula stands
-    at the top of `patchsae_kernels.reference_training`.
+    at the top of `patchsae_kernels.reference.training`.
 
     On a CPU the bits are the same for any number of threads while few latents are active, and but for the ghost term
     for any ``budget_mb``. Where many are, as at the start of a training, the step takes the dense products of PyTorch's

@@ -80,7 +80,8 @@ def _modules_of_kernels() -> tuple[str, ...]:
 
 @functools.cache
 def _digest(roots: tuple[str, ...]) -> str:
-    above = (ROOT / KERNELS.split(".")[0]).glob("*.py")
+    package = ROOT / KERNELS.split(".")[0]
+    above = [*package.glob("*.py"), *package.glob("reference/*.py")]
     result = hashlib.sha256()
     for path in sorted({*above, *_reached(roots)}):
         content = path.read_bytes()

@@ -17,7 +17,7 @@ from benches.gpu.lines import Bar, Findings, Line, Opponent, Side
 from benches.gpu.records import Finding
 from benches.gpu.sizes import Size
 from benches.gpu.timing import Pace
-from patchsae_kernels import reference, reference_training
+from patchsae_kernels import reference
 
 L1, CLS_WEIGHT, RATE = 8e-5, 1.0, 4e-4
 NAMES = ("W_enc", "b_enc", "W_dec", "b_dec")
@@ -184,7 +184,7 @@ def _check_step(kind: str, precision: str, p: Problem, found: Step) -> Findings:
     wide = {name: t.double() for name, t in s.params.items()}
     dead = None if s.dead is None else s.dead.nonzero().squeeze(1)
     x = images(p, 0).double().view(p.size.n, -1)
-    exact = reference_training.sae_step(
+    exact = reference.sae_step(
         x, *(wide[n] for n in NAMES), dead, L1, CLS_WEIGHT, p.size.tokens, 8 << 30 if p.x.is_cuda else 2**20
     )
     terms, grads = found
@@ -289,7 +289,7 @@ def _check_adam(p: Problem, found: dict[str, Tensor]) -> Findings:
     for name in NAMES:
         exact, grad = start.params[name].double(), start.grads[name].double()
         moments = torch.zeros_like(exact), torch.zeros_like(exact)
-        reference_training.adam_step_(exact, grad, *moments, 1, RATE, 0.9, 0.999, 1e-8, name == "W_dec")
+        reference.adam_step_(exact, grad, *moments, 1, RATE, 0.9, 0.999, 1e-8, name == "W_dec")
         findings.append(Finding(f"relative error of {name}", checks.relative(found[name], exact), 1e-6))
     return tuple(findings)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from patchsae_kernels import reference_training
+from patchsae_kernels import reference
 from patchsae_kernels.cpu.extension import native
 
 
@@ -22,7 +22,7 @@ def adam_step_(
     unit_rows: bool,
     seed: int = 0,
 ) -> None:
-    """See `patchsae_kernels.reference_training.adam_step_`.
+    """See `patchsae_kernels.reference.adam_step_`.
 
     Served in place: float32 of one or two dimensions whose rows, or without ``unit_rows`` whose columns, are
     contiguous. A gradient in another layout than the parameter's is copied first.
@@ -32,7 +32,7 @@ def adam_step_(
     if by_column:
         state = [t.t() for t in state]
     if not all(map(_has_rows, state)) or any(t.dtype != torch.float32 for t in (p, grad, exp_avg, exp_avg_sq)):
-        reference_training.adam_step_(p, grad, exp_avg, exp_avg_sq, step, lr, beta1, beta2, eps, unit_rows, seed)
+        reference.adam_step_(p, grad, exp_avg, exp_avg_sq, step, lr, beta1, beta2, eps, unit_rows, seed)
         return
     rows = _as_matrix(grad).t() if by_column else _as_matrix(grad)
     tensors = [state[0], rows if _has_rows(rows) else rows.contiguous(), *state[1:]]

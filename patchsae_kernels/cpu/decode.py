@@ -8,8 +8,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from patchsae_kernels import checks, composite, reference
+from patchsae_kernels import checks, reference
 from patchsae_kernels.cpu.extension import native
+from patchsae_kernels.reference import checked
 
 
 def decode(values: Tensor, indices: Tensor, indptr: Tensor, W_dec: Tensor, b_dec: Tensor) -> Tensor:
@@ -33,7 +34,7 @@ def decode_masked(
 ) -> Tensor:
     """``[N, D]`` float32, see `patchsae_kernels.decode_masked`."""
     if not _takes(values, W_dec, b_dec):
-        return composite.decode_masked(values, indices, indptr, keep, W_dec, b_dec, class_ids)
+        return checked.decode_masked(values, indices, indptr, keep, W_dec, b_dec, class_ids)
     keep, ids = _per_latent("keep", keep, indptr, W_dec, class_ids)
     y = b_dec.new_empty(indptr.shape[0] - 1, W_dec.shape[1])
     held = _held(values, indices, indptr, W_dec, b_dec)
@@ -53,7 +54,7 @@ def decode_sweep(
 ) -> tuple[Tensor, Tensor]:
     """``on, off`` ``[K, N, D]`` float32, see `patchsae_kernels.decode_sweep`."""
     if not _takes(values, W_dec, b_dec):
-        return composite.decode_sweep(values, indices, indptr, rank, ks, W_dec, b_dec, class_ids)
+        return checked.decode_sweep(values, indices, indptr, rank, ks, W_dec, b_dec, class_ids)
     rank, ids = _per_latent("rank", rank, indptr, W_dec, class_ids)
     on = b_dec.new_empty(len(ks), indptr.shape[0] - 1, W_dec.shape[1])
     off = torch.empty_like(on)

@@ -7,11 +7,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from patchsae_kernels import checks, composite
-from patchsae_kernels.batch_topk import select_over_batch
+from patchsae_kernels import checks
 from patchsae_kernels.cpu.extension import available, native
 from patchsae_kernels.cpu.memory import on_large_pages
 from patchsae_kernels.latents import cat
+from patchsae_kernels.reference import checked
+from patchsae_kernels.reference.batch_topk import select_over_batch
 
 CSR = tuple[Tensor, Tensor, Tensor]
 _INPUTS = (torch.float32, torch.bfloat16, torch.float16)
@@ -59,7 +60,7 @@ def encode(
 ) -> CSR:
     """See `patchsae_kernels.encode`. Float64 tokens are the reference's; their float64 weights take part in float32."""
     if x.dtype not in _INPUTS or W_enc.shape[1] == 0:
-        return composite.encode(x, W_enc, b_enc, b_dec, packed, threshold, activation, k, precision, budget)
+        return checked.encode(x, W_enc, b_enc, b_dec, packed, threshold, activation, k, precision, budget)
     if W_enc.dtype != torch.float32:
         W_enc, b_enc, b_dec, packed = W_enc.float(), b_enc.float(), b_dec.float(), []
     weights = _weights(packed, W_enc, b_enc, precision)

@@ -27,7 +27,7 @@ def add_ghost(
 ) -> Tensor:
     """The sum of the ghost term over some tokens, float64; adds its gradient to the rows of the dead latents.
 
-    The formula stands at the top of `patchsae_kernels.reference_training`. Temporaries stay within about ``budget``
+    The formula stands at the top of `patchsae_kernels.reference.training`. Temporaries stay within about ``budget``
     bytes.
 
     Args:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from patchsae_kernels import checks, composite, reference
+from patchsae_kernels import checks, reference
 from patchsae_kernels.cpu.extension import native
+from patchsae_kernels.reference import checked
 
 _VALUES = (torch.float32, torch.bfloat16)
 _LIMIT = 2**31
@@ -31,7 +32,7 @@ def latent_stats_(
     totals = (sums, counts, image_counts, max_values, max_position)
     rows, latents = indptr.shape[0] - 1, sums.shape[0]
     if not _takes(values, rows, latents) or not _are_totals(totals, class_counts):
-        composite.latent_stats_(
+        checked.latent_stats_(
             values, indices, indptr, tokens_per_image, threshold, labels, first_image, *totals, class_counts
         )
         return

@@ -1,6 +1,6 @@
 """The training step on the CPU: one exact encode, then work in proportion to the non-zeros.
 
-The equations are those of `patchsae_kernels.reference_training`. With g_n the gradient of the loss by the
+The equations are those of `patchsae_kernels.reference.training`. With g_n the gradient of the loss by the
 reconstruction of token n, every non-zero p of token n and latent s has dz_p = <g_n, W_dec[s]> + l1 / N, and one
 traversal of the non-zeros sorted by latent gives dW_dec[s] = sum h_p g_n, dW_enc[:, s] = sum dz_p (x_n - b_dec) and
 db_enc[s] = sum dz_p.
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from patchsae_kernels import checks, reference_training
+from patchsae_kernels import checks, reference
 from patchsae_kernels.cpu.encode import pack
 from patchsae_kernels.cpu.extension import native
 from patchsae_kernels.cpu.ghost import Rows, add_ghost
@@ -51,7 +51,7 @@ def sae_step(
     share: float = -1.0,
     path: str = "",
 ) -> list[Tensor]:
-    """See `patchsae_kernels.reference_training.sae_step`.
+    """See `patchsae_kernels.reference.sae_step`.
 
     That one serves other dtypes, bfloat16 products, batches with many active latents, and what ends in a number that is
     not finite, so that a NaN in a parameter reaches the same places.
@@ -62,22 +62,22 @@ def sae_step(
     arguments = (x, W_enc, b_enc, W_dec, b_dec, dead, l1, cls_weight, tokens_per_image, budget, precision)
     wide = all(t.dtype == torch.float32 for t in (x, W_enc, b_enc, W_dec, b_dec)) and precision != "bf16"
     if not wide or x.shape[0] > TOKEN_LIMIT or 0 in W_enc.shape:
-        return reference_training.sae_step(*arguments)
+        return reference.sae_step(*arguments)
     checks.finite_rows("x", x)
     w = Rows(W_enc.t().contiguous(), b_enc.contiguous(), W_dec.contiguous())
     try:
         share = _share_of_active(x, w, b_dec)
         if path == "dense" or (path != "sparse" and share > DENSE_FROM):
-            return reference_training.sae_step(*arguments)
+            return reference.sae_step(*arguments)
         step = _SparseStep(x, w, b_dec, dead, l1, cls_weight, tokens_per_image, budget)
         rows = max(1, budget // (4 * x.shape[1] * 4 + int(BYTES_PER_ENTRY * max(share, 1e-3) * W_enc.shape[1])))
         for start in range(0, max(x.shape[0], 1), rows):
             step.add(slice(start, min(start + rows, x.shape[0])))
     except checks.NotFiniteError:  # of a parameter, or of an overflow: x has been looked at
-        return reference_training.sae_step(*arguments)
+        return reference.sae_step(*arguments)
     terms, grads, grad_b_dec = step.finish()
     if not bool(torch.stack([terms[0], grad_b_dec.sum(), b_enc.sum()]).isfinite().all()):
-        return reference_training.sae_step(*arguments)
+        return reference.sae_step(*arguments)
     return [*terms, _in_layout_of(W_enc, grads.enc.t()), grads.b_enc, _in_layout_of(W_dec, grads.dec), grad_b_dec]
 
 

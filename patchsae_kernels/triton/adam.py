@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from patchsae_kernels import reference_training
+from patchsae_kernels import reference
 from patchsae_kernels.triton.launch import launch
 from patchsae_kernels.triton.pack import Packed, norm_factors, power_of_two, round_rows
 
@@ -53,14 +53,14 @@ def adam_step_(
     unit_rows: bool,
     seed: int = 0,
 ) -> None:
-    """See `patchsae_kernels.reference_training.adam_step_`. Reads nothing back.
+    """See `patchsae_kernels.reference.adam_step_`. Reads nothing back.
 
     Served in place: float32 of one or two dimensions whose rows, or without ``unit_rows`` whose columns, are
     contiguous, with moments of float32 or bfloat16. A gradient in another layout than the parameter's is copied first.
     """
     arguments = (p, grad, exp_avg, exp_avg_sq, step, lr, beta1, beta2, eps, unit_rows, seed)
     if not adam_with(Extras(), *arguments):
-        reference_training.adam_step_(*arguments)
+        reference.adam_step_(*arguments)
 
 
 def adam_with(
@@ -92,7 +92,7 @@ def adam_with(
     if not whole_rows and all(t.is_contiguous() for t in tensors):
         tensors = [t.view(1, -1) for t in tensors]
     constants = (1 - beta1, beta2, 1 - beta2, eps, *step_constants(step, lr, beta1, beta2))
-    _update(tensors, constants, signed(reference_training.mixed(seed)), unit_rows, whole_rows, extras)
+    _update(tensors, constants, signed(reference.mixed(seed)), unit_rows, whole_rows, extras)
     for changed in (p, exp_avg, exp_avg_sq):  # written behind autograd's back; prepared weights go by the version
         torch.autograd.graph.increment_version(changed)
     return True
@@ -106,7 +106,7 @@ def step_constants(step: int, lr: float, beta1: float, beta2: float) -> tuple[fl
 def control_of(step: int, lr: float, beta1: float, beta2: float, seed: int) -> Tensor:
     """`Extras.control` of a call, on the CPU."""
     floats = torch.tensor(step_constants(step, lr, beta1, beta2), dtype=torch.float32, device="cpu")
-    whole = torch.tensor([1, signed(reference_training.mixed(seed))], dtype=torch.int32, device="cpu")
+    whole = torch.tensor([1, signed(reference.mixed(seed))], dtype=torch.int32, device="cpu")
     return torch.cat([floats.view(torch.int32), whole])
 
 
@@ -256,7 +256,7 @@ def _rounded(x, noise):
 
 @triton.jit
 def _mixed(x):
-    """Each bit of the result depends on all of x; the constants are those of `reference_training.mixed`."""
+    """Each bit of the result depends on all of x; the constants are those of `reference.mixed`."""
     x = (x ^ (x >> 16)) * 0x7FEB352D
     x = (x ^ (x >> 15)) * 0x846CA68B
     return x ^ (x >> 16)

@@ -25,11 +25,6 @@ HISTOGRAM_BLOCKS = 8
 ROW_BLOCK = 256
 
 
-def can_batch_topk(values: Tensor) -> bool:
-    """Whether `batch_topk` takes these values; the reference serves float64."""
-    return values.dtype in (torch.float32, torch.bfloat16)
-
-
 def batch_topk(values: Tensor, indices: Tensor, indptr: Tensor, total: int) -> tuple[Tensor, Tensor, Tensor]:
     """The ``total`` largest entries of a CSR, as a CSR with the same rows; of equal values the earlier entries stay.
 

@@ -18,9 +18,10 @@ import triton
 from torch import Tensor
 
 from patchsae_kernels import checks
-from patchsae_kernels.batch_topk import select_over_batch
 from patchsae_kernels.latents import indptr_from_counts
+from patchsae_kernels.reference.batch_topk import select_over_batch
 from patchsae_kernels.triton import tuning
+from patchsae_kernels.triton.batch_topk import batch_topk
 from patchsae_kernels.triton.pack import Packed, pack
 from patchsae_kernels.triton.workspace import Request, chunks, workspace
 
@@ -59,6 +60,7 @@ def encode(
             x.shape[0],
             k,
             W_enc.shape[1],
+            batch_topk,
         )
     csr = encode_anything(x, W_enc, b_enc, b_dec, packed, threshold, k, precision, budget)
     checks.finite_latents(csr[0], csr[2])

@@ -1,6 +1,6 @@
 """The training step on a GPU: one encode and work in proportion to the non-zeros, or dense products in chunks.
 
-The equations are those of `patchsae_kernels.reference_training`; how the non-zeros are summed up is said in
+The equations are those of `patchsae_kernels.reference.training`; how the non-zeros are summed up is said in
 `patchsae_kernels.triton.backward`. By arithmetic (benches/results/gpu-model.md), at 25,216 tokens, D 768, S 49,152 and
 L0 149 on an H200: packing the weights 0.1 ms, encode 5.7, decode 2.4, sort 0.15, backward 5.3, passes over the tokens
 0.35: 14 ms. With bfloat16 products 8.4 ms: the encode takes 3.1, and every gathered row has half the bytes. The dense
@@ -21,7 +21,7 @@ import torch
 import triton
 from torch import Tensor
 
-from patchsae_kernels import checks, reference_training
+from patchsae_kernels import checks, reference
 from patchsae_kernels.triton import dense, tuning
 from patchsae_kernels.triton.backward import gradients, takes_backward
 from patchsae_kernels.triton.decode import decode_with_losses
@@ -58,7 +58,7 @@ def sae_step(
     share: float = -1.0,
     path: str = "",
 ) -> list[Tensor]:
-    """See `patchsae_kernels.reference_training.sae_step`, which serves other dtypes and very wide tokens.
+    """See `patchsae_kernels.reference.sae_step`, which serves other dtypes and very wide tokens.
 
     Entries and the reconstruction of a chunk of tokens stay within ``budget`` bytes each, as do dense latents. A
     parameter that is not a number reaches the total, without a read of the device.
@@ -68,7 +68,7 @@ def sae_step(
     """
     if not takes_step(x, W_enc, b_enc, W_dec, b_dec):
         arguments = (x, W_enc, b_enc, W_dec, b_dec, dead, l1, cls_weight, tokens_per_image, budget, precision)
-        return reference_training.sae_step(*arguments)
+        return reference.sae_step(*arguments)
     ghosts = None if dead is None else Dead(dead)
     step = Step(x, W_enc, b_enc, W_dec, b_dec, ghosts, l1, cls_weight, tokens_per_image, precision, budget)
     if not path:

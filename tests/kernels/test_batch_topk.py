@@ -5,9 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from patchsae_kernels.batch_topk import CANDIDATES, select_over_batch
 from patchsae_kernels.latents import SparseLatents, indptr_from_counts
-from patchsae_kernels.reference_batch_topk import batch_topk
+from patchsae_kernels.reference.batch_topk import CANDIDATES, batch_topk, select_over_batch
 
 
 def keep_largest(dense, total):

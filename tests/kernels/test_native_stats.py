@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import patchsae_kernels as pk
-from patchsae_kernels import composite, cpu, reference
+from patchsae_kernels import cpu, reference
+from patchsae_kernels.reference import checked
 from tests.kernels.cases import assert_same, random_latents
 
 pytestmark = pytest.mark.skipif(not cpu.available, reason=f"the extension is not here: {cpu.missing}")
@@ -40,7 +41,7 @@ def batches(draw):
 def by_reference(z, tokens, threshold, labels, first_image=0):
     e = pk.LatentStats.empty(z.shape[1], tokens, None if labels is None else CLASSES)
     totals = (e.sums, e.counts, e.image_counts, e.max_values, e.max_position, e.class_counts)
-    composite.latent_stats_(z.values, z.indices, z.indptr, tokens, threshold, labels, first_image, *totals)
+    checked.latent_stats_(z.values, z.indices, z.indptr, tokens, threshold, labels, first_image, *totals)
     return e
 
 

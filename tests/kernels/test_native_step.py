@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import patchsae_kernels as pk
-from patchsae_kernels import cpu, reference, reference_training
+from patchsae_kernels import cpu, reference
 from patchsae_kernels.cpu import step as native_step
 from patchsae_kernels.cpu.extension import levels, native
 from patchsae_kernels.cpu.ghost import Rows
@@ -168,8 +168,8 @@ def test_dense_and_sparse_agree(monkeypatch):
     case = make_case(6, 40, 32, 128, bias=0.0)
     sparse, sparse_grads = pk.sae_step(case.x, parameters(case), l1=0.1)
     called = []
-    dense_step = reference_training.sae_step
-    monkeypatch.setattr(reference_training, "sae_step", lambda *a: called.append(1) or dense_step(*a))
+    dense_step = reference.sae_step
+    monkeypatch.setattr(reference, "sae_step", lambda *a: called.append(1) or dense_step(*a))
     monkeypatch.setattr(native_step, "DENSE_FROM", 0.1)
     dense, dense_grads = pk.sae_step(case.x, parameters(case), l1=0.1)
     assert called
@@ -236,7 +236,7 @@ def test_adam_is_the_reference_in_float64_for_any_strides(shape, unit_rows, same
     settings = (3, 0.01, 0.9, 0.999, 1e-8, unit_rows)
     kept = grad.clone()
     OPS.adam_step_(p, grad, m, v, *settings)
-    reference_training.adam_step_(*exact, *settings)
+    reference.adam_step_(*exact, *settings)
     for ours, wanted in zip((p, m, v), (exact[0], exact[2], exact[3]), strict=True):
         torch.testing.assert_close(ours.double(), wanted, rtol=1e-4, atol=1e-5)
     assert torch.equal(grad, kept)
@@ -250,7 +250,7 @@ def test_adam_at_every_level(level, width, eps):
     v = v.square() + 0.1
     exact = [t.double() for t in (p, grad, m, v)]
     OPS.adam_step_(p, grad, m, v, 7, 0.01, 0.8, 0.99, eps, True)
-    reference_training.adam_step_(*exact, 7, 0.01, 0.8, 0.99, eps, True)
+    reference.adam_step_(*exact, 7, 0.01, 0.8, 0.99, eps, True)
     torch.testing.assert_close(p.double(), exact[0], rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(p.norm(dim=1), torch.ones(50), rtol=1e-6, atol=1e-6)
 

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import patchsae_kernels as pk
-from patchsae_kernels import reference_training
+from patchsae_kernels import reference
+from patchsae_kernels.reference import training
 from patchsae_kernels.triton import adam, pack
 from patchsae_kernels.triton.launch import record
 from tests.kernels.cases import make_case
@@ -37,7 +38,7 @@ def test_it_is_the_reference_in_float64_for_any_strides(shape, unit_rows, same_l
     settings = (3, 0.01, 0.9, 0.999, 1e-8, unit_rows)
     kept, versions = grad.clone(), [t._version for t in (p, m, v)]
     adam.adam_step_(p, grad, m, v, *settings)
-    reference_training.adam_step_(*exact, *settings)
+    reference.adam_step_(*exact, *settings)
     for ours, wanted in zip((p, m, v), (exact[0], exact[2], exact[3]), strict=True):
         torch.testing.assert_close(ours.double(), wanted, rtol=1e-4, atol=1e-5)
     assert torch.equal(grad, kept)
@@ -52,7 +53,7 @@ def test_rows_end_with_unit_norm(width, eps):
     v = v.square() + 0.1
     exact = [t.double() for t in (p, grad, m, v)]
     adam.adam_step_(p, grad, m, v, 7, 0.01, 0.8, 0.99, eps, True)
-    reference_training.adam_step_(*exact, 7, 0.01, 0.8, 0.99, eps, True)
+    reference.adam_step_(*exact, 7, 0.01, 0.8, 0.99, eps, True)
     torch.testing.assert_close(p.double(), exact[0], rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(p.norm(dim=1), torch.ones(6), rtol=1e-6, atol=1e-6)
 
@@ -70,7 +71,7 @@ def test_a_vector_of_several_programs(monkeypatch):
     v.abs_()
     exact = [t.double() for t in (p, grad, m, v)]
     adam.adam_step_(p, grad, m, v, 2, 0.1, 0.9, 0.999, 1e-8, False)
-    reference_training.adam_step_(*exact, 2, 0.1, 0.9, 0.999, 1e-8, False)
+    reference.adam_step_(*exact, 2, 0.1, 0.9, 0.999, 1e-8, False)
     torch.testing.assert_close(p.double(), exact[0], rtol=1e-4, atol=1e-5)
 
 
@@ -88,7 +89,7 @@ def test_float64_and_bfloat16_are_the_reference_s():
         tensors = [torch.ones(3, 4, dtype=dtype) for _ in range(4)]
         expected = [t.clone() for t in tensors]
         adam.adam_step_(*tensors, 1, 0.1, 0.9, 0.999, 1e-8, True)
-        reference_training.adam_step_(*expected, 1, 0.1, 0.9, 0.999, 1e-8, True)
+        reference.adam_step_(*expected, 1, 0.1, 0.9, 0.999, 1e-8, True)
         assert all(torch.equal(a, b) for a, b in zip(tensors, expected, strict=True))
 
 
@@ -115,7 +116,7 @@ def test_moments_in_bfloat16_are_the_reference_s(shape, unit_rows, seed):
     expected = [t.clone(memory_format=torch.preserve_format) for t in (p, grad, m, v)]
     call = (3, 0.01, 0.9, 0.999, 1e-8, unit_rows, seed)
     adam.adam_step_(p, grad, m, v, *call)
-    reference_training.adam_step_(*expected, *call)
+    reference.adam_step_(*expected, *call)
     torch.testing.assert_close(p, expected[0], rtol=1e-4, atol=1e-5)
     for ours, wanted in ((m, expected[2]), (v, expected[3])):
         if layout != "sliced" or unit_rows:  # elsewhere the same places have the same noise
@@ -135,10 +136,10 @@ def test_stochastic_rounding_is_unbiased_and_keeps_small_decays():
 
 def test_noise_follows_the_seed_and_the_place():
     x = torch.full((4096,), 1 + 2.0**-9)  # a quarter of the way to the next bfloat16
-    noise = reference_training._noise(x, 1)
-    assert torch.equal(noise, reference_training._noise(x, 1))
-    assert (noise != reference_training._noise(x, 2)).float().mean() > 0.99
-    up = reference_training.round_stochastically(x, noise & 0xFFFF) > 1
+    noise = training._noise(x, 1)
+    assert torch.equal(noise, training._noise(x, 1))
+    assert (noise != training._noise(x, 2)).float().mean() > 0.99
+    up = reference.round_stochastically(x, noise & 0xFFFF) > 1
     assert abs(float(up.float().mean()) - 0.25) < 0.03
 
 

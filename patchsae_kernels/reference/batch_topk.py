@@ -1,12 +1,11 @@
-"""BatchTopK over a batch, from an encoder that keeps the largest latents of each row."""
+"""BatchTopK: the selection in plain PyTorch, and how an encoder that keeps the largest latents of a row gets there."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
-
-from patchsae_kernels import reference_batch_topk
 
 CSR = tuple[Tensor, Tensor, Tensor]
 
@@ -14,12 +13,37 @@ CANDIDATES = 4
 """The first try keeps this many times k latents of every row."""
 
 
+def batch_topk(values: Tensor, indices: Tensor, indptr: Tensor, total: int) -> CSR:
+    """The ``total`` largest entries of a CSR, as a CSR with the same rows; of equal values the earlier entries stay.
+
+    Bussmann, Leask, Nanda, "BatchTopK Sparse Autoencoders" (arXiv 2412.06410). No synchronisation. Entries at and after
+    ``indptr[-1]`` are ignored; where fewer than the returned length are kept, ``indptr`` of the result tells so and
+    what the arrays hold behind its end is undefined.
+
+    Args:
+        values: ``[L]``, above 0.
+        indices: int32 ``[L]``, ascending in a row.
+        indptr: int64 ``[N + 1]``, from 0 to the number of entries, at most L.
+        total: how many to keep, >= 0.
+
+    Returns:
+        values and indices of length min(total, L), indptr int64 ``[N + 1]`` ending at min(total, ``indptr[-1]``).
+    """
+    stored = torch.arange(values.shape[0], device=values.device) < indptr[-1]
+    order = torch.sort(torch.where(stored, values, 0), descending=True, stable=True).indices[:total]
+    keep = torch.zeros_like(stored).index_fill_(0, order, True) & stored
+    before = torch.zeros(values.shape[0] + 1, dtype=torch.int64, device=values.device)
+    torch.cumsum(keep, 0, out=before[1:])
+    kept = order.sort().values
+    return values[kept], indices[kept], before[indptr]
+
+
 def select_over_batch(
     encode_rows: Callable[[int], CSR],
     rows: int,
     k: int,
     latents: int,
-    select: Callable[[Tensor, Tensor, Tensor, int], CSR] | None = None,
+    select: Callable[[Tensor, Tensor, Tensor, int], CSR] = batch_topk,
 ) -> CSR:
     """The ``rows * k`` largest positive latents of a batch; ties go to the earlier row, then to the lower latent.
 
@@ -36,7 +60,7 @@ def select_over_batch(
         rows: N.
         k: latents to keep per row on average, 1..S.
         latents: S.
-        select: `reference_batch_topk.batch_topk` or one that agrees with it; None: by device and dtype.
+        select: `batch_topk` or one that agrees with it.
 
     Raises:
         ValueError: k is out of range.
@@ -48,17 +72,7 @@ def select_over_batch(
     m = min(CANDIDATES * k, most)
     while True:
         values, indices, indptr = encode_rows(m)
-        kept = (select or select_for(values))(values, indices, indptr, total)
+        kept = select(values, indices, indptr, total)
         if m == most or int(kept[2].diff().max()) < m:
             return kept
         m = min(2 * m, most)
-
-
-def select_for(values: Tensor) -> Callable[[Tensor, Tensor, Tensor, int], CSR]:
-    """The selection that serves these values: Triton on a GPU, the reference elsewhere and for float64."""
-    if values.device.type == "cuda":
-        from patchsae_kernels.triton import batch_topk
-
-        if batch_topk.can_batch_topk(values):
-            return batch_topk.batch_topk
-    return reference_batch_topk.batch_topk

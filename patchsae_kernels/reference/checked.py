@@ -9,8 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from patchsae_kernels import checks, reference
-from patchsae_kernels.batch_topk import select_over_batch
+from patchsae_kernels import checks
+from patchsae_kernels.reference import sparse
+from patchsae_kernels.reference.batch_topk import select_over_batch
 
 CSR = tuple[Tensor, Tensor, Tensor]
 
@@ -32,13 +33,13 @@ def encode(
         checks.non_negative("threshold", threshold)
     if activation == "batchtopk":
         csr = select_over_batch(
-            lambda m: reference.encode(x, W_enc, b_enc, b_dec, None, "topk", m, precision, budget),
+            lambda m: sparse.encode(x, W_enc, b_enc, b_dec, None, "topk", m, precision, budget),
             x.shape[0],
             k,
             W_enc.shape[1],
         )
     else:
-        csr = reference.encode(x, W_enc, b_enc, b_dec, threshold, activation, k, precision, budget)
+        csr = sparse.encode(x, W_enc, b_enc, b_dec, threshold, activation, k, precision, budget)
     checks.finite_latents(csr[0], csr[2])
     return csr
 
@@ -87,7 +88,7 @@ def reconstruct(
         torch.arange(x.shape[0], device=x.device), indptr.diff(), output_size=values.shape[0]
     )
     l1 = values.new_zeros(x.shape[0])
-    reference.add_in_order_(l1, rows, values)
+    sparse.add_in_order_(l1, rows, values)
     return y, (y - x.to(y.dtype)).square().sum(1), l1, indptr.diff()
 
 
@@ -102,7 +103,7 @@ def decode_masked(
 ) -> Tensor:
     if class_ids is not None:
         checks.in_range("class_ids", class_ids, 0, keep.shape[0])
-    kept = reference.filter_entries(values, indices, indptr, reference.per_entry(keep, indices, indptr, class_ids))
+    kept = sparse.filter_entries(values, indices, indptr, sparse.per_entry(keep, indices, indptr, class_ids))
     return torch.ops.patchsae.decode(*kept, W_dec, b_dec)
 
 
@@ -119,9 +120,9 @@ def decode_sweep(
     if class_ids is not None:
         checks.in_range("class_ids", class_ids, 0, rank.shape[0])
     order = sorted(range(len(ks)), key=ks.__getitem__)
-    segments = reference.sweep_segments(values, indices, indptr, rank, [ks[i] for i in order], class_ids)
+    segments = sparse.sweep_segments(values, indices, indptr, rank, [ks[i] for i in order], class_ids)
     parts = torch.ops.patchsae.decode(*segments, W_dec, torch.zeros_like(b_dec))
-    on, off = reference.sweep_sums(parts.view(-1, len(ks) + 1, W_dec.shape[1]), b_dec)
+    on, off = sparse.sweep_sums(parts.view(-1, len(ks) + 1, W_dec.shape[1]), b_dec)
     if order != list(range(len(ks))):
         back = torch.argsort(torch.tensor(order, device=on.device))
         return on[back], off[back]
@@ -146,4 +147,4 @@ def latent_stats_(
     if labels is not None and class_counts is not None:
         checks.in_range("labels", labels, -1, class_counts.shape[0])
     totals = (sums, counts, image_counts, max_values, max_position, class_counts)
-    reference.latent_stats_(values, indices, indptr, tokens_per_image, threshold, labels, first_image, *totals)
+    sparse.latent_stats_(values, indices, indptr, tokens_per_image, threshold, labels, first_image, *totals)

@@ -20,7 +20,7 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from patchsae_kernels.reference import rounded, row_chunks
+from patchsae_kernels.reference.sparse import rounded, row_chunks
 
 Rounding = Callable[[Tensor], Tensor]
 T = TypeVar("T", int, Tensor)
