@@ -16,8 +16,8 @@ from torch import Tensor
 import patchsae_kernels as pk
 from benches.vit import CLASSES, Case, build_case
 from patchsae.bench import case as bench
-from patchsae.clip import SplitCLIP
-from patchsae.experiments.accumulators import LatentStatistics, image_means
+from patchsae.experiments.stream.accumulators import LatentStatistics, image_means
+from patchsae.models.clip import SplitCLIP
 
 THRESHOLD = 0.2
 

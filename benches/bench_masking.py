@@ -14,7 +14,7 @@ from torch import Tensor
 from benches.naive_masking import naive_sweep
 from benches.vit import Case, build_case
 from patchsae.bench import case as bench
-from patchsae.experiments.sweep import sweep_embeddings
+from patchsae.experiments.mask.embeddings import sweep_embeddings
 
 Embeddings = dict[tuple[str, str, int], Tensor]
 

@@ -22,9 +22,9 @@ from patchsae.bench import case as bench
 from patchsae.bench.inputs import LR, SIZES, Inputs, make_inputs
 from patchsae.bench.measure import Record, measure
 from patchsae.bench.products import product_floor
+from patchsae.parallel.base import Alone
 from patchsae.training import variants
 from patchsae.training.config import TrainConfig
-from patchsae.training.parallel import Alone
 
 STEPS_CHECKED = 3
 DEAD_SHARE = 1 / 32

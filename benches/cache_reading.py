@@ -16,11 +16,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from patchsae import atomic
 from patchsae.activations import CachedTokens, CacheIndex, CacheOptions
 from patchsae.activations.index import FILE, ShardRecord
 from patchsae.activations.packing import pack
 from patchsae.activations.shard import write_shard
+from patchsae.disk import atomic
 from patchsae.training.config import TrainConfig
 
 

@@ -1,7 +1,7 @@
 """The masking sweep written the obvious way: one full forward pass of CLIP per mask, with dense latents.
 
 The oracle of the tests and the opponent of `bench_masking.py`. It goes through open_clip's own model with a forward
-hook on the block, so it shares neither the split backbone nor a kernel with `patchsae.experiments.sweep`.
+hook on the block, so it shares neither the split backbone nor a kernel with `patchsae.experiments.mask.embeddings`.
 """
 
 from __future__ import annotations

@@ -8,11 +8,11 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from patchsae.clip import SplitCLIP, load_clip
-from patchsae.experiments.config import KS
-from patchsae.experiments.rankings import random_rank
-from patchsae.experiments.sweep import sweep_ks
-from patchsae.sae import SAEConfig, SparseAutoencoder
+from patchsae.experiments.classes.rankings import random_rank
+from patchsae.experiments.mask.embeddings import sweep_ks
+from patchsae.experiments.options import KS
+from patchsae.models.clip import SplitCLIP, load_clip
+from patchsae.models.sae import SAEConfig, SparseAutoencoder
 
 NAME = "ViT-B-16-quickgelu"
 LATENTS = 49_152

@@ -5,52 +5,46 @@ Names are imported on first use, so that ``import patchsae`` and ``patchsae --he
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from patchsae import lazy
 
 if TYPE_CHECKING:
-    from patchsae.adapters import load_adapter
-    from patchsae.clip import SplitCLIP, load_clip
-    from patchsae.data import load_image, open_images
-    from patchsae.maple import load_maple
-    from patchsae.sae import SAEConfig, SparseAutoencoder, load_sae
-    from patchsae.steering import steer
+    from patchsae.adapters.files import load_adapter as load_adapter
+    from patchsae.adapters.maple import load_maple as load_maple
+    from patchsae.data import load_image as load_image
+    from patchsae.data import open_images as open_images
+    from patchsae.models.clip import SplitCLIP as SplitCLIP
+    from patchsae.models.clip import load_clip as load_clip
+    from patchsae.models.sae import SAEConfig as SAEConfig
+    from patchsae.models.sae import SparseAutoencoder as SparseAutoencoder
+    from patchsae.models.sae import load_sae as load_sae
+    from patchsae.models.steering import steer as steer
 
-_HOME = {
-    "SplitCLIP": "patchsae.clip",
-    "load_clip": "patchsae.clip",
-    "SAEConfig": "patchsae.sae",
-    "SparseAutoencoder": "patchsae.sae",
-    "load_sae": "patchsae.sae",
-    "steer": "patchsae.steering",
-    "load_image": "patchsae.data",
-    "open_images": "patchsae.data",
-    "load_adapter": "patchsae.adapters",
-    "load_maple": "patchsae.maple",
+_HOMES = {
+    "SplitCLIP": "models.clip",
+    "load_clip": "models.clip",
+    "SAEConfig": "models.sae",
+    "SparseAutoencoder": "models.sae",
+    "load_sae": "models.sae",
+    "steer": "models.steering",
+    "load_image": "data",
+    "open_images": "data",
+    "load_adapter": "adapters.files",
+    "load_maple": "adapters.maple",
 }
-_PACKAGES = ("adapters", "adapting", "data", "experiments", "report", "training")
 
-__all__ = [
-    "SAEConfig",
-    "SparseAutoencoder",
-    "SplitCLIP",
-    "load_adapter",
-    "load_clip",
-    "load_image",
-    "load_maple",
-    "load_sae",
-    "open_images",
-    "steer",
-]
+__all__ = sorted(_HOMES)
+__getattr__, __dir__ = lazy.names(__name__, _HOMES)
 
-
-def __getattr__(name: str) -> Any:
-    if name in _HOME:
-        return getattr(importlib.import_module(_HOME[name]), name)
-    if name in _PACKAGES:
-        return importlib.import_module(f"patchsae.{name}")
-    raise AttributeError(f"module 'patchsae' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted([*__all__, *_PACKAGES])
+# Names that were promised and go on working; what is below them moved with them.
+lazy.moved(
+    {
+        "patchsae.adapting": "patchsae.adapt",
+        "patchsae.maple": "patchsae.adapters.maple",
+        "patchsae.experiments.adaptation": "patchsae.experiments.compare",
+        "patchsae.experiments.correlation": "patchsae.experiments.correlate",
+        "patchsae.experiments.masking": "patchsae.experiments.mask",
+        "patchsae.training.parallel": "patchsae.parallel",
+    }
+)

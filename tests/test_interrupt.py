@@ -9,14 +9,15 @@ from pathlib import Path
 import pytest
 
 from patchsae.activations import CacheOptions, write_cache
-from patchsae.adapting.run import adapt
-from patchsae.adapting.task import make_task
+from patchsae.adapt.run import adapt
+from patchsae.adapt.task import make_task
 from patchsae.data import ImageDataset, open_images
 from patchsae.interrupt import Interrupted
-from tests.adapting import tiny as adapting
+from tests.adapt import tiny as adapting
 from tests.data.mortal import Mortal
-from tests.experiments.fold_process import fold_in
-from tests.training import sweep_process, tiny
+from tests.experiments.stream.fold_process import fold_in
+from tests.training import grid_process as sweep_process
+from tests.training import tiny
 
 IMAGE = 9
 Work = Callable[[Path, ImageDataset, Path, int], bytes]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from patchsae.cli import main
+from patchsae.cli.entry import main
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 BLOCKS = re.findall(r"(?:^    \S.*\n)+", README, re.MULTILINE)
@@ -87,7 +87,7 @@ def test_the_python_of_the_readme_runs(folders, monkeypatch):
     import torch
 
     import patchsae
-    from patchsae.sae import SAEConfig, SparseAutoencoder
+    from patchsae.models.sae import SAEConfig, SparseAutoencoder
 
     clip = patchsae.load_clip("tiny")
     SparseAutoencoder(SAEConfig(clip.width, 2000)).save(folders / "sae")

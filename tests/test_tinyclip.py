@@ -15,9 +15,9 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import patchsae
-from patchsae.clip_weights import TINY
 from patchsae.data import DataError, ImageDataset, Sample
 from patchsae.data.shapes import FACTORS, ShapesWorld
+from patchsae.models.clip_weights import TINY
 from patchsae.tinyclip import TinyClipConfig, evaluate_zero_shot, train_clip
 from patchsae.tinyclip.model import CONFIG_FILE, WEIGHTS_FILE, load_model, new_model
 from patchsae.tinyclip.texts import TextGroup, text_groups

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from patchsae import atomic
+from patchsae.disk import atomic
 
 PASSED, FAILED, ERROR, SKIPPED = "passed", "failed", "error", "skipped"
 BAD = (FAILED, ERROR)

@@ -6,8 +6,9 @@ first use, so that reading the configuration (`patchsae.activations.config`) nee
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING
+
+from patchsae import lazy
 
 if TYPE_CHECKING:
     from patchsae.activations.cached import CachedTokens as CachedTokens
@@ -31,13 +32,4 @@ _HOMES = {
 }
 
 __all__ = sorted(_HOMES)
-
-
-def __getattr__(name: str) -> object:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return __all__
+__getattr__, __dir__ = lazy.names(__name__, _HOMES)

@@ -18,7 +18,7 @@ from patchsae.activations.packing import Packed, pack
 from patchsae.data import BadImageRecord, Batch, ImageDataset, shuffled_order
 
 if TYPE_CHECKING:
-    from patchsae.clip import SplitCLIP
+    from patchsae.models.clip import SplitCLIP
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,16 +11,16 @@ import numpy as np
 
 from patchsae.activations.config import CacheOptions
 from patchsae.activations.packing import image_bytes
-from patchsae.checksums import verified
-from patchsae.claims import whole_number
 from patchsae.data import BadImageRecord
-from patchsae.documents import read_json
+from patchsae.disk.checksums import verified
+from patchsae.disk.claims import whole_number
+from patchsae.disk.documents import read_json
+from patchsae.disk.paths import plain_name
 from patchsae.errors import PatchsaeError
-from patchsae.paths import plain_name
 
 if TYPE_CHECKING:
-    from patchsae.clip import SplitCLIP
     from patchsae.data import ImageDataset
+    from patchsae.models.clip import SplitCLIP
 
 FILE = "index.json"
 _FORMAT = 1

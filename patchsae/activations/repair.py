@@ -8,17 +8,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from patchsae import atomic, progress
+from patchsae import progress
 from patchsae.activations.content import contents
 from patchsae.activations.index import FILE, CacheIndex
 from patchsae.activations.packing import DTYPES
 from patchsae.activations.shard import DamagedShard, read_head, read_rows
 from patchsae.activations.writer import put
-from patchsae.locks import FolderLock
+from patchsae.disk import atomic
+from patchsae.disk.locks import FolderLock
 
 if TYPE_CHECKING:
-    from patchsae.clip import SplitCLIP
     from patchsae.data import ImageDataset
+    from patchsae.models.clip import SplitCLIP
 
 
 def repair_cache(clip: SplitCLIP, dataset: ImageDataset, folder: Path, workers: int = 0) -> list[str]:

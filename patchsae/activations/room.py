@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from patchsae.activations.index import CacheIndex
-from patchsae.atomic import DiskFull
+from patchsae.disk.atomic import DiskFull
 from patchsae.words import counted, size
 
 

@@ -19,9 +19,9 @@ from patchsae.activations.transfer import Upload, Uploads
 from patchsae.data import BadImageRecord, ImageDataset, train_order
 
 if TYPE_CHECKING:
-    from patchsae.clip import SplitCLIP
+    from patchsae.models.clip import SplitCLIP
+    from patchsae.models.taps import Taps
     from patchsae.training.config import TrainConfig
-    from patchsae.training.taps import Taps
 
 
 class Stream:

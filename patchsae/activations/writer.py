@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from patchsae import atomic, progress
+from patchsae import progress
 from patchsae.activations.config import CacheOptions
 from patchsae.activations.content import Content, contents
 from patchsae.activations.index import FILE, CacheIndex, ShardRecord
@@ -16,12 +16,13 @@ from patchsae.activations.room import announce
 from patchsae.activations.shard import write_shard
 from patchsae.data import ImageDataset
 from patchsae.data.left_out import left_out
+from patchsae.disk import atomic
+from patchsae.disk.runs import Stage
 from patchsae.interrupt import Interrupted, StopRequest
-from patchsae.runs import Stage
 from patchsae.words import counted
 
 if TYPE_CHECKING:
-    from patchsae.clip import SplitCLIP
+    from patchsae.models.clip import SplitCLIP
 
 MAY_DIFFER = ("workers",)
 

@@ -10,11 +10,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from patchsae import hashing, prompts
 from patchsae.adapters import vision
-from patchsae.clip import SplitCLIP
-from patchsae.given import outside_inference_mode
-from patchsae.tensor_files import require_float32
+from patchsae.disk import hashing
+from patchsae.disk.tensor_files import require_float32
+from patchsae.models import prompts
+from patchsae.models.clip import SplitCLIP
+from patchsae.models.given import outside_inference_mode
 
 
 class AdaptedCLIP:

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from patchsae.adapters.base import AdaptedCLIP, check_range
 from patchsae.adapters.text import TextTower, class_features, class_prompts
-from patchsae.clip import SplitCLIP
-from patchsae.given import outside_inference_mode
-from patchsae.prompts import check_prompts
+from patchsae.models.clip import SplitCLIP
+from patchsae.models.given import outside_inference_mode
+from patchsae.models.prompts import check_prompts
 
 SPREAD = 0.02  # standard deviation of the first values
 

@@ -12,15 +12,16 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
-from patchsae.adapters import identity, official
+from patchsae.adapters import official
+from patchsae.adapters import witness as identity
 from patchsae.adapters.base import AdaptedCLIP
 from patchsae.adapters.kinds import adapter_class
-from patchsae.atomic import replacing
-from patchsae.checksums import verified
-from patchsae.clip import SplitCLIP
-from patchsae.contents import unexpected, what_is
-from patchsae.documents import parse_json
-from patchsae.tensor_files import read_tensors
+from patchsae.disk.atomic import replacing
+from patchsae.disk.checksums import verified
+from patchsae.disk.contents import unexpected, what_is
+from patchsae.disk.documents import parse_json
+from patchsae.disk.tensor_files import read_tensors
+from patchsae.models.clip import SplitCLIP
 
 VERSION = 1
 FILE, SUFFIX, HEADER = "adapter.safetensors", ".safetensors", "patchsae_adapter"
@@ -62,7 +63,7 @@ def load_adapter(clip: SplitCLIP, path: str | Path, classnames: Sequence[str] | 
             classes are given for an official checkpoint; a linear probe is given other classes than its own.
     """
     if not is_ours(Path(os.path.expanduser(path))):
-        from patchsae import maple
+        from patchsae.adapters import maple
 
         if classnames is None:
             checkpoint = official.find(path)

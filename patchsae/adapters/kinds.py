@@ -9,11 +9,11 @@ from typing import Any
 import torch
 
 from patchsae.adapters.base import AdaptedCLIP
-from patchsae.clip import SplitCLIP
+from patchsae.models.clip import SplitCLIP
 
 # Where each kind's class lies, under the name ADAPTER.
 KINDS = {
-    "maple": "patchsae.maple",
+    "maple": "patchsae.adapters.maple",
     "coop": "patchsae.adapters.coop",
     "vpt": "patchsae.adapters.vpt",
     "linear": "patchsae.adapters.linear",

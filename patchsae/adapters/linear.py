@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from patchsae.adapters.base import AdaptedCLIP
-from patchsae.clip import SplitCLIP
+from patchsae.models.clip import SplitCLIP
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from patchsae import prompts, tower
 from patchsae.adapters.base import AdaptedCLIP, check_range
 from patchsae.adapters.vision import block_output, checked_residual, projected
-from patchsae.clip import SplitCLIP, checked_pixels
+from patchsae.models import prompts, tower
+from patchsae.models.clip import SplitCLIP, checked_pixels
 
 ATTENTION = ("q", "k", "v")
 WEIGHTS = {"o": "attn.out_proj.weight", "fc": "mlp.c_fc.weight", "proj": "mlp.c_proj.weight"}

@@ -18,11 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from patchsae import archives, atomic
-from patchsae.adapters import identity
+from patchsae.adapters import witness as identity
 from patchsae.adapters.base import AdaptedCLIP
-from patchsae.checksums import verified
-from patchsae.tensor_files import require_float32
+from patchsae.disk import archives, atomic
+from patchsae.disk.checksums import verified
+from patchsae.disk.tensor_files import require_float32
 
 FOLDER = "MultiModalPromptLearner"
 LEARNER = "prompt_learner."

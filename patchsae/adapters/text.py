@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from patchsae.adapters.vision import block_output
-from patchsae.clip import SplitCLIP
+from patchsae.models.clip import SplitCLIP
 
 # Values per token, block and channel that autograd keeps: two norms, queries, keys and values, attention, the two sums,
 # and the MLP's four-fold ones before, inside and after QuickGELU.

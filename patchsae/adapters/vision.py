@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from patchsae import tower
-from patchsae.clip import SplitCLIP, checked_pixels
-from patchsae.given import require_tensor
+from patchsae.models import tower
+from patchsae.models.clip import SplitCLIP, checked_pixels
+from patchsae.models.given import require_tensor
 
 
 def residual_stream(clip: SplitCLIP, pixels: Tensor, layered: Sequence[Tensor]) -> Tensor:

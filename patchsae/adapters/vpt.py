@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from patchsae import prompts
 from patchsae.adapters.base import AdaptedCLIP, check_range
-from patchsae.clip import SplitCLIP
+from patchsae.models import prompts
+from patchsae.models.clip import SplitCLIP
 
 SPREAD = 0.02  # standard deviation of the first values, as MaPLe's authors start theirs
 

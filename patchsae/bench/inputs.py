@@ -13,7 +13,7 @@ from torch import Tensor
 import patchsae_kernels as pk
 
 if TYPE_CHECKING:
-    from patchsae.maple import MaPLe
+    from patchsae.adapters.maple import MaPLe
 
 KS = (1, 2, 5, 10, 50, 100, 500, 1000, 2000)
 CLASSES = 10
@@ -108,8 +108,8 @@ class Inputs:
     @cached_property
     def maple(self) -> MaPLe:
         """An untrained MaPLe on a CLIP of this size: the shipped one, or a random ViT-B/16."""
-        from patchsae.clip import load_clip
-        from patchsae.maple import load_maple
+        from patchsae.adapters.maple import load_maple
+        from patchsae.models.clip import load_clip
 
         name = {128: "tiny", 768: "ViT-B-16-quickgelu"}[self.size.d_in]
         return load_maple(load_clip(name, None, device=self.x.device), None, ["thing"])

@@ -12,9 +12,9 @@ from rich.console import Console
 from rich.table import Table
 
 import patchsae_kernels as pk
-from patchsae import atomic, environment
 from patchsae.bench import cases, measure
 from patchsae.bench.inputs import PAPER_BATCH_ON_GPU, SIZES, make_inputs
+from patchsae.disk import atomic, environment
 
 
 def bench(

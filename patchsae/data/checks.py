@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from patchsae.data.base import BadImage, BadImageRecord, DataError, Flawed, ImageDataset
-from patchsae.data.names import written
 from patchsae.data.open import describe, find_layout, open_images, source_and_split, splits
 from patchsae.data.workers import in_workers
+from patchsae.disk.names import written
 from patchsae.words import counted, percent
 
 _CHUNK = 64

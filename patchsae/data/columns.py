@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from patchsae.data.base import DataError
-from patchsae.data.names import spoken
+from patchsae.disk.names import spoken
 
 _IMAGE_NAMES = ("image", "img", "jpg", "png", "picture", "photo", "pixel_values")
 _LABEL_NAMES = ("label", "labels", "fine_label", "class", "target", "cls")

@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from patchsae.claims import require_memory
 from patchsae.data.base import BadImage
-from patchsae.data.names import written
+from patchsae.disk.claims import require_memory
+from patchsae.disk.names import written
+from patchsae.disk.paths import is_below
 from patchsae.errors import brief
-from patchsae.paths import is_below
 
 EXTENSIONS = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".bmp", ".dib", ".gif", ".tif", ".tiff"),

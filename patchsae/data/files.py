@@ -12,7 +12,7 @@ import numpy as np
 from patchsae.data.base import ImageDataset, Sample
 from patchsae.data.decode import EXTENSIONS, decode_file, is_image
 from patchsae.data.layout import dataset_name
-from patchsae.data.names import written
+from patchsae.disk.names import written
 
 
 class FileDataset(ImageDataset):

@@ -10,7 +10,7 @@ from pathlib import Path
 from patchsae.data.base import DataError
 from patchsae.data.listed import read_text
 from patchsae.data.matlab import number_in, read_mat
-from patchsae.data.names import written
+from patchsae.disk.names import written
 
 CODE = re.compile(r"n\d{8}")
 _CLASSES = 100_000
@@ -94,7 +94,7 @@ def _of_devkit(folder: Path) -> list[str]:
 
 
 def _of_torchvision(path: Path) -> list[str]:
-    from patchsae.archives import load_archive  # torch loads for those who need it
+    from patchsae.disk.archives import load_archive  # torch loads for those who need it
 
     try:
         content = load_archive(path, {})

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from patchsae.data.base import DataError, ImageDataset
-from patchsae.data.names import written
+from patchsae.disk.names import written
 
 _SPLIT_NAMES = {
     "train": ("train", "training", "trainval"),

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from patchsae import documents
 from patchsae.data.base import DataError, Flawed, ImageDataset
 from patchsae.data.files import FileDataset
 from patchsae.data.layout import Layout, dataset_name
-from patchsae.paths import is_below
+from patchsae.disk import documents
+from patchsae.disk.paths import is_below
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from patchsae.claims import whole_number
 from patchsae.data.base import DataError
+from patchsae.disk.claims import whole_number
 from patchsae.errors import brief
 
 _HEADER = 128

@@ -10,12 +10,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from patchsae.claims import FalseClaim
 from patchsae.data import layouts, slices
 from patchsae.data.base import DataError, ImageDataset
 from patchsae.data.decode import is_image_name
 from patchsae.data.files import visible_folders
 from patchsae.data.layout import UNNAMED, Layout, canonical_split, choose_split
+from patchsae.disk.claims import FalseClaim
 
 _MOST_DATASETS = 50  # a folder that holds more folders is not taken for a collection of datasets, and not searched
 

@@ -12,8 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from patchsae.claims import require_held, require_memory
 from patchsae.data.base import DataError, ReadGroups
+from patchsae.disk.claims import require_held, require_memory
 from patchsae.errors import brief
 
 BUDGET_BYTES = 256 << 20

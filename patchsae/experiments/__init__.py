@@ -1,33 +1,11 @@
-"""The experiments: each submodule has one `run(...)` that takes plain objects and leaves its results in a stage.
+"""The experiments: a folder or file for each verb that reads the latents, with a `run(...)` that takes plain objects.
 
-Submodules are imported on first use, so that reading the options (`patchsae.experiments.config`) needs no torch.
+What several of them need stands beside the folders, how images stream by is in `stream`. Submodules are imported on
+first use: reading the options needs no torch.
 """
 
 from __future__ import annotations
 
-import importlib
-from types import ModuleType
+from patchsae import lazy
 
-_SUBMODULES = (
-    "adaptation",
-    "cells",
-    "classes",
-    "config",
-    "correlation",
-    "crossed",
-    "evaluate",
-    "explain",
-    "extract",
-    "masking",
-    "table",
-)
-
-
-def __getattr__(name: str) -> ModuleType:
-    if name in _SUBMODULES:
-        return importlib.import_module(f"{__name__}.{name}")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted(_SUBMODULES)
+__getattr__, __dir__ = lazy.names(__name__, {})

@@ -13,10 +13,10 @@ from torch import Tensor
 import patchsae_kernels as pk
 from patchsae import progress
 from patchsae.data import ImageDataset
-from patchsae.experiments.models import AnyCLIP, preprocess_settings
+from patchsae.experiments.any_clip import AnyCLIP, preprocess_settings
+from patchsae.models.sae import SparseAutoencoder
 from patchsae.report import Tile
 from patchsae.report import images as report_images
-from patchsae.sae import SparseAutoencoder
 
 BATCH = 16
 CLS_ALONE = "on CLS alone"

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from patchsae.experiments.config import PromptOptions
+from patchsae.experiments.any_clip import AnyCLIP
 from patchsae.experiments.groups import group_of
-from patchsae.experiments.models import AnyCLIP
-from patchsae.prompts import warn_of_twins
+from patchsae.experiments.options import PromptOptions
+from patchsae.models.prompts import warn_of_twins
 
 
 class ZeroShot:

@@ -8,14 +8,14 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from patchsae import atomic
-from patchsae.again import VERBS
-from patchsae.checksums import DamagedFile
-from patchsae.locks import FolderLock
+from patchsae.disk import atomic
+from patchsae.disk.again import VERBS
+from patchsae.disk.checksums import DamagedFile
+from patchsae.disk.locks import FolderLock
+from patchsae.disk.runs import Run, Stage
 from patchsae.report import elements, figures
 from patchsae.report.section import FILE
 from patchsae.report.text import escape
-from patchsae.runs import Run, Stage
 
 _NAME = "report.html"
 _GENERATOR = '<meta name="generator" content="patchsae">'

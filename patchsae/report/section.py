@@ -14,7 +14,7 @@ from patchsae.report.elements import Picture, Row, Tile
 from patchsae.report.text import without_surrogates
 
 if TYPE_CHECKING:
-    from patchsae.runs import Stage
+    from patchsae.disk.runs import Stage
 
 FILE = "section"  # .json in the stage's folder
 

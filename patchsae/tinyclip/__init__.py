@@ -5,8 +5,9 @@ Names load on first use, so that reading the configuration (`patchsae.tinyclip.c
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING
+
+from patchsae import lazy
 
 if TYPE_CHECKING:
     from patchsae.tinyclip.config import TinyClipConfig as TinyClipConfig
@@ -24,13 +25,4 @@ _HOMES = {
 }
 
 __all__ = sorted(_HOMES)
-
-
-def __getattr__(name: str) -> object:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return __all__
+__getattr__, __dir__ = lazy.names(__name__, _HOMES)

@@ -17,9 +17,9 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
-from patchsae import clip_config
-from patchsae.clip import load_clip
-from patchsae.clip_weights import LOCAL_DIR
+from patchsae.models import clip_config
+from patchsae.models.clip import load_clip
+from patchsae.models.clip_weights import LOCAL_DIR
 from patchsae.tinyclip.config import TinyClipConfig
 
 CONFIG_FILE = clip_config.FILE

@@ -13,10 +13,10 @@ import torch
 from open_clip.model import CLIP
 from torch import Tensor
 
-from patchsae.atomic import write_text
 from patchsae.data.base import ImageDataset
 from patchsae.data.loader import batches
 from patchsae.data.shapes import FACTORS, ShapesWorld
+from patchsae.disk.atomic import write_text
 from patchsae.tinyclip.model import load_model, preprocess
 
 TEMPLATES = ("a photo of a {}.",)

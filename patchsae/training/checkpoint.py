@@ -22,12 +22,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import patchsae_kernels as pk
-from patchsae import atomic
 from patchsae.data import BadImageRecord
+from patchsae.disk import atomic
+from patchsae.disk.hashing import fingerprint
 from patchsae.errors import PatchsaeError
-from patchsae.hashing import fingerprint
+from patchsae.parallel.base import Parallel
 from patchsae.training.dead import DeadCounter
-from patchsae.training.parallel import Parallel
 
 FOLDER = "checkpoints"
 _SUFFIX = ".safetensors"

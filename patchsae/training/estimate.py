@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from patchsae.activations import CachedTokens
-from patchsae.clip import SplitCLIP
 from patchsae.data import ImageDataset
+from patchsae.models.clip import SplitCLIP
+from patchsae.parallel.base import Alone
 from patchsae.training.config import TrainConfig
+from patchsae.training.grid_config import STRENGTH
 from patchsae.training.learner import Learner
-from patchsae.training.parallel import Alone
 from patchsae.training.sizes import tower_bytes, trained_tokens, training_sizes, window_bytes
-from patchsae.training.sweep_config import STRENGTH
 from patchsae.training.timing import (
     Line,
     Phase,

@@ -16,14 +16,14 @@ from torch import Tensor
 import patchsae_kernels as pk
 from patchsae.activations import TokenBatch
 from patchsae.errors import PatchsaeError
-from patchsae.sae import SAEConfig, SparseAutoencoder
+from patchsae.models.sae import SAEConfig, SparseAutoencoder
+from patchsae.parallel.base import Alone, Parallel, shard_dimension
 from patchsae.training import metrics
 from patchsae.training.checkpoint import TrainState
 from patchsae.training.config import TrainConfig
 from patchsae.training.dead import DeadCounter
 from patchsae.training.init import start_sae
 from patchsae.training.normalise import Normaliser
-from patchsae.training.parallel import Alone, Parallel, shard_dimension
 from patchsae.training.schedule import learning_rate
 from patchsae.training.sizes import require_room
 from patchsae.training.variants import make, resample

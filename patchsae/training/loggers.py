@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from patchsae.errors import PatchsaeError
 
 if TYPE_CHECKING:
-    from patchsae.runs import Stage
+    from patchsae.disk.runs import Stage
 
 TENSORBOARD, WANDB = "tensorboard", "wandb"
 NAMES = (TENSORBOARD, WANDB)

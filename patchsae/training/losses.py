@@ -11,7 +11,7 @@ import patchsae_kernels as pk
 from patchsae_kernels.once import differentiable_once
 
 if TYPE_CHECKING:
-    from patchsae.sae import SparseAutoencoder
+    from patchsae.models.sae import SparseAutoencoder
 
 PARAMETERS = ("W_enc", "b_enc", "W_dec", "b_dec")
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 import patchsae_kernels as pk
-from patchsae.training.parallel import Parallel
+from patchsae.parallel.base import Parallel
 
 
 def total_variance(residual: Tensor, parallel: Parallel) -> float:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from patchsae.sae import SparseAutoencoder
+from patchsae.models.sae import SparseAutoencoder
 
 KINDS = ("none", "norm", "standardise")
 ROUNDING = 1e-6

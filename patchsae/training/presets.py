@@ -14,7 +14,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from patchsae import settings
+from patchsae.disk import settings
 
 EXTENDS = "extends"
 _OF_IMAGES = ("images", "split", "limit", "limit_seed", "outside")

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from patchsae.disk.runs import Stage
+from patchsae.models.sae import SparseAutoencoder
 from patchsae.report import Section
 from patchsae.report.plots import training_curves
-from patchsae.runs import Stage
-from patchsae.sae import SparseAutoencoder
 from patchsae.training.checkpoint import TrainState
 from patchsae.training.config import TrainConfig
 from patchsae.words import counted, percent

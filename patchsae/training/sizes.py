@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from patchsae import words
-from patchsae.claims import available_memory
+from patchsae.disk.claims import available_memory
 from patchsae.training.config import TrainConfig
 
 BUDGET = 256 * 2**20

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from patchsae.activations import TokenBatch, TokenSource
-from patchsae.clip import SplitCLIP
 from patchsae.data import Batch, ImageDataset, batches, train_order
+from patchsae.models.clip import SplitCLIP
 from patchsae.training.config import TrainConfig
+from patchsae.training.grid_config import STRENGTH
 from patchsae.training.learner import Learner
-from patchsae.training.sweep_config import STRENGTH
 
 SPARSE_L0 = 149
 """Active latents of a token after the paper's training: what the sparse phase is measured at."""

@@ -13,20 +13,21 @@ from pathlib import Path
 import torch
 
 import patchsae_kernels as pk
-from patchsae import atomic, progress
+from patchsae import progress
 from patchsae.activations import CachedTokens, Stream, TokenBatch, TokenSource
-from patchsae.checkpoints import ours
-from patchsae.clip import SplitCLIP
 from patchsae.data import BadImageRecord, ImageDataset
 from patchsae.data.left_out import inherited, left_out
+from patchsae.disk import atomic
+from patchsae.disk.runs import Stage
 from patchsae.interrupt import Interrupted, StopRequest
-from patchsae.runs import Stage
-from patchsae.sae import SparseAutoencoder, load_sae
+from patchsae.models.checkpoints import ours
+from patchsae.models.clip import SplitCLIP
+from patchsae.models.sae import SparseAutoencoder, load_sae
+from patchsae.parallel.base import Alone, Parallel
 from patchsae.training import checkpoint
 from patchsae.training.config import TrainConfig
 from patchsae.training.learner import Learner, NonFiniteLoss
 from patchsae.training.loggers import Loggers, check_names, open_loggers
-from patchsae.training.parallel import Alone, Parallel
 from patchsae.training.section import training_section
 
 MAY_DIFFER = (

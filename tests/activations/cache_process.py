@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from patchsae.activations import CacheOptions, write_cache
-from patchsae.clip import load_clip
 from patchsae.data import ImageDataset, open_images
 from patchsae.data.base import Sample, Subset
 from patchsae.errors import PatchsaeError
 from patchsae.interrupt import Interrupted
+from patchsae.models.clip import load_clip
 
 
 class NoRoomAfter(Subset):

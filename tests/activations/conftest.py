@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from patchsae.activations import CacheOptions, write_cache
-from patchsae.clip import SplitCLIP
 from patchsae.data import ImageDataset, open_images
+from patchsae.models.clip import SplitCLIP
 from tests.activations.small import SOURCE, options
 from tests.training.tiny import open_clip_dir, write_clip
 

@@ -15,14 +15,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import safe_open
 
-from patchsae import atomic
 from patchsae.activations import CachedTokens, CacheIndex, CacheOptions, repair_cache, write_cache
 from patchsae.activations.chunks import ChunkReader
 from patchsae.activations.index import CacheMismatch
 from patchsae.activations.plan import Place
 from patchsae.activations.shard import DamagedShard
-from patchsae.clip import SplitCLIP, load_clip
 from patchsae.data import ImageDataset, ReadGroups, batches, open_images, train_order
+from patchsae.disk import atomic
+from patchsae.models.clip import SplitCLIP, load_clip
 from tests.activations.small import SHARD, SOURCE, D, T, all_same, config, options, same, union
 from tests.training.tiny import open_clip_dir, write_clip
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from patchsae.activations import Stream
 from patchsae.activations.plan import Place
-from patchsae.clip import SplitCLIP
 from patchsae.data import BadImage, ImageDataset, batches, open_images, train_order
+from patchsae.models.clip import SplitCLIP
 from tests.activations.small import D, T, all_same, config, same, union
 
 

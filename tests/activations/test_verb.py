@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from patchsae.activations import CachedTokens
-from patchsae.cli import main
+from patchsae.cli.entry import main
 from tests.activations.small import config
 
 pytestmark = pytest.mark.slow

@@ -14,9 +14,9 @@ from patchsae.activations import CacheIndex, CacheOptions, write_cache
 from patchsae.activations.mixing import chosen_tokens
 from patchsae.activations.packing import Packed, pack
 from patchsae.activations.room import DiskFull, announce
-from patchsae.clip import SplitCLIP, load_clip
 from patchsae.data import BadImage, ImageDataset, open_images, shuffled_order
-from patchsae.runs import ConfigDiffers
+from patchsae.disk.runs import ConfigDiffers
+from patchsae.models.clip import SplitCLIP, load_clip
 from tests.activations.small import SHARD, T, options
 
 

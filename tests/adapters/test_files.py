@@ -16,8 +16,8 @@ from patchsae import load_adapter, load_maple
 from patchsae.adapters import AdaptedCLIP, save_adapter
 from patchsae.adapters.coop import CoOpConfig
 from patchsae.adapters.lora import LoRAConfig
+from patchsae.adapters.maple import MaPLeConfig
 from patchsae.adapters.vpt import VPTConfig
-from patchsae.maple import MaPLeConfig
 from tests.adapters.towers import NAMES, make_adapter, make_clip
 from tests.small_clips import pixels
 

@@ -12,9 +12,9 @@ from torch import nn
 from patchsae.adapters import KINDS, AdaptedCLIP, adapter_class, create
 from patchsae.adapters.coop import CoOpConfig
 from patchsae.adapters.lora import LoRAConfig
+from patchsae.adapters.maple import MaPLeConfig
 from patchsae.adapters.vpt import VPTConfig
-from patchsae.hashing import fingerprint
-from patchsae.maple import MaPLeConfig
+from patchsae.disk.hashing import fingerprint
 from tests.adapters.towers import NAMES, make_adapter, make_clip
 from tests.small_clips import pixels
 

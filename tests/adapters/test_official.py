@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from patchsae import archives, load_adapter, load_maple
+from patchsae import load_adapter, load_maple
 from patchsae.adapters import create, official
-from patchsae.maple import MaPLe, MaPLeConfig
+from patchsae.adapters.maple import MaPLe, MaPLeConfig
+from patchsae.disk import archives
 from tests import malice
 from tests.adapters.checkpoints import official_state, write_official
 from tests.adapters.towers import NAMES, make_adapter, make_clip

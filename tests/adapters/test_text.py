@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 
-from patchsae import prompts
 from patchsae.adapters import AdaptedCLIP, create
 from patchsae.adapters.coop import CoOpConfig
+from patchsae.adapters.maple import MaPLeConfig
 from patchsae.adapters.text import TextTower, class_features, class_prompts
-from patchsae.maple import MaPLeConfig
+from patchsae.models import prompts
 from tests.adapters.towers import NAMES, make_adapter, make_clip
 from tests.small_clips import VARIANTS, pixels
 

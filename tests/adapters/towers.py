@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from patchsae.adapters import AdaptedCLIP, create
-from patchsae.clip import SplitCLIP, load_clip
+from patchsae.models.clip import SplitCLIP, load_clip
 from tests.small_clips import TEXT, VISION, model_config, randomise
 
 NAMES = ["tabby cat", "dog", "steam_engine"]

@@ -51,7 +51,7 @@ def test_a_picture_of_a_size_that_it_does_not_have_is_a_bad_image(size: tuple[in
 
 
 def test_a_picture_that_memory_has_no_room_for_is_a_bad_image(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("patchsae.claims.available_memory", lambda: 10**8)
+    monkeypatch.setattr("patchsae.disk.claims.available_memory", lambda: 10**8)
     with pytest.raises(BadImage, match="an image of 9000 x 9000 pixels needs 972 MB of memory; 100 MB are available"):
         decode(_png_of(9000, 9000), "x")
 

@@ -7,7 +7,7 @@ import tracemalloc
 import pytest
 
 from patchsae.data import DataError, open_images, splits
-from patchsae.prompts import templates_for
+from patchsae.models.prompts import templates_for
 
 TRAIN = [["cat/1.png", 1, "tabby"], ["dog/2.png", 0, "terrier"]]
 TEST = [["cat/3.png", 1, "tabby"], ["bird/4.png", 2, "terrier"]]

@@ -11,7 +11,7 @@ import pytest
 from patchsae.data import DataError, check, open_images, splits
 from patchsae.data.layout import choose_split
 from patchsae.data.open import find_layout
-from patchsae.prompts import templates_for
+from patchsae.models.prompts import templates_for
 
 from .mat_files import mat_file
 

@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 
 import patchsae
-from patchsae.clip import load_clip
 from patchsae.data import batches, load_image, open_images
 from patchsae.data.decode import upright_rgb
+from patchsae.models.clip import load_clip
 
 ORIENTATION = 0x0112
 

@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from patchsae.clip import SplitCLIP
-from patchsae.sae import SparseAutoencoder
+from patchsae.models.clip import SplitCLIP
+from patchsae.models.sae import SparseAutoencoder
 from tests.experiments.worlds import make_clip, make_sae
 
 

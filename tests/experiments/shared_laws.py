@@ -1,4 +1,4 @@
-"""Experiments whose images are shared among processes (`tests.distributed.pool`), and ways to stop them."""
+"""Experiments whose images are shared among processes (`tests.parallel.pool`), and ways to stop them."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ from pathlib import Path
 
 from patchsae.data import BadImage, Sample
 from patchsae.data.shapes import ShapesWorld
-from patchsae.experiments import adaptation, extract, masking
-from patchsae.experiments.adaptation import Side
-from patchsae.experiments.classes import Rankings
-from patchsae.experiments.config import CompareOptions, ExtractOptions, MaskOptions
+from patchsae.disk.runs import Run
+from patchsae.experiments.classes.experiment import Rankings
+from patchsae.experiments.compare import experiment as adaptation
+from patchsae.experiments.compare.experiment import Side
+from patchsae.experiments.extract import experiment as extract
+from patchsae.experiments.mask import experiment as masking
+from patchsae.experiments.options import CompareOptions, ExtractOptions, MaskOptions
 from patchsae.interrupt import Interrupted
-from patchsae.runs import Run
-from patchsae.training.parallel import Parallel
+from patchsae.parallel.base import Parallel
 from tests.experiments.worlds import make_clip, make_images, make_sae
 
 N = 23

@@ -10,14 +10,14 @@ import pytest
 import torch
 
 from patchsae.data.shapes import ShapesWorld
-from patchsae.experiments import classes
-from patchsae.experiments.config import StreamOptions
-from patchsae.experiments.extraction import Extraction
-from patchsae.experiments.fold import fold
-from patchsae.runs import Run, Stage
-from patchsae.training.parallel import Alone
-from tests.distributed.pool import Pool
+from patchsae.disk.runs import Run, Stage
+from patchsae.experiments.classes import experiment as classes
+from patchsae.experiments.extract.result import Extraction
+from patchsae.experiments.options import StreamOptions
+from patchsae.experiments.stream.fold import fold
+from patchsae.parallel.base import Alone
 from tests.experiments import shared_laws as laws
+from tests.parallel.pool import Pool
 
 SUMS = ("sums", "mean_activation", "noise")  # float64, in another order
 

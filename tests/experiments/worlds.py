@@ -12,10 +12,10 @@ from torch import Tensor
 import patchsae_kernels as pk
 from patchsae.adapters import AdaptedCLIP, create
 from patchsae.adapters.vpt import VPTConfig
-from patchsae.clip import SplitCLIP, load_clip
 from patchsae.data import ImageDataset
 from patchsae.data.shapes import ShapesWorld
-from patchsae.sae import SAEConfig, SparseAutoencoder
+from patchsae.models.clip import SplitCLIP, load_clip
+from patchsae.models.sae import SAEConfig, SparseAutoencoder
 from tests.small_clips import write_clip
 
 S = 96

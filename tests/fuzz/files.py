@@ -24,18 +24,19 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from patchsae import archives, load_adapter, load_clip, load_maple, load_sae
+from patchsae import load_adapter, load_clip, load_maple, load_sae
 from patchsae.adapters import save_adapter
-from patchsae.clip_weights import read_weights
+from patchsae.adapters.maple import MaPLeConfig
+from patchsae.disk import archives
 from patchsae.errors import PatchsaeError
-from patchsae.maple import MaPLeConfig
-from patchsae.sae import SAEConfig, SparseAutoencoder
+from patchsae.models.clip_weights import read_weights
+from patchsae.models.sae import SAEConfig, SparseAutoencoder
 from tests import malice
 from tests.adapters.checkpoints import write_official
 from tests.adapters.towers import NAMES, make_adapter, make_clip
+from tests.disk.test_contents import KINDS
 from tests.fuzz.memory import at_most
 from tests.small_clips import write_clip
-from tests.test_contents import KINDS
 
 MEMORY, SECONDS, WORDS = 400e6, 20.0, 1000
 _ODD: list[Any] = [

@@ -19,12 +19,14 @@ from typing import Any
 
 import torch
 
-from patchsae import check, checksums, report
+from patchsae import report
+from patchsae.cli import check
+from patchsae.disk import checksums
+from patchsae.disk.runs import Run
 from patchsae.errors import PatchsaeError
-from patchsae.experiments.classes import Rankings, rankings
-from patchsae.experiments.extraction import Extraction
-from patchsae.runs import Run
-from patchsae.sae import SAEConfig, SparseAutoencoder, load_sae
+from patchsae.experiments.classes.experiment import Rankings, rankings
+from patchsae.experiments.extract.result import Extraction
+from patchsae.models.sae import SAEConfig, SparseAutoencoder, load_sae
 from tests.fuzz.memory import at_most
 
 MEMORY = 100e6  # bytes that no small file may take
@@ -65,7 +67,7 @@ def _template() -> Path:
 
 
 def _extraction(draw: torch.Generator) -> Extraction:
-    from patchsae.experiments.accumulators import TopImagesResult, TopPatchesResult
+    from patchsae.experiments.stream.accumulators import TopImagesResult, TopPatchesResult
 
     def ints(high: int, *shape: int) -> torch.Tensor:
         return torch.randint(high, shape, generator=draw)

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from patchsae.disk.runs import Run
 from patchsae.report import Row, Section, Tile, build, images, plots
-from patchsae.runs import Run
 
 NASTY = "<script>alert(\"1\")</script> & 'x' <img src=http://evil.example/a.png> </svg></style>"
 RESOURCES = {"src", "href", "xlink:href", "srcset", "poster", "data", "action"}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from patchsae.clip import SplitCLIP
+from patchsae.models.clip import SplitCLIP
 
 from .tiny import open_clip_dir, write_clip
 

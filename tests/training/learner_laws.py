@@ -1,4 +1,4 @@
-"""Ten steps of every variant by several processes (`tests.distributed.pool`), and a checkpoint on the way."""
+"""Ten steps of every variant by several processes (`tests.parallel.pool`), and a checkpoint on the way."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from patchsae.activations import TokenBatch
+from patchsae.parallel.base import Parallel
 from patchsae.training import checkpoint
 from patchsae.training.config import TrainConfig
 from patchsae.training.learner import Learner
-from patchsae.training.parallel import Parallel
 
 D, IMAGES, TOKENS, STEPS = 8, 6, 3, 10
 """Six images: four processes have one, two, one and two of them."""

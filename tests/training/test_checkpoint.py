@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from patchsae.data import BadImageRecord
+from patchsae.parallel.base import Alone
 from patchsae.training import checkpoint
 from patchsae.training.checkpoint import DamagedCheckpoints, TrainState
 from patchsae.training.config import TrainConfig
 from patchsae.training.learner import Learner
-from patchsae.training.parallel import Alone
 
 CONFIG = TrainConfig(expansion=3, variant="jumprelu", normalise="standardise")
 

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from patchsae.activations import TokenBatch
+from patchsae.parallel.base import Alone
 from patchsae.training.config import TrainConfig
 from patchsae.training.learner import Learner
-from patchsae.training.parallel import Alone
 
 
 def batch(tokens: Tensor) -> TokenBatch:

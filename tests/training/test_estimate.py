@@ -10,12 +10,12 @@ import torch
 
 from patchsae.activations import CacheOptions, Stream, TokenBatch, write_cache
 from patchsae.bench.measure import peak_mb
-from patchsae.clip import SplitCLIP
 from patchsae.data import open_images
+from patchsae.models.clip import SplitCLIP
+from patchsae.parallel.base import Alone
 from patchsae.training.config import TrainConfig
 from patchsae.training.estimate import Estimate, estimate, estimate_from_cache
 from patchsae.training.learner import Learner
-from patchsae.training.parallel import Alone
 from patchsae.training.sizes import free_memory, trained_tokens, training_sizes, window_bytes
 from patchsae.training.timing import Line, Phase, Timings
 

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from patchsae.sae import SparseAutoencoder
+from patchsae.models.sae import SparseAutoencoder
 from patchsae.training.init import geometric_median, start_centre, start_sae
 
 

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from patchsae.atomic import is_partial
-from patchsae.runs import Run, Stage
+from patchsae.disk.atomic import is_partial
+from patchsae.disk.runs import Run, Stage
 from patchsae.training import checkpoint
-from tests.distributed.launch import CONTEXT
+from tests.parallel.launch import CONTEXT
 
 from . import tiny
 

@@ -11,9 +11,9 @@ from torch import Tensor
 
 import patchsae_kernels as pk
 from patchsae.activations import TokenBatch
+from patchsae.parallel.base import Alone
 from patchsae.training.config import TrainConfig
 from patchsae.training.learner import Learner, NonFiniteLoss
-from patchsae.training.parallel import Alone
 
 from ..malice import little_memory
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from patchsae.runs import Run, Stage
+from patchsae.disk.runs import Run, Stage
 from patchsae.training.loggers import NAMES, open_loggers
 
 ROOT = Path(__file__).parents[2]

@@ -9,7 +9,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from patchsae.sae import SAEConfig, SparseAutoencoder
+from patchsae.models.sae import SAEConfig, SparseAutoencoder
 from patchsae.training.losses import patchsae_loss
 
 from .dense_loss import NAMES, DenseTerms, dense_gradients

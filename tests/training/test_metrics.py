@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import patchsae_kernels as pk
+from patchsae.parallel.base import Alone
 from patchsae.training.metrics import explained_variance, normalised_squared_error, record, total_norm, total_variance
-from patchsae.training.parallel import Alone
 
 
 def test_the_mean_explains_nothing_and_the_truth_everything() -> None:

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from patchsae.sae import SAEConfig, SparseAutoencoder
+from patchsae.models.sae import SAEConfig, SparseAutoencoder
 from patchsae.training.normalise import Normaliser
 
 

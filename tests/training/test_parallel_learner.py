@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from patchsae.training.parallel import Alone
-from tests.distributed.pool import Pool
+from patchsae.parallel.base import Alone
+from tests.parallel.pool import Pool
 from tests.training import learner_laws as laws
 from tests.training.learner_laws import Learned
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from patchsae.choices import Images, Model
+from patchsae.cli.choices import Images, Model
 from patchsae.training import presets
 from patchsae.training.config import TrainConfig
-from patchsae.training.sweep_config import Grid, Tower
+from patchsae.training.grid_config import Grid, Tower
 
 GROUPS = {"images": Images, "model": Model, "recipe": TrainConfig}
 

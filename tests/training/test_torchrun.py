@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from patchsae.cli import TOGETHER, VERBS, main
-from patchsae.sae import load_sae
-from tests.distributed.launch import torchrun
+from patchsae.cli.entry import TOGETHER, VERBS, main
+from patchsae.models.sae import load_sae
+from tests.parallel.launch import torchrun
 
 IMAGES = ("--images", "shapes:train?n=64", "--batch-size", "8")
 RECIPE = ("--expansion", "4", "--warm-up-steps", "2", "--lr", "1e-3", "--log-every", "1")

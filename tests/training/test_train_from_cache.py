@@ -12,12 +12,12 @@ import pytest
 import torch
 
 from patchsae.activations import CacheOptions, write_cache
-from patchsae.cli import main
-from patchsae.clip import SplitCLIP
+from patchsae.cli.entry import main
 from patchsae.data import open_images
+from patchsae.disk.runs import ConfigDiffers, Run, Stage
 from patchsae.interrupt import Interrupted
-from patchsae.runs import ConfigDiffers, Run, Stage
-from patchsae.sae import load_sae
+from patchsae.models.clip import SplitCLIP
+from patchsae.models.sae import load_sae
 from patchsae.training.trainer import train_from_cache
 
 from .tiny import SOURCE, final_bytes, short_config, timeless

@@ -10,11 +10,11 @@ import open_clip
 import torch
 from safetensors.torch import save_file
 
-from patchsae.clip import SplitCLIP, load_clip
 from patchsae.data import ImageDataset, open_images
+from patchsae.disk.runs import Run, Stage
 from patchsae.interrupt import Interrupted
-from patchsae.runs import Run, Stage
-from patchsae.sae import SparseAutoencoder
+from patchsae.models.clip import SplitCLIP, load_clip
+from patchsae.models.sae import SparseAutoencoder
 from patchsae.training.config import TrainConfig
 from patchsae.training.trainer import train
 

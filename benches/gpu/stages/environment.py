@@ -22,7 +22,7 @@ import patchsae_kernels as pk
 from benches.gpu.bench import Bench
 from benches.gpu.records import Finding, Item, Result
 from benches.gpu.timing import Pace, interleaved, spread
-from patchsae import environment
+from patchsae.disk import environment
 from patchsae_kernels import gpu
 
 PACKAGES = (pk, patchsae, benches.gpu)

@@ -22,8 +22,8 @@ from benches.naive_masking import forward
 from patchsae.bench.measure import peak_mb
 
 if TYPE_CHECKING:
-    from patchsae.clip import SplitCLIP
-    from patchsae.sae import SparseAutoencoder
+    from patchsae.models.clip import SplitCLIP
+    from patchsae.models.sae import SparseAutoencoder
 
 NAME = "masking sweep end to end"
 NEAR = {"fp32": 1e-5, "bf16": 2e-2}
@@ -54,7 +54,7 @@ class Sweep:
 
     def ours(self, clip: SplitCLIP) -> Embeddings:
         """(mode, k) -> [B, E]."""
-        from patchsae.experiments.sweep import sweep_embeddings
+        from patchsae.experiments.mask.embeddings import sweep_embeddings
 
         swept = sweep_embeddings(clip, self.sae, self.pixels, self.labels, {"class": self.rank}, self.ks)
         return {(variant.mode, variant.k): e for variant, e in swept.items() if variant.mode != "reconstruction"}
@@ -131,7 +131,7 @@ def _agreement(sweep: Sweep, found: Embeddings, expected: Embeddings, near: floa
 
 
 def _build(bench: Bench) -> Sweep:
-    from patchsae.sae import SAEConfig, SparseAutoencoder
+    from patchsae.models.sae import SAEConfig, SparseAutoencoder
 
     size, device = bench.size, bench.device
     g = torch.Generator().manual_seed(0)
@@ -147,7 +147,7 @@ def _build(bench: Bench) -> Sweep:
 
 
 def _load(bench: Bench, dtype: torch.dtype) -> SplitCLIP:
-    from patchsae.clip import load_clip
+    from patchsae.models.clip import load_clip
 
     return load_clip(bench.size.clip, None, device=bench.device, dtype=dtype)
 

@@ -123,7 +123,7 @@ def _recipe(bench: Bench) -> Result:
     """CLIP in bfloat16, step, optimiser, at the sparse steady state; the dense start is the line of its own."""
     if importlib.util.find_spec("open_clip") is None:
         return Result(skipped="open_clip is not installed")
-    from patchsae.sae import SAEConfig, SparseAutoencoder
+    from patchsae.models.sae import SAEConfig, SparseAutoencoder
 
     size, g = bench.size, torch.Generator().manual_seed(0)
     clip = _load(bench, torch.bfloat16 if bench.on_gpu else torch.float32)

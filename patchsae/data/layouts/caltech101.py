@@ -8,7 +8,7 @@ from patchsae.data.base import ImageDataset
 from patchsae.data.files import visible_folders
 from patchsae.data.layout import Layout
 from patchsae.data.layouts.class_folders import open_tree
-from patchsae.data.names import spoken
+from patchsae.disk.names import spoken
 
 _FOLDER = "101_ObjectCategories"
 _IGNORED = ("BACKGROUND_Google", "Faces_easy")

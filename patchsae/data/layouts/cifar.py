@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from patchsae.claims import whole_number
 from patchsae.data.base import DataError, ImageDataset, Sample
 from patchsae.data.layout import Layout, dataset_name
 from patchsae.data.listed import need
-from patchsae.data.names import spoken
+from patchsae.disk.claims import whole_number
+from patchsae.disk.names import spoken
 from patchsae.errors import brief
 
 _SIDE = 32

@@ -22,7 +22,7 @@ from patchsae.data.files import (
 )
 from patchsae.data.layout import Layout, canonical_split, dataset_name, split_rank
 from patchsae.data.listed import lines_of
-from patchsae.data.names import spoken
+from patchsae.disk.names import spoken
 from patchsae.words import counted
 
 _ALL_IMAGES = ("images", "jpg")

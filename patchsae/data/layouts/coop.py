@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from patchsae.claims import whole_number
 from patchsae.data.base import DataError, ImageDataset
 from patchsae.data.files import visible_folders
 from patchsae.data.layout import Layout, dataset_name, split_rank
 from patchsae.data.listed import Listing, open_listing, read_json, refuse_outside
-from patchsae.data.names import spoken
+from patchsae.disk.claims import whole_number
+from patchsae.disk.names import spoken
 
 _PREFIX = "split_zhou_"
 _PROBES = 16

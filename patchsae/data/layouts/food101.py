@@ -6,7 +6,7 @@ from pathlib import Path
 
 from patchsae.data.base import DataError
 from patchsae.data.listed import Listing, lines_of, listed_layout, need, read_json
-from patchsae.data.names import spoken
+from patchsae.disk.names import spoken
 
 _SPLITS = ("train", "test")
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
-from patchsae.claims import int_of, whole_number
 from patchsae.data.base import DataError
 from patchsae.data.listed import Listing, listed_layout, need, read_json
 from patchsae.data.matlab import read_mat
-from patchsae.data.names import spoken
+from patchsae.disk.claims import int_of, whole_number
+from patchsae.disk.names import spoken
 
 _SETS = {"train": "trnid", "val": "valid", "test": "tstid"}
 

@@ -10,14 +10,14 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from patchsae.claims import require_held
 from patchsae.data.base import BadImage, DataError, ImageDataset, ReadGroups, Sample
 from patchsae.data.columns import Columns, Labels, choose_columns, features_of_schema, read_labels
 from patchsae.data.decode import decode_cell
 from patchsae.data.layout import Layout, canonical_split, dataset_name, split_rank
 from patchsae.data.listed import parse_json
-from patchsae.data.names import written
 from patchsae.data.row_groups import RowGroups, open_parquet
+from patchsae.disk.claims import require_held
+from patchsae.disk.names import written
 from patchsae.errors import brief
 
 _SHARD = re.compile(r"(?P<split>.+?)-\d+-of-\d+(-[0-9a-f]+)?")

@@ -8,7 +8,7 @@ from typing import Any
 from patchsae.data.base import DataError
 from patchsae.data.listed import Listing, listed_layout, need
 from patchsae.data.matlab import number_in, read_mat
-from patchsae.data.names import written
+from patchsae.disk.names import written
 
 _TEST_LABELS = "cars_test_annos_withlabels.mat"
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from patchsae.data.base import DataError
 from patchsae.data.files import images_below
 from patchsae.data.listed import Listing, lines_of, listed_layout
-from patchsae.data.names import spoken
+from patchsae.disk.names import spoken
 
 _PARTITIONS = {"train": "Training_01.txt", "test": "Testing_01.txt"}
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from patchsae.data.base import DataError
 from patchsae.data.listed import Listing, lines_of, listed_layout, need
-from patchsae.data.names import spoken
+from patchsae.disk.names import spoken
 
 _FRAMES = "UCF-101-midframes"
 _LISTS = "ucfTrainTestlist"

@@ -8,11 +8,11 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 from PIL import Image
 
-from patchsae.claims import require_memory
 from patchsae.data.base import DataError, ImageDataset, Sample
 from patchsae.data.shapes.captions import SENTENCES, class_name, describe
 from patchsae.data.shapes.factors import FACTORS, OBJECT_FACTORS, SPLITS, Scene, SceneSampler, ShapeObject
 from patchsae.data.shapes.render import coverage, render
+from patchsae.disk.claims import require_memory
 
 
 class ShapesWorld(ImageDataset):

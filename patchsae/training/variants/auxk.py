@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import patchsae_kernels as pk
-from patchsae.training.parallel import Parallel
+from patchsae.parallel.base import Parallel
 from patchsae.training.variants.chunks import row_chunks
 from patchsae.training.variants.error import Tokens
 from patchsae.training.variants.select import topk

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from patchsae.training.parallel import Parallel
+from patchsae.parallel.base import Parallel
 
 BYTES_PER_ENTRY = 96
 """Of a latent above zero, on the way forward and back: values and indices by token and by latent, and gradients."""

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from patchsae.sae import SAEConfig, SparseAutoencoder
-from patchsae.training.parallel import Parallel
+from patchsae.models.sae import SAEConfig, SparseAutoencoder
+from patchsae.parallel.base import Parallel
 from patchsae.training.variants.error import Tokens
 from patchsae.training.variants.latents import Latents, decode, encoded, table_for, values_of, with_values
 from patchsae.training.variants.variant import Chunk, Params, Variant

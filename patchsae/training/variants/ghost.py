@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from patchsae.training.parallel import Parallel
+from patchsae.parallel.base import Parallel
 from patchsae.training.variants.chunks import slices
 from patchsae.training.variants.error import Tokens
 from patchsae.training.variants.variant import Params

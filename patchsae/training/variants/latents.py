@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 import patchsae_kernels as pk
-from patchsae.training.parallel import Parallel
+from patchsae.parallel.base import Parallel
 from patchsae.training.variants.chunks import estimated_share, row_chunks
 from patchsae.training.variants.per_latent import per_latent
 from patchsae_kernels import checks

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 import patchsae_kernels as pk
-from patchsae.training.parallel import Parallel
+from patchsae.parallel.base import Parallel
 from patchsae.training.variants.batchtopk import BatchTopK
 from patchsae.training.variants.chunks import VECTORS_PER_TOKEN
 from patchsae.training.variants.latents import Latents

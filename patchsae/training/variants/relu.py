@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 import patchsae_kernels as pk
-from patchsae.sae import SAEConfig, SparseAutoencoder
-from patchsae.training.parallel import Parallel
+from patchsae.models.sae import SAEConfig, SparseAutoencoder
+from patchsae.parallel.base import Parallel
 from patchsae.training.variants.error import Tokens
 from patchsae.training.variants.ghost import Ghost
 from patchsae.training.variants.latents import encoded, values_of

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 import patchsae_kernels as pk
-from patchsae.training.parallel import Parallel
+from patchsae.parallel.base import Parallel
 from patchsae.training.variants.variant import Params, Variant
 
 ENCODER_SCALE = 0.2

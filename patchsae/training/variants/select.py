@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 import patchsae_kernels as pk
-from patchsae.training.parallel import Parallel
+from patchsae.parallel.base import Parallel
 
 CANDIDATES = 4
 """The first try of `batchtopk` keeps this many times k latents of every row."""

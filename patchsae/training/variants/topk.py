@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 import patchsae_kernels as pk
-from patchsae.sae import SAEConfig, SparseAutoencoder
-from patchsae.training.parallel import Parallel
+from patchsae.models.sae import SAEConfig, SparseAutoencoder
+from patchsae.parallel.base import Parallel
 from patchsae.training.variants.chunks import row_chunks
 from patchsae.training.variants.error import Tokens
 from patchsae.training.variants.select import topk

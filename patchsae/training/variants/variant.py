@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 import patchsae_kernels as pk
-from patchsae.sae import SparseAutoencoder
-from patchsae.training.parallel import Parallel
+from patchsae.models.sae import SparseAutoencoder
+from patchsae.parallel.base import Parallel
 from patchsae.training.variants.error import ErrorScale, Tokens
 from patchsae.training.variants.latents import Latents, count_active, decode
 

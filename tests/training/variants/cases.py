@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from patchsae.sae import SAEConfig, SparseAutoencoder
+from patchsae.models.sae import SAEConfig, SparseAutoencoder
 from patchsae.training.config import TrainConfig
 from patchsae.training.variants import Variant, make
 

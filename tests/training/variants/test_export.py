@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from patchsae.sae import SparseAutoencoder, load_sae
-from patchsae.training.parallel import Alone
+from patchsae.models.sae import SparseAutoencoder, load_sae
+from patchsae.parallel.base import Alone
 
 from .cases import VARIANTS, Case, make_case, variant_of
 from .dense import ENCODERS, Dense, Recipe, dense_loss, pre_activations

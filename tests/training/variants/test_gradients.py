@@ -9,7 +9,7 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from patchsae.training.parallel import Alone
+from patchsae.parallel.base import Alone
 from patchsae.training.variants import Variant
 
 from .cases import SPARSE, VARIANTS, Case, make_case, variant_of

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import patchsae_kernels as pk
-from patchsae.sae import SAEConfig, SparseAutoencoder
-from patchsae.training.parallel import Alone
+from patchsae.models.sae import SAEConfig, SparseAutoencoder
+from patchsae.parallel.base import Alone
 from patchsae.training.variants import AuxK, ErrorScale, Ghost, ReLU, TopK
 
 from .cases import VARIANTS, Case, make_case, variant_of

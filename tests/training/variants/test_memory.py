@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from patchsae.training.parallel import Alone
+from patchsae.parallel.base import Alone
 from patchsae.training.variants.chunks import estimated_share, row_chunks
 from patchsae.training.variants.per_latent import per_latent
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 import patchsae_kernels as pk
-from patchsae.training.parallel import Alone
+from patchsae.parallel.base import Alone
 from patchsae.training.variants import Variant, resample
 
 from .cases import VARIANTS, Case, make_case, variant_of

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import patchsae_kernels as pk
-from patchsae.training.parallel import Alone, Parallel
+from patchsae.parallel.base import Alone, Parallel
 from patchsae.training.variants import Variant, resample
 from patchsae.training.variants.select import batchtopk, topk
 

@@ -10,7 +10,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from patchsae.training.parallel import Alone, Parallel
+from patchsae.parallel.base import Alone, Parallel
 
 T = TypeVar("T")
 SECONDS = 30

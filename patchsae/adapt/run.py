@@ -1,0 +1,138 @@
+"""`patchsae adapt`: train an adapter on few images, test it, leave everything in a stage."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from patchsae.adapt import checkpoint, results
+from patchsae.adapt.config import MAY_DIFFER, AdaptOptions
+from patchsae.adapt.evaluation import PartResult, evaluate
+from patchsae.adapt.recipes import Recipe, choose
+from patchsae.adapt.section import adaptation_section
+from patchsae.adapt.task import Task
+from patchsae.adapt.trainer import train_adapter
+from patchsae.adapters import AdaptedCLIP, adapter_class, create, official, save_adapter
+from patchsae.adapters.files import FILE as ADAPTER
+from patchsae.adapters.text import TextTower
+from patchsae.data import ImageDataset
+from patchsae.data.left_out import left_out
+from patchsae.disk import checksums
+from patchsae.disk.runs import Stage
+from patchsae.models import prompts
+from patchsae.models.clip import SplitCLIP
+from patchsae.words import percent
+
+
+def adapt(
+    clip: SplitCLIP,
+    task: Task,
+    options: AdaptOptions,
+    stage: Stage,
+    *,
+    settings: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+) -> list[results.Row]:
+    """Train and test an adapter, or go on where a killed or interrupted run of the same settings stopped.
+
+    Args:
+        clip: nothing of it is changed.
+        stage: receives ``adapter.safetensors``, for MaPLe also ``MultiModalPromptLearner/model.pth.tar-EPOCHS`` in the
+            official layout, ``metrics.jsonl``, ``accuracy.csv``, ``classes.csv``, ``few_shot.csv`` (the images trained
+            on) and a report section.
+        settings: what the caller wants recorded, and compared on resume, beside the options.
+        overwrite: start afresh whatever the stage holds.
+
+    Returns:
+        The lines of accuracy.csv; those of the stage if it had finished already.
+
+    Raises:
+        NonFiniteStep, Interrupted, BadImage: as `train_adapter`.
+        ValueError: a setting that the adapter or the CLIP does not have.
+    """
+    adapted, recipe = build(clip, task, options)
+    made_from = {
+        "clip": clip.fingerprint,
+        "layer": clip.layer,
+        "training": task.training.fingerprint,
+        "parts": [f"{part.name} {part.dataset.fingerprint}" for part in task.parts],
+    }
+    told = {**clip.metadata, **(settings or {}), **dataclasses.asdict(options)}
+    config = {**told, "recipe": recipe, "made_from": made_from}
+    with stage:
+        if stage.begin(config, overwrite, device=str(clip.device), may_differ=MAY_DIFFER):
+            _fill(stage, adapted, task, recipe, options)
+    return results.rows(results.load_parts(stage), options.setting)
+
+
+def build(clip: SplitCLIP, task: Task, options: AdaptOptions) -> tuple[AdaptedCLIP, Recipe]:
+    """The untrained adapter of the task, and how it will be trained."""
+    classnames = task.training.classnames or []
+    default = adapter_class(options.adapter).default_config(clip)
+    recipe = choose(options, len(classnames), getattr(default, "depth", clip.layers))
+    values: dict[str, Any] = dict(recipe.adapter)
+    if hasattr(default, "templates"):
+        values["templates"] = tuple(templates_of(task.training, options))
+    adapted = create(options.adapter, clip, classnames, dataclasses.replace(default, **values), options.seed)
+    adapted.text_budget_mb = options.text_budget_mb
+    if recipe.start_words is not None:
+        _start_from_words(adapted, recipe.start_words)
+    return adapted, recipe
+
+
+def templates_of(dataset: ImageDataset, options: AdaptOptions) -> list[str]:
+    """The prompts of a dataset's classes: those asked for, or the one of its adaptation experiments."""
+    return prompts.resolve(options.templates) if options.templates else prompts.templates_for(dataset.name)
+
+
+@torch.no_grad()
+def _start_from_words(adapted: AdaptedCLIP, words: str) -> None:
+    context = adapted.trainable()["ctx"]
+    ids = adapted.tokenizer([words])[0, 1 : 1 + len(context)]
+    context.copy_(TextTower(adapted.clip).embedding_of(ids))
+
+
+def _fill(stage: Stage, adapted: AdaptedCLIP, task: Task, recipe: Recipe, options: AdaptOptions) -> None:
+    _write_few(stage, task.training)
+    state = train_adapter(adapted, task.training, recipe, options, stage)
+    _save(stage, adapted, recipe)
+    parts = _evaluate(stage, adapted, task, options)
+    results.write_tables(stage, parts, options.setting)
+    by_seed = results.over_seeds(stage, options.setting, parts)
+    adaptation_section(stage, adapted, task, recipe, options, state, parts, by_seed).write(stage)
+    stage.finish(checkpoint.FILE)
+    for line in left_out(state.bad, len(task.training)):
+        print(line, file=sys.stderr)
+    for row in results.rows(parts, options.setting):
+        print(f"{stage.name}: {row.part}: {percent(row.accuracy, 2)} (CLIP {percent(row.clip, 2)})")
+
+
+def _write_few(stage: Stage, few: ImageDataset) -> None:
+    names = few.classnames or []
+    labels = few.labels.tolist()
+    columns: dict[str, Sequence[Any]] = {
+        "image": [few.ids(i) for i in range(len(few))],
+        "label": labels,
+        "class": [names[label] for label in labels],
+    }
+    stage.write_table("few_shot.csv", columns)
+
+
+def _save(stage: Stage, adapted: AdaptedCLIP, recipe: Recipe) -> None:
+    save_adapter(adapted, stage.own(ADAPTER))
+    if adapted.kind == "maple":
+        checksums.keep(stage.folder(official.FOLDER))
+        official.write(adapted, stage.path, recipe.epochs or 0)
+
+
+def _evaluate(stage: Stage, adapted: AdaptedCLIP, task: Task, options: AdaptOptions) -> list[PartResult]:
+    """Every part that the stage does not hold yet."""
+    done = results.load_parts(stage)
+    for part in task.parts[len(done) :]:
+        done.append(evaluate(adapted, part, templates_of(part.dataset, options), options, stage))
+        results.save_parts(stage, done)
+    return done

@@ -1,0 +1,37 @@
+"""A CLIP as it is, or adapted: what the experiments take, and the little they must know to tell them apart."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeAlias
+
+from patchsae.adapters.base import AdaptedCLIP
+from patchsae.experiments.options import PromptOptions
+from patchsae.models import prompts
+from patchsae.models.clip import SplitCLIP
+
+AnyCLIP: TypeAlias = SplitCLIP | AdaptedCLIP
+
+_LEARNED_CLASSIFIERS = {"maple": "learned prompts", "coop": "learned prompts", "linear": "a learned classifier"}
+
+
+def kind_of(model: AnyCLIP) -> str | None:
+    """The kind of adapter, or None for a CLIP as it is."""
+    return model.kind if isinstance(model, AdaptedCLIP) else None
+
+
+def preprocess_settings(model: AnyCLIP) -> Mapping[str, Any]:
+    """open_clip's settings of the image transform: "mean", "std", "size", ..."""
+    frozen = model.clip if isinstance(model, AdaptedCLIP) else model
+    return frozen.model.visual.preprocess_cfg
+
+
+def prompts_in_words(model: AnyCLIP, options: PromptOptions) -> str:
+    """What a model's classifier is made of, for a report."""
+    learned = _LEARNED_CLASSIFIERS.get(kind_of(model) or "")
+    if learned:
+        return learned
+    if not options.templates:
+        return "OpenAI's 80 ImageNet templates"
+    templates = prompts.resolve(options.templates)
+    return f"the template {templates[0]!r}" if len(templates) == 1 else f"{len(templates)} templates"

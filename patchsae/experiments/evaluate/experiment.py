@@ -1,0 +1,238 @@
+"""How good an autoencoder is on images: reconstruction, sparsity, what CLIP still sees through it, concepts.
+
+One pass over the images. :class:`ImageReader` does what does not depend on the autoencoder, :class:`Evaluation` what
+does, so that many autoencoders can share a pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+import patchsae_kernels as pk
+from patchsae.data import Batch, ImageDataset, shuffled_order
+from patchsae.experiments.evaluate.concept_truth import Truth, concepts_of, truth_of
+from patchsae.experiments.evaluate.concepts import ConceptCounts
+from patchsae.experiments.evaluate.contrastive import ContrastiveSums
+from patchsae.experiments.evaluate.quality import QualityCounts
+from patchsae.experiments.evaluate.result import CLS_ONLY, VARIANTS, EvaluateResult
+from patchsae.experiments.evaluate.section import section
+from patchsae.experiments.extract.experiment import require_fit
+from patchsae.experiments.mask.embeddings import RECONSTRUCTION, UNMODIFIED
+from patchsae.experiments.mask.recall import RecallCounts
+from patchsae.experiments.options import MAY_DIFFER, EvaluateOptions
+from patchsae.experiments.provenance import describe_sources, stage_config
+from patchsae.experiments.stream.fold import Accumulator, FoldResult, discard_state, fold
+from patchsae.experiments.zero_shot import zero_shot
+from patchsae.models import prompts
+from patchsae.models.clip import SplitCLIP
+from patchsae.models.sae import SparseAutoencoder
+from patchsae.parallel.base import Alone, Parallel
+
+if TYPE_CHECKING:
+    from patchsae.disk.runs import Stage
+
+
+def run(
+    clip: SplitCLIP,
+    sae: SparseAutoencoder,
+    dataset: ImageDataset,
+    stage: Stage,
+    options: EvaluateOptions | None = None,
+    *,
+    settings: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+    parallel: Parallel | None = None,
+) -> EvaluateResult:
+    """Evaluate an autoencoder and leave the figures in the stage; a stopped run goes on.
+
+    Use images that it was not trained on. Classification and the contrastive loss need labels for all of them; concept
+    scores need the shapes world (with masks) or up to 100 classes (without).
+
+    Args:
+        clip: split model whose residual stream [B, T, D] the autoencoder reads.
+        sae: autoencoder with d_in = D.
+        dataset: images; they are visited in an order shuffled by `options.seed`, so that a batch mixes classes.
+        stage: folder of the results: ``evaluation.json`` (all single figures), ``tokens.csv`` (all, CLS, patches),
+            ``classification.csv``, ``concepts.csv``, ``latents.parquet`` (how often each fires), ``counts.safetensors``
+            and the report's section.
+        options: see :class:`EvaluateOptions`.
+        settings: what the caller wants recorded, and compared on resume, beside these (how things were opened).
+        overwrite: begin again even if the stage is finished or holds part of a run.
+        parallel: the processes that share the images (see `fold`), all of which call this; None is this one alone.
+
+    Raises:
+        ValueError: the dataset is empty, the autoencoder is of another width, or a template is neither a prompt nor a
+            name.
+    """
+    options = options or EvaluateOptions()
+    require_fit(clip, sae, dataset)
+    config = stage_config(options, settings, **describe_sources(clip, sae, dataset))
+    parallel = parallel or Alone()
+    with stage:
+        first, device = parallel.is_first, str(clip.device)
+        if parallel.broadcast(first and stage.begin(config, overwrite, device=device, may_differ=MAY_DIFFER)):
+            result, folded = _evaluate(clip, sae, dataset, stage, options, parallel)
+            if result is not None:
+                result.save(stage)
+                section(result, clip, sae, dataset, folded, options).write(stage)
+                discard_state(stage)
+                stage.finish()
+            parallel.barrier()
+    return EvaluateResult.load(stage)
+
+
+def _evaluate(
+    clip: SplitCLIP,
+    sae: SparseAutoencoder,
+    dataset: ImageDataset,
+    stage: Stage,
+    options: EvaluateOptions,
+    parallel: Parallel,
+) -> tuple[EvaluateResult | None, FoldResult]:
+    """The figures, in the first process, and how the fold went."""
+    reader = ImageReader(clip, dataset, options)
+    evaluation, baseline = Evaluation(reader, sae), raw_dimensions(reader)
+
+    @torch.no_grad()
+    def update(batch: Batch) -> None:
+        images = reader.read(batch)
+        evaluation.update(images)
+        if baseline is not None and images.truth is not None:
+            baseline.update(raw_latents(images.residual, sae.b_dec), *images.truth)
+
+    parts = evaluation.accumulators | ({} if baseline is None else {"raw": baseline})
+    preprocess = clip.preprocess
+    folded = fold(reader.shuffled, preprocess, update, parts, options, label="evaluate", stage=stage, parallel=parallel)
+    if folded.used == 0:
+        raise ValueError(f"no image of dataset {dataset.name!r} could be read; expected at least one")
+    return (evaluation.finalize(baseline) if parallel.is_first else None), folded
+
+
+@dataclass(frozen=True, eq=False)
+class ImagesRead:
+    """What all autoencoders need of a batch of B images."""
+
+    residual: Tensor
+    """float32 [B, T, D]."""
+    embedding: Tensor | None
+    """Unit-norm [B, E] of the unmodified model; None for a dataset without labels."""
+    labels: Tensor
+    """int64 [B]."""
+    truth: Truth | None
+    """None for a dataset without concepts."""
+
+
+class ImageReader:
+    """The half of an evaluation that does not depend on the autoencoder.
+
+    Attributes:
+        shuffled: the dataset in the order in which it is read.
+        classifier: zero-shot weights of the classes; None unless every image has a label.
+        captions: unit-norm [C, E], the caption of every class for the contrastive loss; None likewise.
+        concepts: ground truth for concept scores; None where there is none.
+    """
+
+    def __init__(self, clip: SplitCLIP, dataset: ImageDataset, options: EvaluateOptions) -> None:
+        self.clip, self.options = clip, options
+        self.order = torch.from_numpy(shuffled_order(len(dataset), 0, options.seed, dataset.read_groups))
+        self.shuffled = dataset.subset(self.order.numpy())
+        self.batch_size = min(options.batch_size, len(dataset))
+        self.concepts = concepts_of(dataset, clip.grid)
+        self.classifier = self.captions = None
+        if dataset.classnames is not None and bool((dataset.labels >= 0).all()):
+            self.classifier = zero_shot(clip, dataset.classnames, prompts.resolve(options.templates), options)
+            with torch.no_grad():
+                self.captions = clip.text_classifier(dataset.classnames, [prompts.DEFAULT_TEMPLATE])
+
+    @torch.no_grad()
+    def read(self, batch: Batch) -> ImagesRead:
+        """Lower tower, the unmodified embedding, and the ground truth of a batch of `shuffled`."""
+        residual = self.clip.residual(batch.pixels)
+        embedding = None if self.classifier is None else self.clip.embed(residual)
+        truth = None if self.concepts is None else truth_of(self.concepts, self.order[batch.index])
+        return ImagesRead(residual.float(), embedding, batch.labels, truth)
+
+
+class Evaluation:
+    """The counts of one autoencoder.
+
+    Attributes:
+        accumulators: by name, for a fold.
+    """
+
+    def __init__(self, reader: ImageReader, sae: SparseAutoencoder) -> None:
+        self._reader, self._sae = reader, sae
+        clip, size, tokens = reader.clip, sae.config.d_sae, reader.clip.image_tokens
+        self._quality = QualityCounts(size, tokens, clip.width, clip.device)
+        self._recall = self._contrastive = self._concepts = None
+        if reader.classifier is not None and reader.captions is not None:
+            self._recall = RecallCounts(VARIANTS, reader.classifier)
+            self._contrastive = ContrastiveSums(VARIANTS, reader.captions, clip.logit_scale, reader.batch_size)
+        if reader.concepts is not None:
+            self._concepts = ConceptCounts(reader.concepts.names, size, tokens, clip.device)
+
+    @property
+    def accumulators(self) -> dict[str, Accumulator]:
+        parts = {
+            "quality": self._quality,
+            "recall": self._recall,
+            "contrastive": self._contrastive,
+            "concepts": self._concepts,
+        }
+        return {name: part for name, part in parts.items() if part is not None}
+
+    @torch.no_grad()
+    def update(self, images: ImagesRead) -> None:
+        """Take in a batch."""
+        sae, residual = self._sae, images.residual
+        latents = sae.encode(residual)
+        reconstruction = sae.decode(latents, like=residual)
+        self._quality.update(residual, latents, reconstruction)
+        if self._concepts is not None and images.truth is not None:
+            self._concepts.update(latents, *images.truth)
+        if self._recall is not None and self._contrastive is not None and images.embedding is not None:
+            embed = self._reader.clip.embed
+            cls_only = torch.cat([reconstruction[:, :1], residual[:, 1:]], dim=1)
+            embeddings = {
+                UNMODIFIED: images.embedding,
+                RECONSTRUCTION: embed(reconstruction),
+                CLS_ONLY: embed(cls_only),
+            }
+            self._recall.update(embeddings, images.labels)
+            self._contrastive.update(embeddings, images.labels)
+
+    def finalize(self, baseline: ConceptCounts | None = None) -> EvaluateResult:
+        """The figures; `baseline`: concept scores to compare with."""
+        correct, classified = (None, None) if self._recall is None else self._recall.finalize()
+        return EvaluateResult(
+            quality=self._quality.finalize(),
+            dense_above=self._reader.options.dense_above,
+            batch_size=self._reader.batch_size,
+            correct=correct,
+            classified=classified,
+            contrastive=None if self._contrastive is None else self._contrastive.finalize(),
+            concepts=None if self._concepts is None else self._concepts.finalize(),
+            raw_concepts=None if baseline is None else baseline.finalize(),
+        )
+
+
+def raw_dimensions(reader: ImageReader) -> ConceptCounts | None:
+    """Concept counts for :func:`raw_latents`; None where there are no concepts."""
+    if reader.concepts is None:
+        return None
+    clip = reader.clip
+    return ConceptCounts(reader.concepts.names, 2 * clip.width, clip.image_tokens, clip.device)
+
+
+def raw_latents(residual: Tensor, centre: Tensor) -> pk.SparseLatents:
+    """The dimensions of the residual stream as if they were latents: relu(r - centre), relu(centre - r), [B * T, 2 D].
+
+    What the residual stream says about concepts without an autoencoder; both signs, since latents have one.
+    """
+    apart = residual.flatten(0, 1) - centre
+    return pk.SparseLatents.from_dense(torch.cat([apart, -apart], dim=1).relu())

@@ -1,0 +1,19 @@
+"""`patchsae explain`: the top latents of pictures, and what only that needs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from patchsae import lazy
+
+if TYPE_CHECKING:
+    from patchsae.experiments.explain.experiment import References as References
+    from patchsae.experiments.explain.experiment import run as run
+
+_HOMES = {
+    "run": "experiment",
+    "References": "experiment",
+}
+
+__all__ = sorted(_HOMES)
+__getattr__, __dir__ = lazy.names(__name__, _HOMES)

@@ -1,0 +1,186 @@
+"""Read the latents in one streaming pass over a dataset: frequencies, activations, reference images, labels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from patchsae.data import Batch, ImageDataset
+from patchsae.experiments.any_clip import AnyCLIP
+from patchsae.experiments.extract import section as extract_section
+from patchsae.experiments.extract.result import Extraction
+from patchsae.experiments.options import MAY_DIFFER, ExtractOptions
+from patchsae.experiments.provenance import describe_sources, stage_config
+from patchsae.experiments.stream.accumulators import (
+    LatentStatistics,
+    TopImages,
+    TopImagesResult,
+    TopPatches,
+    TopPatchesResult,
+    image_means,
+)
+from patchsae.experiments.stream.fold import Accumulator, FoldResult, discard_state, fold
+from patchsae.models.sae import SparseAutoencoder
+from patchsae.parallel.base import Alone, Parallel
+from patchsae.report import figures
+
+if TYPE_CHECKING:
+    from patchsae.disk.runs import Stage
+
+
+def run(
+    clip: AnyCLIP,
+    sae: SparseAutoencoder,
+    dataset: ImageDataset,
+    stage: Stage,
+    options: ExtractOptions | None = None,
+    *,
+    settings: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+    parallel: Parallel | None = None,
+) -> Extraction:
+    """Extract the statistics of every latent and leave them in the stage; a stopped run goes on.
+
+    Args:
+        clip: split model whose residual stream [B, T, D] the autoencoder reads.
+        sae: autoencoder with d_in = D and S latents.
+        dataset: images, with or without labels.
+        stage: folder of the results: ``latents``, ``top`` and ``class_counts`` (safetensors), ``latents.parquet`` (a
+            row per latent), ``summary.json``, ``scatter.png`` and the report's section.
+        options: see :class:`ExtractOptions`.
+        settings: what the caller wants recorded, and compared on resume, beside these (how things were opened).
+        overwrite: begin again even if the stage is finished or holds part of a run.
+        parallel: the processes that share the images (see `fold`), all of which call this; None is this one alone.
+
+    Returns:
+        The extraction, on the CPU, as read back from the stage.
+
+    Raises:
+        ValueError: the dataset is empty, or the autoencoder is of another width.
+    """
+    options = options or ExtractOptions()
+    require_fit(clip, sae, dataset)
+    made_from = describe_sources(clip, sae, dataset)
+    config = stage_config(options, settings, **made_from)
+    parallel = parallel or Alone()
+    with stage:
+        writes, device = parallel.is_first, str(clip.device)
+        if parallel.broadcast(writes and stage.begin(config, overwrite, device=device, may_differ=MAY_DIFFER)):
+            extraction, folded = _extract(clip, sae, dataset, made_from, stage, options, parallel)
+            if writes:
+                extraction.save(stage)
+                stage.write_table("latents.parquet", latent_columns(extraction, dataset))
+                stage.write_bytes("scatter.png", figures.png(extract_section.scatter(extraction)))
+                extract_section.section(clip, sae, dataset, extraction, folded, options).write(stage)
+                discard_state(stage)
+                stage.finish()
+            parallel.barrier()
+    return Extraction.load(stage)
+
+
+def require_fit(clip: AnyCLIP, sae: SparseAutoencoder, dataset: ImageDataset) -> None:
+    """ValueError unless the autoencoder reads this model's residual stream and there are images."""
+    if sae.config.d_in != clip.width:
+        raise ValueError(f"sae reads tokens of width {sae.config.d_in}; the residual stream of clip has {clip.width}")
+    if len(dataset) == 0:
+        raise ValueError(f"dataset {dataset.name!r} holds no images; expected at least one")
+
+
+def latent_columns(extraction: Extraction, dataset: ImageDataset) -> dict[str, Any]:
+    """The latents table, a row per latent. A figure that does not exist (never fired, no labels) is None."""
+    fired = (~extraction.never_fired).tolist()
+    entropy, defined = extraction.entropy
+    labelled = (extraction.majority_label >= 0).tolist()
+    image = extraction.top_images.images[:, 0].tolist()
+    patch_image = extraction.top_patches.images[:, 0].tolist()
+    majority = _where(extraction.majority_label.tolist(), labelled)
+    names = extraction.classnames or ()
+    return {
+        "latent": np.arange(extraction.latents),
+        "never_fired": extraction.never_fired.numpy(),
+        "frequency": extraction.frequency.numpy(),
+        "mean_activation": _where(extraction.mean_activation.tolist(), fired),
+        "max_activation": _where(extraction.top_patches.values[:, 0].tolist(), fired),
+        "images": extraction.image_counts.numpy(),
+        "tokens_above_threshold": extraction.counts.numpy(),
+        "label_entropy": _where(entropy.tolist(), defined.tolist()),
+        "label_std": _where(extraction.label_std.tolist(), labelled),
+        "majority_label": majority,
+        "majority_class": [None if label is None else names[label] for label in majority],
+        "top_image": _where(image, fired),
+        "top_image_id": [dataset.ids(i) if i >= 0 else None for i in image],
+        "top_patch_image": _where(patch_image, fired),
+        "top_patch_image_id": [dataset.ids(i) if i >= 0 else None for i in patch_image],
+        "top_patch_token": _where(extraction.top_patches.tokens[:, 0].tolist(), fired),
+    }
+
+
+def _where(values: list[Any], known: list[bool]) -> list[Any]:
+    return [value if there else None for value, there in zip(values, known, strict=True)]
+
+
+def _extract(
+    clip: AnyCLIP,
+    sae: SparseAutoencoder,
+    dataset: ImageDataset,
+    made_from: dict[str, Any],
+    stage: Stage,
+    options: ExtractOptions,
+    parallel: Parallel,
+) -> tuple[Extraction, FoldResult]:
+    """The extraction of all images, where this is the first process."""
+    size, tokens = sae.config.d_sae, clip.image_tokens
+    classes = None if dataset.classnames is None else len(dataset.classnames)
+    statistics = LatentStatistics(size, tokens, options.threshold, classes, clip.device)
+    top_images = TopImages(size, options.top, clip.device)
+    top_patches = TopPatches(size, options.top, tokens, clip.device)
+
+    @torch.no_grad()
+    def update(batch: Batch) -> None:
+        latents = sae.encode(clip.residual(batch.pixels)[:, :tokens])
+        statistics.update(latents, batch.labels)
+        top_images.update(image_means(latents, tokens), batch.index)
+        top_patches.update(latents, batch.index)
+
+    parts: dict[str, Accumulator] = {"statistics": statistics, "top_images": top_images, "top_patches": top_patches}
+    folded = fold(dataset, clip.preprocess, update, parts, options, label="extract", stage=stage, parallel=parallel)
+    if folded.used == 0:
+        raise ValueError(f"no image of dataset {dataset.name!r} could be read; expected at least one")
+    return _extraction(statistics, top_images, top_patches, dataset, made_from, folded, options.threshold), folded
+
+
+def _extraction(
+    statistics: LatentStatistics,
+    top_images: TopImages,
+    top_patches: TopPatches,
+    dataset: ImageDataset,
+    made_from: dict[str, Any],
+    folded: FoldResult,
+    threshold: float,
+) -> Extraction:
+    stats = statistics.finalize()
+    images = TopImagesResult(*(tensor.cpu() for tensor in top_images.finalize()))
+    patches = TopPatchesResult(*(tensor.cpu() for tensor in top_patches.finalize()))
+    labels = torch.from_numpy(dataset.labels)
+    class_images = None
+    if dataset.classnames is not None:
+        seen = np.delete(dataset.labels, [record.index for record in folded.bad])
+        class_images = torch.from_numpy(np.bincount(seen[seen >= 0], minlength=len(dataset.classnames)))
+    return Extraction(
+        images=stats.images,
+        tokens_per_image=stats.tokens_per_image,
+        threshold=threshold,
+        classnames=None if dataset.classnames is None else tuple(dataset.classnames),
+        sums=stats.sums.cpu(),
+        counts=stats.counts.cpu(),
+        image_counts=stats.image_counts.cpu(),
+        class_counts=None if stats.class_counts is None else stats.class_counts.cpu(),
+        class_images=class_images,
+        top_images=images,
+        top_patches=patches,
+        top_labels=torch.where(images.images >= 0, labels[images.images], -1),
+        made_from=made_from,
+    )

@@ -1,0 +1,163 @@
+"""The autoencoders of a sweep judged on the same held-out images in one pass: sparsity against quality and concepts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from patchsae.data import Batch, ImageDataset
+from patchsae.experiments.evaluate.concept_truth import Concepts, Truth, concepts_of, truth_of
+from patchsae.experiments.evaluate.concepts import THRESHOLDS, ConceptCounts
+from patchsae.experiments.evaluate.quality import QualityCounts
+from patchsae.experiments.frontier.section import Point, frontier_section
+from patchsae.experiments.options import MAY_DIFFER, StreamOptions
+from patchsae.experiments.provenance import describe_images, stage_config
+from patchsae.experiments.stream.fold import fold
+from patchsae.models.clip import SplitCLIP
+from patchsae.models.sae import SparseAutoencoder, load_sae
+from patchsae.models.taps import Taps
+from patchsae.training.grid import Member
+from patchsae.training.sizes import cut, training_sizes
+
+if TYPE_CHECKING:
+    from patchsae.disk.runs import Stage
+
+TABLE = "frontier.csv"
+DENSE_ABOVE = 0.1
+"""A latent is dense when it is active on more than this share of the tokens."""
+
+
+@torch.no_grad()
+def run(
+    clip: SplitCLIP,
+    members: Sequence[Member],
+    dataset: ImageDataset,
+    stage: Stage,
+    options: StreamOptions,
+    *,
+    memory: int,
+    settings: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Judge the members that were trained on `dataset` and leave table, plots and report section in `stage`.
+
+    All tokens are judged, or CLS alone where training saw nothing else; concept scores are of the patches all the same.
+    One pass of images serves all autoencoders that fit into `memory` bytes together. A judgement that was killed begins
+    again; it is short.
+
+    Args:
+        members: of `patchsae.training.grid.train_grid`; those that diverged are named in the report.
+        dataset: images that were not trained on.
+        stage: ``frontier.csv``, a row per autoencoder, and the section. Written anew where the members have changed.
+
+    Raises:
+        ValueError: all members diverged, or no image can be read.
+    """
+    trained = [member for member in members if member.diverged is None]
+    if not trained:
+        raise ValueError(f"all {len(members)} autoencoders of the sweep diverged; expected at least one to judge")
+    listed = {member.cell.name: member.diverged or "trained" for member in members}
+    changed = (stage.config or {}).get("members", listed) != listed
+    config = stage_config(options, settings, images=describe_images(dataset)) | {"members": listed}
+    with stage:
+        if not stage.begin(config, overwrite or changed, device=str(clip.device), may_differ=MAY_DIFFER):
+            return
+        points = _judge(clip, trained, dataset, options, memory)
+        stage.write_table(TABLE, columns(points))
+        frontier_section(points, members, dataset.name, stage).write(stage)
+        stage.finish()
+
+
+def columns(points: Sequence[Point]) -> dict[str, list[Any]]:
+    """The table, a row per point; a figure that does not exist is None."""
+    rows = [asdict(point) for point in points]
+    return {name: [_present(row[name]) for row in rows] for name in rows[0]}
+
+
+def _judge(
+    clip: SplitCLIP, members: Sequence[Member], dataset: ImageDataset, options: StreamOptions, memory: int
+) -> list[Point]:
+    concepts = concepts_of(dataset, clip.grid)
+    sizes = [_bytes(member, clip, concepts) for member in members]
+    points: list[Point] = []
+    groups = cut(sizes, memory)
+    for number, group in enumerate(groups, 1):
+        label = "frontier" + ("" if len(groups) == 1 else f" ({number} of {len(groups)})")
+        judges = [_Judge(members[i], clip, concepts) for i in group]
+        taps = Taps(clip, sorted({judge.member.cell.layer for judge in judges}))
+
+        def update(batch: Batch, judges: list[_Judge] = judges, taps: Taps = taps) -> None:
+            tokens = taps.residual(batch.pixels).float()
+            streams = {block: taps.stream(tokens, block) for block in taps.blocks}
+            truth = None if concepts is None else truth_of(concepts, batch.index)
+            for judge in judges:
+                judge.update(streams[judge.member.cell.layer], truth)
+
+        folded = fold(dataset, clip.preprocess, update, {}, options, label=label)
+        if folded.used == 0:
+            raise ValueError(f"no image of dataset {dataset.name!r} could be read; expected at least one")
+        points += [judge.finish() for judge in judges]
+    return points
+
+
+def _bytes(member: Member, clip: SplitCLIP, concepts: Concepts | None) -> int:
+    """Memory of a judge: the parameters, again in low precision, and what its concept score counts."""
+    parameters = training_sizes(member.cell.config, clip.width, clip.image_tokens).parameters
+    latents = member.cell.config.expansion * clip.width
+    counted = 0 if concepts is None else 8 * latents * len(THRESHOLDS) * (len(concepts.names) + 1)
+    return parameters + parameters // 2 + counted
+
+
+class _Judge:
+    """What one autoencoder does to the tokens that stream by."""
+
+    def __init__(self, member: Member, clip: SplitCLIP, concepts: Concepts | None) -> None:
+        self.member = member
+        self.sae: SparseAutoencoder = load_sae(member.stage.path, clip.device)
+        latents, tokens = self.sae.config.d_sae, clip.image_tokens
+        self.cls_only = member.cell.config.cls_only
+        self.quality = QualityCounts(latents, 1 if self.cls_only else tokens, clip.width, clip.device)
+        self.concepts: ConceptCounts | None = None
+        if concepts is not None:
+            self.concepts = ConceptCounts(concepts.names, latents, tokens, clip.device)
+
+    def update(self, residual: Tensor, truth: Truth | None) -> None:
+        judged = residual[:, :1].contiguous() if self.cls_only else residual
+        latents = self.sae.encode(judged)
+        self.quality.update(judged, latents, self.sae.decode(latents, like=judged))
+        if self.concepts is not None and truth is not None:
+            self.concepts.update(self.sae.encode(residual) if self.cls_only else latents, *truth)
+
+    def finish(self) -> Point:
+        cell, quality = self.member.cell, self.quality.finalize()
+        tokens = quality.all
+        scores = None if self.concepts is None else self.concepts.finalize()
+        option, value = cell.strength
+        latents = self.sae.config.d_sae
+        return Point(
+            name=cell.name,
+            variant=cell.config.variant,
+            block=cell.layer,
+            expansion=cell.config.expansion,
+            latents=latents,
+            option=option,
+            value=float(value),
+            l0=tokens.l0,
+            explained_variance=tokens.explained_variance,
+            nmse=tokens.nmse,
+            mse=tokens.mse,
+            dead=quality.dead / latents,
+            dense=quality.dense(DENSE_ABOVE) / latents,
+            concept_precision=math.nan if scores is None else scores.mean_precision,
+            concept_iou=math.nan if scores is None else scores.mean_iou,
+            base_rate=math.nan if scores is None else float(scores.base_rate.nanmean()),
+        )
+
+
+def _present(value: Any) -> Any:
+    return None if isinstance(value, float) and math.isnan(value) else value

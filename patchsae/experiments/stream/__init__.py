@@ -1,0 +1,1 @@
+"""How images stream by: a fold that can be stopped anywhere, and the accumulators that several experiments feed."""

@@ -1,0 +1,272 @@
+"""The sparse autoencoder as a module; its arithmetic is in patchsae_kernels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import patchsae_kernels as pk
+from patchsae.disk.claims import require_memory
+from patchsae.disk.tensor_files import require_float32
+from patchsae.models.given import described, outside_inference_mode, require_tensor
+
+ACTIVATIONS = ("relu", "topk", "jumprelu")
+PARAMETERS = ("W_enc", "b_enc", "W_dec", "b_dec")
+MOST = 2**53  # latents or dimensions; what is larger is no size
+
+
+@dataclass(frozen=True)
+class SAEConfig:
+    """Sizes and activation of a SAE, and where its residual stream comes from.
+
+    Attributes:
+        d_in: D, width of the residual stream.
+        d_sae: S, number of latents.
+        activation: "relu"; "topk" (the k largest positive pre-activations); "jumprelu" (above a threshold per latent).
+        k: with "topk" only.
+        metadata: free entries, text or finite numbers; ``model``, ``pretrained`` and ``layer`` name the CLIP
+            (`SplitCLIP.metadata`).
+    """
+
+    d_in: int
+    d_sae: int
+    activation: str = "relu"
+    k: int | None = None
+    metadata: Mapping[str, str | int | float] = field(default_factory=dict, hash=False)
+
+    def __post_init__(self) -> None:
+        for name in ("d_in", "d_sae"):
+            size = getattr(self, name)
+            if not _is_whole(size) or not 1 <= size <= MOST:
+                raise ValueError(f"{name}={repr(size)[:40]}; expected an integer of at least 1")
+        if self.activation not in ACTIVATIONS:
+            raise ValueError(f"activation={repr(self.activation)[:40]}; expected one of {', '.join(ACTIVATIONS)}")
+        if self.k is not None and not _is_whole(self.k):
+            raise ValueError(f"k={repr(self.k)[:40]}; expected an integer")
+        if (self.k is not None) != (self.activation == "topk"):
+            raise ValueError(f"k={self.k!r} with activation={self.activation!r}; expected k with 'topk' and only there")
+        if self.k is not None and not 1 <= self.k <= self.d_sae:
+            raise ValueError(f"k={self.k}; expected 1 <= k <= d_sae = {self.d_sae}")
+        if not isinstance(self.metadata, Mapping):
+            raise ValueError(f"metadata is a {type(self.metadata).__name__}; expected names with text or numbers")
+        for name, value in self.metadata.items():
+            finite = isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value))
+            if not isinstance(name, str) or not finite:
+                raise ValueError(
+                    f"metadata[{repr(name)[:60]}] is a {type(value).__name__}, {str(value)[:40]!r}; "
+                    "expected text or a finite number"
+                )
+
+    @property
+    def parameter_bytes(self) -> int:
+        """What the parameters take in float32."""
+        vectors = 2 if self.activation == "jumprelu" else 1
+        return 4 * (2 * self.d_in * self.d_sae + vectors * self.d_sae + self.d_in)
+
+
+class SparseAutoencoder(nn.Module):
+    """h = act((r - b_dec) W_enc + b_enc), r_hat = h W_dec + b_dec (Lim et al., arXiv 2412.05276, equation 1).
+
+    Parameters are float32: ``W_enc [D, S]`` (stored latent-major, strides (1, D), which `.to`, `load_state_dict`,
+    copies and optimisers keep), ``b_enc [S]``, ``W_dec [S, D]``, ``b_dec [D]``; with "jumprelu" also the buffer
+    ``threshold [S]``.
+
+    Args:
+        config: sizes and activation.
+        generator: source of the random start; None is torch's global one.
+    """
+
+    config: SAEConfig
+    W_enc: nn.Parameter
+    b_enc: nn.Parameter
+    W_dec: nn.Parameter
+    b_dec: nn.Parameter
+    threshold: Tensor
+    _prepared: pk.PreparedWeights | None
+
+    @outside_inference_mode
+    def __init__(self, config: SAEConfig, generator: torch.Generator | None = None) -> None:
+        super().__init__()
+        self._allocate(config)
+        self.reset_parameters(generator)
+
+    @classmethod
+    @outside_inference_mode
+    def from_tensors(cls, config: SAEConfig, tensors: Mapping[str, Tensor]) -> SparseAutoencoder:
+        """A SAE with copies of these weights (the names of the state dict); other float dtypes become float32.
+
+        Raises:
+            ValueError: a tensor is missing, left over, has another shape than ``config`` says, or holds what is no real
+                number that float32 has.
+        """
+        expected = [*PARAMETERS, *(["threshold"] if config.activation == "jumprelu" else [])]
+        if tensors.keys() != set(expected):
+            named = str(sorted(map(str, tensors)))[:200]
+            raise ValueError(f"the tensors are named {named}; expected {sorted(expected)}")
+        for name, tensor in tensors.items():
+            check_shape(name, tuple(tensor.shape), config)
+        state = {name: require_float32(name, tensor) for name, tensor in tensors.items()}
+        sae = cls.__new__(cls)
+        nn.Module.__init__(sae)
+        sae._allocate(config)
+        sae.load_state_dict(state)
+        return sae
+
+    @torch.no_grad()
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """The released start but for b_dec: Kaiming-uniform W_enc and W_dec, W_dec rows to unit norm, the rest 0.
+
+        The fan-in of a matrix is its second dimension, as in `torch.nn.init`: bounds sqrt(6 / S) and sqrt(6 / D).
+        """
+        enc_bound, dec_bound = math.sqrt(6 / self.config.d_sae), math.sqrt(6 / self.config.d_in)
+        self.W_enc.uniform_(-enc_bound, enc_bound, generator=generator)
+        self.W_dec.uniform_(-dec_bound, dec_bound, generator=generator)
+        self.W_dec.div_(self.W_dec.norm(dim=1, keepdim=True))
+        for name in ("b_enc", "b_dec", "threshold"):
+            if name in self._parameters or name in self._buffers:
+                getattr(self, name).zero_()
+
+    @property
+    def prepared(self) -> pk.PreparedWeights:
+        """The encoder weights as `patchsae_kernels.encode` wants them; made on first use, shared by all calls."""
+        if torch.compiler.is_compiling():  # what is made while tracing belongs to the graph
+            return pk.prepare(self.W_enc, self.b_enc, self.b_dec)
+        known = self._prepared
+        if (
+            known is None
+            or known.W_enc is not self.W_enc
+            or known.b_enc is not self.b_enc
+            or known.b_dec is not self.b_dec
+        ):
+            self._prepared = known = pk.prepare(self.W_enc, self.b_enc, self.b_dec)
+        return known
+
+    def refresh(self) -> None:
+        """Tell the prepared weights that the parameters changed in place behind autograd's back (through ``.data``).
+
+        Optimiser steps and `load_state_dict` are noticed without it.
+        """
+        if self._prepared is not None:
+            self.prepared.refresh()
+
+    def encode(self, r: Tensor) -> pk.SparseLatents:
+        """Latents of ``r`` ``[..., D]``: leading dimensions are flattened to N tokens. Differentiable.
+
+        Raises:
+            TypeError: ``r`` is no tensor.
+            ValueError: the last dimension is not D, or a token holds NaN or an infinity.
+        """
+        require_tensor("r", r, f"the residual stream [..., D] with D = {self.config.d_in}")
+        if r.dim() == 0 or r.shape[-1] != self.config.d_in:
+            pixels = r.dim() in (3, 4) and r.shape[-3] == 3
+            hint = ": these look like pixels, of which `clip.residual(pixels)` makes r" if pixels else ""
+            raise ValueError(f"r has shape {tuple(r.shape)}; expected [..., D] with D = {self.config.d_in}{hint}")
+        return pk.encode(
+            r.reshape(-1, self.config.d_in),
+            self.prepared,
+            activation=self.config.activation,
+            k=self.config.k,
+            threshold=self.threshold if self.config.activation == "jumprelu" else None,
+        )
+
+    def decode(self, z: pk.SparseLatents, like: Tensor | None = None) -> Tensor:
+        """Reconstruction of N tokens, float32 ``[N, D]``, or in the shape of ``like`` ``[..., D]``. Differentiable.
+
+        Raises:
+            TypeError: ``z`` are no sparse latents, or ``like`` is no tensor.
+            ValueError: the shapes do not fit.
+        """
+        if not isinstance(z, pk.SparseLatents):
+            raise TypeError(f"z is {described(z)}; expected SparseLatents, as encode() returns them")
+        if like is not None:
+            require_tensor("like", like, f"tokens [..., D] with D = {self.config.d_in}")
+            if like.numel() != z.shape[0] * self.config.d_in:
+                raise ValueError(f"like has shape {tuple(like.shape)}; expected the {z.shape[0]:,} tokens of z")
+        y = pk.decode(z, self.W_dec, self.b_dec)
+        return y if like is None else y.reshape(like.shape)
+
+    def forward(self, r: Tensor) -> Tensor:
+        """Reconstruction of ``r`` ``[..., D]`` in its shape, float32."""
+        return self.decode(self.encode(r), like=r)
+
+    def parameters_by_name(self) -> dict[str, Tensor]:
+        """The four parameters, as `patchsae_kernels.sae_step` and `adam_step` take them."""
+        return {name: getattr(self, name) for name in PARAMETERS}
+
+    def save(self, directory: str | Path) -> None:
+        """Write ``sae.safetensors`` and ``config.json`` into ``directory``; each file is complete or as it was."""
+        from patchsae.models.checkpoints import ours
+
+        ours.save(self, Path(directory))
+
+    def extra_repr(self) -> str:
+        k = f", k={self.config.k}" if self.config.k else ""
+        return f"d_in={self.config.d_in}, d_sae={self.config.d_sae}, activation={self.config.activation!r}{k}"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_prepared": None}  # packed copies are remade where the module is unpickled
+
+    def _allocate(self, config: SAEConfig) -> None:
+        if torch.get_default_device().type == "cpu":
+            sizes = f"d_sae={config.d_sae:,} and d_in={config.d_in:,}"
+            require_memory(f"an autoencoder of {sizes}", config.parameter_bytes)
+        self.config = config
+        self._prepared = None
+        self.W_enc = nn.Parameter(torch.empty(config.d_sae, config.d_in, dtype=torch.float32).T)
+        self.b_enc = nn.Parameter(torch.empty(config.d_sae, dtype=torch.float32))
+        self.W_dec = nn.Parameter(torch.empty(config.d_sae, config.d_in, dtype=torch.float32))
+        self.b_dec = nn.Parameter(torch.empty(config.d_in, dtype=torch.float32))
+        if config.activation == "jumprelu":
+            self.register_buffer("threshold", torch.empty(config.d_sae, dtype=torch.float32))
+        self.register_load_state_dict_post_hook(_restore_layout)
+
+
+def load_sae(source: str | Path, device: str | torch.device = "auto") -> SparseAutoencoder:
+    """Load a SAE from a file or directory of any format in `patchsae.models.checkpoints`, or from the Hugging Face Hub.
+
+    Args:
+        source: a path, or where no such path exists a Hub id ``owner/name`` or ``owner/name/folder/in/it``.
+        device: "auto" is CUDA where there is one, as for `load_clip`.
+
+    Raises:
+        FileNotFoundError: neither a path nor a Hub id.
+        ValueError: no format fits, or the tensors do not; `archives.UnsafeFileError` for a file that asks for more
+            than tensors and its configuration.
+        ImportError: a Hub id, and huggingface_hub is not installed.
+    """
+    from patchsae.models.checkpoints import load
+
+    found = "cuda" if torch.cuda.is_available() else "cpu"
+    return load(source).to(found if device == "auto" else device)
+
+
+def check_shape(name: str, shape: tuple[int, ...], config: SAEConfig) -> None:
+    """Raise ValueError unless the tensor ``name`` of a SAE has the shape that ``config`` says."""
+    d, s = config.d_in, config.d_sae
+    symbols, expected = {
+        "W_enc": ("[D, S]", (d, s)),
+        "b_enc": ("[S]", (s,)),
+        "W_dec": ("[S, D]", (s, d)),
+        "b_dec": ("[D]", (d,)),
+        "threshold": ("[S]", (s,)),
+    }[name]
+    if shape != expected:
+        hint = ": transpose it" if shape == expected[::-1] else ""
+        raise ValueError(f"{name} has shape {shape}; expected {symbols} = {expected}{hint}")
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _restore_layout(sae: nn.Module, _incompatible: object) -> None:
+    """Store W_enc latent-major again after ``load_state_dict(assign=True)``, which takes the strides of the file."""
+    weight = sae.W_enc
+    if isinstance(weight, nn.Parameter) and not weight.T.is_contiguous():
+        weight.data = weight.data.T.contiguous().T

@@ -1,0 +1,84 @@
+"""A very small random CLIP, few small pictures, and one adaptation; as a script, that one in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from safetensors.torch import save_file
+
+from patchsae.adapt.config import AdaptOptions
+from patchsae.adapt.results import Row
+from patchsae.adapt.run import adapt
+from patchsae.adapt.task import Task, make_task
+from patchsae.data import open_images
+from patchsae.disk.runs import Run, Stage
+from patchsae.interrupt import Interrupted
+from patchsae.models.clip import SplitCLIP, load_clip
+
+SIZES = {
+    "embed_dim": 16,
+    "vision_cfg": {"image_size": 16, "patch_size": 8, "width": 32, "layers": 3, "head_width": 8},
+    "text_cfg": {"context_length": 24, "vocab_size": 49_408, "width": 16, "heads": 2, "layers": 2},
+}
+TRAIN, TEST = "shapes:train?n=90&seed=5&size=16", "shapes:test?n=50&seed=5&size=16"
+OTHER = "shapes:test?n=30&seed=6&size=16&label=colour"
+
+
+def write_clip(folder: Path, seed: int = 0) -> Path:
+    """A CLIP of T = 5 tokens with random weights, in open_clip's local-dir layout."""
+    folder.mkdir(exist_ok=True)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        model = open_clip.CLIP(**SIZES)
+    save_file(model.state_dict(), folder / "open_clip_model.safetensors")
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": SIZES, "preprocess_cfg": {}}))
+    return folder
+
+
+def read_clip(folder: Path) -> SplitCLIP:
+    return load_clip(f"local-dir:{folder}", device="cpu")
+
+
+def options(**changes: Any) -> AdaptOptions:
+    """A few steps on two images a class."""
+    values = {"setting": "few-shot", "shots": 2, "epochs": 4, "batch_size": 4, "log_every": 1, "test_batch_size": 16}
+    if "steps" in changes:
+        values.pop("epochs")
+    return AdaptOptions(**{**values, **changes})  # type: ignore[arg-type]
+
+
+def task(chosen: AdaptOptions) -> Task:
+    targets = [open_images(OTHER)] if chosen.setting == "cross-dataset" else []
+    return make_task(chosen, open_images(TRAIN), open_images(TEST), targets)
+
+
+def adapt_in(
+    root: Path, clip: SplitCLIP, chosen: AdaptOptions, name: str = "adapt", overwrite: bool = False
+) -> tuple[list[Row], Stage]:
+    stage = Run(root).stage(name)
+    return adapt(clip, task(chosen), chosen, stage, settings={"images": TRAIN}, overwrite=overwrite), stage
+
+
+def timeless(stage: Stage) -> list[dict[str, Any]]:
+    """metrics.jsonl without the one number that depends on the clock."""
+    return [{key: value for key, value in row.items() if key != "images_per_s"} for row in stage.metrics()]
+
+
+def results(stage: Stage) -> dict[str, bytes]:
+    """The files that a stage is for."""
+    names = ("adapter.safetensors", "accuracy.csv", "classes.csv", "few_shot.csv")
+    return {name: (stage.path / name).read_bytes() for name in names}
+
+
+if __name__ == "__main__":
+    run_folder, clip_folder, changes = sys.argv[1:]
+    try:
+        adapt_in(Path(run_folder), read_clip(Path(clip_folder)), options(**json.loads(changes)))
+    except Interrupted as stop:
+        print(stop, file=sys.stderr)
+        raise

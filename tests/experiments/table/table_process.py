@@ -1,0 +1,63 @@
+"""A table in a process for the tests to kill: `python -m tests.experiments.table.table_process CLIP_FOLDER RUN`."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+from patchsae.data import Sample
+from patchsae.data.shapes import ShapesWorld
+from patchsae.disk.runs import Run
+from patchsae.experiments.compare.experiment import Side
+from patchsae.experiments.options import CellOptions, SweepOptions, cross_options
+from patchsae.experiments.table import experiment as table
+from patchsae.experiments.table.cells import Cell
+from patchsae.experiments.table.experiment import OpenCell
+from patchsae.experiments.table.result import TableRow
+from patchsae.models.clip import SplitCLIP
+from tests.experiments.worlds import make_clip, make_images, make_prompted, make_sae
+
+RANKED, TESTED = 12, 8
+OPTIONS = CellOptions(batch_size=3, save_minutes=0, show_latents=0, templates=("a {}.",), high=4, low=8)
+CELLS = tuple(Cell(name, images="shapes", adapter="in memory", dataset=f"shapes|{name}") for name in ("one", "two"))
+
+
+class Slow(ShapesWorld):
+    """Pictures that take long enough for a signal to come in between."""
+
+    def sample(self, i: int) -> Sample:
+        time.sleep(0.05)
+        return super().sample(i)
+
+
+def opened(cell: Cell, clip: SplitCLIP, world: type[ShapesWorld] = ShapesWorld) -> OpenCell:
+    """Cells differ in their prompts."""
+    dataset = world("train", n=RANKED, seed=0)
+    adapted = make_prompted(clip, dataset.classnames or [], seed=len(cell.name) + ord(cell.name[0]))
+    sides = Side("CLIP", clip, dataset), Side(cell.label or "vpt", adapted, dataset)
+    return OpenCell(*sides, make_images(TESTED, "val"), {"adapter": cell.adapter})
+
+
+def make_table(
+    clip: SplitCLIP,
+    root: Path,
+    cells: tuple[Cell, ...] = CELLS,
+    world: type[ShapesWorld] = ShapesWorld,
+    **choices: str | bool,
+) -> list[TableRow]:
+    run, cross = Run(root), cross_options(OPTIONS, SweepOptions(), swept=False)
+    return table.run(
+        cells,
+        lambda cell: opened(cell, clip, world),
+        make_sae(clip.width),
+        Run(root / "table-cells"),
+        run.stage("table"),
+        OPTIONS,
+        cross,
+        **choices,  # type: ignore[arg-type]
+    )
+
+
+if __name__ == "__main__":
+    make_table(make_clip(Path(sys.argv[1])), Path(sys.argv[2]), world=Slow)

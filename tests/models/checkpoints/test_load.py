@@ -1,0 +1,87 @@
+"""Which format a path has, and what the Hub adds."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from patchsae import load_sae
+from patchsae.models import checkpoints
+from patchsae.models.sae import SAEConfig, SparseAutoencoder
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    SparseAutoencoder(SAEConfig(4, 8), torch.Generator().manual_seed(0)).save(tmp_path / "sae")
+    return tmp_path / "sae"
+
+
+def in_hub_cache(cache: Path, saved: Path, folder: str) -> None:
+    """Lay ``saved`` out as huggingface_hub keeps a downloaded repository."""
+    repository = cache / "models--owner--name"
+    target = repository / "snapshots" / ("0" * 40) / folder
+    target.mkdir(parents=True)
+    for file in saved.iterdir():
+        (target / file.name).write_bytes(file.read_bytes())
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("0" * 40)
+
+
+@pytest.fixture
+def offline_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """huggingface_hub without network, with a cache of the test's own."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    return tmp_path / "hub"
+
+
+def test_every_format_has_its_own_name() -> None:
+    names = [candidate.name for candidate in checkpoints.formats()]
+    assert names == ["patchsae", "patchsae-pt"]
+
+
+def test_a_path_of_no_format_lists_the_formats(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"matches no format. Known formats: patchsae: .*; patchsae-pt: "):
+        load_sae(tmp_path)
+
+
+def test_a_path_that_is_neither_there_nor_a_hub_id_is_missing(tmp_path: Path) -> None:
+    for source in (str(tmp_path / "missing"), "no-such-file.pt", "./runs/sae", "../owner/name"):
+        with pytest.raises(FileNotFoundError, match="is no Hugging Face Hub id"):
+            load_sae(source)
+
+
+@pytest.mark.parametrize("folder", ["", "checkpoints/last"])
+def test_a_hub_id_is_loaded_from_the_hub(saved: Path, offline_hub: Path, folder: str) -> None:
+    in_hub_cache(offline_hub, saved, folder)
+    assert load_sae(f"owner/name/{folder}".rstrip("/")).config.d_sae == 8
+
+
+def test_a_folder_that_the_hub_does_not_have_is_named(saved: Path, offline_hub: Path) -> None:
+    in_hub_cache(offline_hub, saved, "")
+    with pytest.raises(FileNotFoundError, match="owner/name on the Hugging Face Hub has no other/folder"):
+        load_sae("owner/name/other/folder")
+
+
+@pytest.mark.usefixtures("offline_hub")
+def test_a_hub_that_does_not_answer_is_named() -> None:
+    with pytest.raises(FileNotFoundError, match="owner/name does not exist here, and could not be had"):
+        load_sae("owner/name")
+
+
+def test_a_path_goes_before_the_hub(tmp_path: Path, saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "owner").mkdir()
+    saved.rename(tmp_path / "owner" / "name")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    assert load_sae("owner/name").config.d_sae == 8
+
+
+def test_without_the_hub_package_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(ImportError, match=r"owner/name does not exist here.*pip install 'patchsae\[hub\]'"):
+        load_sae("owner/name")

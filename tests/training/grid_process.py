@@ -1,0 +1,58 @@
+"""A short sweep on a very small CLIP; as a script, that sweep in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from patchsae.data import ImageDataset, open_images
+from patchsae.disk.runs import Run
+from patchsae.models.clip import SplitCLIP
+from patchsae.training.grid import Member, train_grid
+from patchsae.training.grid_config import Grid
+from tests.training.tiny import SOURCE, open_clip_dir
+
+BLOCKS = [0, 1]
+MEMORY = 10**12
+
+
+def short_grid(**changes: object) -> Grid:
+    """Twelve steps of four images; four autoencoders: two variants on two blocks."""
+    values = {
+        "variant": ("relu", "topk"),
+        "l1": (0.1,),
+        "k": (3,),
+        "expansion": (4,),
+        "batch_size": 4,
+        "total_images": 48,
+        "lr": 0.01,
+        "warm_up_steps": 5,
+        "dead_window": 1,
+        "log_every": 1,
+        "checkpoint_steps": 5,
+    }
+    return Grid(**{**values, **changes})  # type: ignore[arg-type]
+
+
+def sweep_in(
+    root: Path,
+    clip: SplitCLIP,
+    grid: Grid,
+    dataset: ImageDataset | None = None,
+    memory: int = MEMORY,
+    blocks: list[int] = BLOCKS,
+    **options: object,
+) -> list[Member]:
+    images = open_images(SOURCE) if dataset is None else dataset
+    cells = grid.cells(blocks)
+    return train_grid(clip, images, cells, Run(root), memory=memory, origin={"images": SOURCE}, **options)  # type: ignore[arg-type]
+
+
+def weights(members: list[Member]) -> dict[str, bytes]:
+    return {member.cell.name: (member.stage.path / "sae.safetensors").read_bytes() for member in members}
+
+
+if __name__ == "__main__":
+    run_folder, clip_folder, changes = sys.argv[1:]
+    sweep_in(Path(run_folder), open_clip_dir(Path(clip_folder)), short_grid(**json.loads(changes)))
