@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from patchsae.errors import require
+
 Kind = Literal["maple", "coop", "vpt", "lora", "linear"]
 Setting = Literal["few-shot", "base-to-novel", "cross-dataset"]
 Augment = Literal["crop-flip", "none"]
@@ -103,12 +105,6 @@ class AdaptOptions:
         if across != bool(targets):
             expected = "at least one other dataset" if across else "none, except for --setting cross-dataset"
             raise ValueError(f"targets is {list(targets)}; expected {expected}")
-
-
-def require(holds: bool, name: str, value: object, expected: str) -> None:
-    """ValueError that names a setting, what came and what was expected."""
-    if not holds:
-        raise ValueError(f"{name} is {value!r}; expected {expected}")
 
 
 def _require_one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
