@@ -19,9 +19,9 @@ import torch
 from patchsae.activations import CachedTokens, CacheIndex, CacheOptions
 from patchsae.activations.index import FILE, ShardRecord
 from patchsae.activations.packing import pack
+from patchsae.activations.plan import StreamPlan
 from patchsae.activations.shard import write_shard
 from patchsae.disk import atomic
-from patchsae.training.config import TrainConfig
 
 
 def main() -> None:
@@ -62,8 +62,7 @@ def measure(folder: Path, index: CacheIndex, batch_size: int) -> None:
     steps = index.images // batch_size - 1
     per_batch = batch_size * index.tokens
     for label, shuffle in (("whole images", 0), ("mixed over 8 batches", 8)):
-        config = TrainConfig(batch_size=batch_size, total_images=steps * batch_size, shuffle=shuffle)
-        source = CachedTokens(folder, config)
+        source = CachedTokens(folder, StreamPlan(batch_size, steps, shuffle=shuffle))
         seconds = _seconds(lambda source=source: sum(len(b.tokens) for b in source.batches(batch_size))) / steps
         rate = batch_size * index.image_bytes / seconds / 1e9
         print(

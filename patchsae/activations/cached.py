@@ -8,7 +8,6 @@ from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -19,13 +18,10 @@ from patchsae.activations.chunks import ChunkReader
 from patchsae.activations.index import CacheIndex
 from patchsae.activations.mixing import Share, token_batches
 from patchsae.activations.packing import Packed, empty_packed
-from patchsae.activations.plan import ALONE, DataPlace, plan_of
+from patchsae.activations.plan import ALONE, DataPlace, StreamPlan, plan_of
 from patchsae.activations.source import TokenBatch
 from patchsae.activations.transfer import Upload, Uploads
 from patchsae.data import BadImageRecord, ReadGroups, train_order
-
-if TYPE_CHECKING:
-    from patchsae.training.config import TrainConfig
 
 BUFFER_SHARDS = 4
 
@@ -39,7 +35,7 @@ class CachedTokens:
 
     Args:
         folder: what `write_cache` made; a prefix of a cache will do, with a warning.
-        config: batch_size, steps, start_batches, seed, shuffle, tokens_per_image; start, cls_only, cls_weight.
+        plan: which images, in which order, and how many tokens of each.
         parallel: which data-parallel process this is.
         device: where the tokens are wanted.
         buffer_shards: twice as many are in memory; the order depends on it.
@@ -47,32 +43,35 @@ class CachedTokens:
     Raises:
         FileNotFoundError: `folder` is no cache.
         ValueError: it holds no images, fewer tokens of each than `tokens_per_image`, or a selection of their tokens
-            where `start`, `cls_only` or `cls_weight` needs whole images.
+            where a setting needs whole images.
         DamagedShard: while iterating, where a shard is missing or is not what was written.
     """
 
     def __init__(
         self,
         folder: Path,
-        config: TrainConfig,
+        plan: StreamPlan,
         parallel: DataPlace = ALONE,
         device: torch.device | str = "cpu",
         *,
         buffer_shards: int = BUFFER_SHARDS,
     ) -> None:
         self.index = CacheIndex.load(folder)
-        self._config, self._device = config, torch.device(device)
-        self._plan = plan_of(config, parallel)
+        self._wanted, self._device = plan, torch.device(device)
+        self._plan = plan_of(plan, parallel)
         sizes = [record.images for record in self.index.shards]
         if sum(sizes) == 0:
             raise ValueError(f"{folder} holds no images yet: the command that wrote it goes on")
-        wanted = config.tokens_per_image
+        wanted = plan.tokens_per_image
         if wanted is not None and wanted > self.index.tokens:
             raise ValueError(
                 f"tokens_per_image is {wanted}, and {folder} holds {self.index.tokens} tokens of each image"
             )
-        if self.index.options.tokens_per_image is not None:
-            _refuse_whole_images(config, folder)
+        if self.index.options.tokens_per_image is not None and plan.needs_images is not None:
+            setting, expected = plan.needs_images
+            raise ValueError(
+                f"{setting}, which needs whole images, and {folder} holds some tokens of each; expected {expected}"
+            )
         if not self.index.complete:
             warnings.warn(
                 f"{folder} is a part of a cache: {sum(sizes):,} of {self.index.images:,} images",
@@ -81,7 +80,7 @@ class CachedTokens:
             )
         starts = np.cumsum([0, *sizes])
         groups = ReadGroups(starts, buffer_shards)
-        order = train_order(int(starts[-1]), self.images_total, config.seed, groups)
+        order = train_order(int(starts[-1]), self.images_total, plan.seed, groups)
         self._reader = ChunkReader(folder, self.index, order, starts)
         self._uploads = Uploads(self._device)
         self._buffer_shards = buffer_shards
@@ -111,7 +110,7 @@ class CachedTokens:
 
     def first(self, n: int) -> list[TokenBatch]:
         """See `TokenSource`; [N, D] where the cache has a selection of the tokens."""
-        size = self._config.batch_size
+        size = self._wanted.batch_size
         shares = self._shares(np.arange(n * size).reshape(n, size), 0)
         return [
             TokenBatch(self._shaped(share.tokens).float(), share.ids, len(share.ids), (number + 1) * size)
@@ -122,7 +121,7 @@ class CachedTokens:
         """See `TokenSource`."""
         grid = self.index.options.tokens_per_image is None
         tokens = self.index.image_tokens if grid else None
-        return token_batches(self._shares_from, self._plan, start, self._config, tokens=tokens)
+        return token_batches(self._shares_from, self._plan, start, self._wanted, tokens=tokens)
 
     def _shaped(self, tokens: Tensor) -> Tensor:
         return tokens if self.index.options.tokens_per_image is None else tokens.flatten(0, 1)
@@ -167,18 +166,3 @@ class _Sent:
     def arrived(self) -> Tensor:
         """[b, T, D] on the device: as they are stored they are a half or a quarter of what has to be copied."""
         return Packed(self.tokens.arrived(), None if self.scale is None else self.scale.arrived()).unpack()
-
-
-def _refuse_whole_images(config: TrainConfig, folder: Path) -> None:
-    """ValueError for a setting that needs whole images, CLS first."""
-    fits = {
-        "start": (config.start != "geometric-median", "token-median, mean or zeros"),
-        "cls_only": (not config.cls_only, "false"),
-        "cls_weight": (config.cls_weight == 1, "1"),
-    }
-    for name, (holds, expected) in fits.items():
-        if not holds:
-            raise ValueError(
-                f"{name} is {getattr(config, name)!r}, which needs whole images, and {folder} holds "
-                f"some tokens of each; expected {expected}"
-            )

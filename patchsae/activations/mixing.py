@@ -11,17 +11,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from patchsae.activations.plan import BatchPlan
+from patchsae.activations.plan import BatchPlan, StreamPlan
 from patchsae.activations.source import TokenBatch
-
-if TYPE_CHECKING:
-    from patchsae.training.config import TrainConfig
 
 _LANE, _SUBSET = 0x6C616E65, 0x73756273  # keep the draws for different purposes apart
 
@@ -42,7 +38,7 @@ def token_batches(
     shares: Callable[[int], Iterator[Share]],
     plan: BatchPlan,
     start: int,
-    config: TrainConfig,
+    wanted: StreamPlan,
     *,
     tokens: int | None,
 ) -> Iterator[TokenBatch]:
@@ -50,20 +46,20 @@ def token_batches(
 
     Args:
         shares: step -> the shares of that step and all later ones.
-        config: seed, shuffle (W; 0 mixes nothing), tokens_per_image.
+        wanted: seed, shuffle (W; 0 mixes nothing), tokens_per_image.
         tokens: T where a share has whole images, CLS first; None where it has a selection of their tokens.
     """
     step = plan.step_at(start)
     if step == plan.steps:
         return
-    window, count = max(config.shuffle, 1), config.tokens_per_image
+    window, count = max(wanted.shuffle, 1), wanted.tokens_per_image
     first = step - step % window
-    found = _selections(shares(first), plan, first, config.seed, count)
-    whole = tokens is not None and count is None and config.shuffle == 0
-    mixer = _Mixer(plan.slots, min(window, plan.steps - first), config.seed)
+    found = _selections(shares(first), plan, first, wanted.seed, count)
+    whole = tokens is not None and count is None and wanted.shuffle == 0
+    mixer = _Mixer(plan.slots, min(window, plan.steps - first), wanted.seed)
     for begin in range(first, plan.steps, window):
         members = islice(found, window)
-        batches = mixer.mixed(members, begin) if config.shuffle else map(_unmixed, members)
+        batches = mixer.mixed(members, begin) if wanted.shuffle else map(_unmixed, members)
         for number, (part, ids, images) in enumerate(batches, begin):
             if number >= step and (len(part) or plan.processes > 1):
                 shaped = (part if whole else part.flatten(0, -2)).float()

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
-if TYPE_CHECKING:
-    from patchsae.training.config import TrainConfig
+from patchsae.activations.config import OnBadImage
 
 
 class DataPlace(Protocol):
@@ -27,6 +26,34 @@ class Place(NamedTuple):
 
 
 ALONE = Place()
+
+
+class NeedsImages(NamedTuple):
+    """A setting that some tokens of each image, in place of whole images, cannot serve."""
+
+    setting: str
+    """"cls_only is True"."""
+    expected: str
+    """What it would have to be."""
+
+
+@dataclass(frozen=True)
+class StreamPlan:
+    """Which tokens are wanted, in which order."""
+
+    batch_size: int
+    """Images of a step, over all processes."""
+    steps: int
+    start_batches: int = 1
+    """Batches that come before the first step."""
+    seed: int = 0
+    """Of the order of the images and of everything else that is drawn."""
+    shuffle: int = 0
+    """Batches whose tokens are mixed with one another; 0 mixes nothing."""
+    tokens_per_image: int | None = None
+    """Tokens drawn at random from each image; None is all of them."""
+    on_bad_image: OnBadImage = "stop"
+    needs_images: NeedsImages | None = None
 
 
 @dataclass(frozen=True)
@@ -68,10 +95,10 @@ class BatchPlan:
         return self.first_place + step * self.batch_size
 
 
-def plan_of(config: TrainConfig, parallel: DataPlace) -> BatchPlan:
-    """The plan of a training, for one of its processes. ValueError where a process would never have an image."""
-    size, rank, batch = parallel.data_size, parallel.data_rank, config.batch_size
+def plan_of(plan: StreamPlan, parallel: DataPlace) -> BatchPlan:
+    """What one of the processes has of a plan. ValueError where a process would never have an image."""
+    size, rank, batch = parallel.data_size, parallel.data_rank, plan.batch_size
     if batch < size:
         raise ValueError(f"batch_size is {batch}; expected at least {size}, an image for every data-parallel process")
     slots = range(batch * rank // size, batch * (rank + 1) // size)
-    return BatchPlan(batch, config.start_batches, config.steps, slots, size)
+    return BatchPlan(batch, plan.start_batches, plan.steps, slots, size)

@@ -13,7 +13,7 @@ import torch
 from patchsae.activations.ahead import ahead
 from patchsae.activations.decoded import Decoded, decoded
 from patchsae.activations.mixing import Share, token_batches
-from patchsae.activations.plan import ALONE, DataPlace, plan_of
+from patchsae.activations.plan import ALONE, DataPlace, StreamPlan, plan_of
 from patchsae.activations.source import TokenBatch
 from patchsae.activations.transfer import Upload, Uploads
 from patchsae.data import BadImageRecord, ImageDataset, train_order
@@ -21,17 +21,16 @@ from patchsae.data import BadImageRecord, ImageDataset, train_order
 if TYPE_CHECKING:
     from patchsae.models.clip import SplitCLIP
     from patchsae.models.taps import Taps
-    from patchsae.training.config import TrainConfig
 
 
 class Stream:
     """The residual stream of images, as a `TokenSource`.
 
-    The order is that of `train_order` with the configuration's seed. With `shuffle` 0 and all tokens of an image a
+    The order is that of `train_order` with the plan's seed. With `shuffle` 0 and all tokens of an image a
     batch is `clip.residual(pixels).float()` of its images, as in the released code.
 
     Args:
-        config: batch_size, steps, start_batches, seed, shuffle, tokens_per_image, on_bad_image.
+        plan: which images, in which order, and how many tokens of each.
         workers: processes that decode images; 0 decodes in this one. The result does not depend on it.
         parallel: which data-parallel process this is; it decodes its own images alone.
 
@@ -44,18 +43,18 @@ class Stream:
         self,
         clip: SplitCLIP | Taps,
         dataset: ImageDataset,
-        config: TrainConfig,
+        plan: StreamPlan,
         workers: int = 0,
         parallel: DataPlace = ALONE,
     ) -> None:
-        self._clip, self._dataset, self._config, self._workers = clip, dataset, config, workers
-        self._plan = plan_of(config, parallel)
-        if (config.tokens_per_image or 0) > clip.image_tokens:
+        self._clip, self._dataset, self._wanted, self._workers = clip, dataset, plan, workers
+        self._plan = plan_of(plan, parallel)
+        if (plan.tokens_per_image or 0) > clip.image_tokens:
             raise ValueError(
-                f"tokens_per_image is {config.tokens_per_image}; expected at most {clip.image_tokens}, the tokens of "
+                f"tokens_per_image is {plan.tokens_per_image}; expected at most {clip.image_tokens}, the tokens of "
                 "an image"
             )
-        self._order = train_order(len(dataset), self.images_total, config.seed, dataset.read_groups)
+        self._order = train_order(len(dataset), self.images_total, plan.seed, dataset.read_groups)
         self._uploads = Uploads(clip.device)
         self._bad: dict[int, BadImageRecord] = {}
 
@@ -76,7 +75,7 @@ class Stream:
 
     def first(self, n: int) -> list[TokenBatch]:
         """See `TokenSource`. Raises ValueError where none of these images can be decoded."""
-        size = self._config.batch_size
+        size = self._wanted.batch_size
         shares = self._shares(self._order[: n * size].reshape(n, size), 0)
         found = [
             TokenBatch(share.tokens.float(), share.ids, len(share.ids), (number + 1) * size)
@@ -90,7 +89,7 @@ class Stream:
 
     def batches(self, start: int) -> Iterator[TokenBatch]:
         """See `TokenSource`."""
-        return token_batches(self._shares_from, self._plan, start, self._config, tokens=self._clip.image_tokens)
+        return token_batches(self._shares_from, self._plan, start, self._wanted, tokens=self._clip.image_tokens)
 
     def _shares_from(self, step: int) -> Iterator[Share]:
         slots = self._plan.slots
@@ -99,8 +98,8 @@ class Stream:
 
     def _shares(self, rows: np.ndarray, first_slot: int) -> Iterator[Share]:
         """The share of every row of dataset positions [batches, b], the slots from `first_slot` on."""
-        config = self._config
-        found = decoded(self._dataset, self._clip.preprocess, list(rows), self._workers, config.on_bad_image)
+        on_bad_image = self._wanted.on_bad_image
+        found = decoded(self._dataset, self._clip.preprocess, list(rows), self._workers, on_bad_image)
         sent = self._sent(found)
         # In a thread where something is waited for there: data workers, or copies to a device. Decoding itself would
         # only take turns with the step.

@@ -6,13 +6,15 @@ import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from patchsae.activations.config import OnBadImage
+from patchsae.activations.plan import NeedsImages, StreamPlan
+
 Variant = Literal["relu", "topk", "batchtopk", "jumprelu", "gated", "matryoshka"]
 Loss = Literal["released", "published"]
 DeadTerm = Literal["ghost", "auxk", "resample", "none"]
 Init = Literal["independent", "tied", "data"]
 Start = Literal["geometric-median", "token-median", "mean", "zeros"]
 Normalise = Literal["none", "norm", "standardise"]
-OnBadImage = Literal["stop", "skip"]
 
 
 @dataclass(frozen=True)
@@ -121,6 +123,26 @@ class TrainConfig:
     def steps(self) -> int:
         """Optimiser steps of the whole run."""
         return -(-self.total_images // self.batch_size)
+
+    def stream_plan(self) -> StreamPlan:
+        """Which tokens a run of this recipe reads, in which order."""
+        return StreamPlan(
+            batch_size=self.batch_size,
+            steps=self.steps,
+            start_batches=self.start_batches,
+            seed=self.seed,
+            shuffle=self.shuffle,
+            tokens_per_image=self.tokens_per_image,
+            on_bad_image=self.on_bad_image,
+            needs_images=self._needs_images(),
+        )
+
+    def _needs_images(self) -> NeedsImages | None:
+        if self.start == "geometric-median":
+            return NeedsImages(f"start is {self.start!r}", "token-median, mean or zeros")
+        if self.cls_only:
+            return NeedsImages("cls_only is True", "false")
+        return NeedsImages(f"cls_weight is {self.cls_weight!r}", "1") if self.cls_weight != 1 else None
 
     def _require(self, name: str, holds: bool, expected: str) -> None:
         if not holds:

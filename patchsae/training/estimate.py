@@ -133,7 +133,7 @@ def estimate_from_cache(
 ) -> Estimate:
     """`estimate` of a training on cached activations, which needs neither images nor a tower."""
     began, share = time.perf_counter(), seconds / 4
-    source = CachedTokens(cache, config, device=device)
+    source = CachedTokens(cache, config.stream_plan(), device=device)
     tokens, read = read_cache(source, config, share)
     length = trained_tokens(config, tokens.shape[1])
     start, sparse = _phases(tokens[:, :length].contiguous(), config, share)

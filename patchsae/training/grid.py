@@ -173,7 +173,7 @@ class _Trainer:
 
     def _source(self, layers: Sequence[int], config: TrainConfig) -> tuple[Stream, Taps]:
         taps = Taps(self.clip, sorted(set(layers)))
-        return Stream(taps, self.dataset, config, self.workers), taps
+        return Stream(taps, self.dataset, config.stream_plan(), self.workers), taps
 
     def _learner(self, cell: Cell) -> Learner:
         metadata = {**self.clip.metadata, "layer": cell.layer, **self.origin, "dataset": self.dataset.name}

@@ -87,7 +87,7 @@ def train(
     parallel = parallel or Alone(clip.device)
     check_names(log)
     # before the stage is begun: settings that are refused shall not be those that it was begun with
-    source = Stream(clip, dataset, config, workers, parallel)
+    source = Stream(clip, dataset, config.stream_plan(), workers, parallel)
     metadata = {**clip.metadata, "dataset": dataset.name, **found, **inherited(config.on_bad_image)}
     learner = Learner(config, clip.width, clip.device, parallel, metadata)
     with stage:
@@ -114,7 +114,7 @@ def train_from_cache(
     DamagedShard: a shard of it is not what was written.
     """
     parallel = parallel or Alone(device)
-    source = CachedTokens(cache, config, parallel, parallel.device)
+    source = CachedTokens(cache, config.stream_plan(), parallel, parallel.device)
     index = source.index
     made_from = {**index.model, "clip_fingerprint": index.clip_fingerprint, **index.origin}
     # what the cache did about bad images is what was done here

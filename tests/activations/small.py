@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import torch
 
 from patchsae.activations import CacheOptions, TokenBatch
-from patchsae.training.config import TrainConfig
+from patchsae.activations.plan import StreamPlan
 
 SOURCE = "shapes:train?n=30&seed=5&size=16"
 T, D, SHARD = 5, 16, 8
@@ -19,8 +19,8 @@ def options(**changes: object) -> CacheOptions:
     return CacheOptions(**{"batch_size": 4, "shard_mb": SHARD * size / 1e6, **changes})  # type: ignore[arg-type]
 
 
-def config(batch_size: int = 4, steps: int = 12, **changes: object) -> TrainConfig:
-    return TrainConfig(batch_size=batch_size, total_images=batch_size * steps, **changes)  # type: ignore[arg-type]
+def wanted(batch_size: int = 4, steps: int = 12, **changes: object) -> StreamPlan:
+    return StreamPlan(batch_size, steps, **{"seed": 42, **changes})  # type: ignore[arg-type]
 
 
 def same(a: TokenBatch, b: TokenBatch) -> bool:

@@ -23,7 +23,8 @@ from patchsae.activations.shard import DamagedShard
 from patchsae.data import ImageDataset, ReadGroups, batches, open_images, train_order
 from patchsae.disk import atomic
 from patchsae.models.clip import SplitCLIP, load_clip
-from tests.activations.small import SHARD, SOURCE, D, T, all_same, config, options, same, union
+from patchsae.training.config import TrainConfig
+from tests.activations.small import SHARD, SOURCE, D, T, all_same, options, same, union, wanted
 from tests.training.tiny import open_clip_dir, write_clip
 
 
@@ -42,7 +43,7 @@ def close(tokens: torch.Tensor, expected: torch.Tensor, store: str) -> bool:
 def test_a_pass_has_every_image_once_as_it_was(
     cache: Path, stored: CacheOptions, grids: dict[str, torch.Tensor]
 ) -> None:
-    source = CachedTokens(cache, config(5, steps=17), buffer_shards=2)
+    source = CachedTokens(cache, wanted(5, steps=17), buffer_shards=2)
     found = [*source.first(1), *source.batches(5)]
     assert [batch.tokens.shape for batch in found] == [(5, T, D)] * 18
     for epoch in range(3):
@@ -58,7 +59,7 @@ def test_a_pass_has_every_image_once_as_it_was(
 def test_going_on_from_any_place_gives_the_same_bits(
     cache: Path, size: int, shuffle: int, count: int | None, done: int, together: int
 ) -> None:
-    chosen = config(size, steps=12, shuffle=shuffle, tokens_per_image=count)
+    chosen = wanted(size, steps=12, shuffle=shuffle, tokens_per_image=count)
     whole = list(CachedTokens(cache, chosen, buffer_shards=together).batches(size))
     rest = CachedTokens(cache, chosen, buffer_shards=together).batches(size * (done + 1))
     assert all_same(rest, whole[done:])
@@ -70,7 +71,7 @@ def test_the_parts_of_processes_are_the_batch_of_one_bit_for_bit(
 ) -> None:
     if batch_size < size:
         return
-    chosen = config(batch_size, steps=9, shuffle=shuffle, tokens_per_image=count)
+    chosen = wanted(batch_size, steps=9, shuffle=shuffle, tokens_per_image=count)
     alone = CachedTokens(cache, chosen)
     parts = [CachedTokens(cache, chosen, Place(size, rank)) for rank in range(size)]
     for one, *others in zip(alone.batches(batch_size), *(part.batches(batch_size) for part in parts), strict=True):
@@ -101,7 +102,7 @@ def test_a_pass_reads_every_shard_once_and_from_its_beginning_to_its_end(
 
 def test_images_of_different_shards_meet_in_a_batch(cache: Path) -> None:
     index = CacheIndex.load(cache)
-    source = CachedTokens(cache, config(6, steps=4), buffer_shards=4)
+    source = CachedTokens(cache, wanted(6, steps=4), buffer_shards=4)
     written = [id for s in index.shards for id in _ids(cache / s.file)]
     for batch in source.batches(6):
         assert len({written.index(id) // SHARD for id in batch.ids}) > 1
@@ -111,15 +112,15 @@ def test_a_cache_of_some_tokens_has_those_and_no_more(
     tmp_path: Path, clip: SplitCLIP, dataset: ImageDataset, grids: dict[str, torch.Tensor]
 ) -> None:
     write_cache(clip, dataset, tmp_path / "cache", options(tokens_per_image=3))
-    source = CachedTokens(tmp_path / "cache", config(5, steps=5, start="mean"))
+    source = CachedTokens(tmp_path / "cache", wanted(5, steps=5))
     for batch in [*source.first(1), *source.batches(5)]:
         assert batch.tokens.shape == (15, D)
         for id, tokens in zip(batch.ids, batch.tokens.reshape(5, 3, D), strict=True):
             assert len(set(torch.cdist(tokens, grids[id]).argmin(1).tolist())) == 3
-    fewer = CachedTokens(tmp_path / "cache", config(5, steps=5, start="mean", tokens_per_image=2))
+    fewer = CachedTokens(tmp_path / "cache", wanted(5, steps=5, tokens_per_image=2))
     assert next(fewer.batches(5)).tokens.shape == (10, D)
     with pytest.raises(ValueError, match="tokens_per_image is 4, and .* holds 3 tokens of each image"):
-        CachedTokens(tmp_path / "cache", config(tokens_per_image=4))
+        CachedTokens(tmp_path / "cache", wanted(tokens_per_image=4))
 
 
 @pytest.mark.parametrize(
@@ -135,7 +136,7 @@ def test_what_needs_whole_images_is_refused_for_a_cache_of_some_tokens(
 ) -> None:
     write_cache(clip, dataset, tmp_path / "cache", options(tokens_per_image=3))
     with pytest.raises(ValueError, match=expected):
-        CachedTokens(tmp_path / "cache", config(**changes))  # type: ignore[arg-type]
+        CachedTokens(tmp_path / "cache", TrainConfig(**changes).stream_plan())  # type: ignore[arg-type]
 
 
 def test_damage_is_refused_by_name_and_the_named_command_mends_it(
@@ -149,7 +150,7 @@ def test_damage_is_refused_by_name_and_the_named_command_mends_it(
     damaged.write_bytes(content)
     gone.unlink()
     with pytest.raises(DamagedShard, match=r"shard-0000[13]\.safetensors .* `patchsae cache --out .* --check`"):
-        list(CachedTokens(folder, config()).batches(4))
+        list(CachedTokens(folder, wanted()).batches(4))
     assert repair_cache(clip, dataset, folder) == [damaged.name, gone.name]
     assert repair_cache(clip, dataset, folder) == []
     assert all((folder / path.name).read_bytes() == path.read_bytes() for path in cache.glob("*.safetensors"))
@@ -163,13 +164,13 @@ def test_a_prefix_is_a_cache_and_says_so(tmp_path: Path, cache: Path) -> None:
     atomic.write_text(folder / "index.json", _shortened(index, 2).text())
     (folder / index.shards[2].file).unlink()
     with pytest.warns(UserWarning, match="a part of a cache: 16 of 30 images"):
-        source = CachedTokens(folder, config(4, steps=3))
+        source = CachedTokens(folder, wanted(4, steps=3))
     ids = [id for batch in [*source.first(1), *source.batches(4)] for id in batch.ids]
     assert sorted(ids) == sorted(id for s in index.shards[:2] for id in _ids(folder / s.file))
-    assert source.fingerprint != CachedTokens(cache, config(4, steps=3)).fingerprint
+    assert source.fingerprint != CachedTokens(cache, wanted(4, steps=3)).fingerprint
     atomic.write_text(folder / "index.json", _shortened(index, 0).text())
     with pytest.raises(ValueError, match="holds no images yet"):
-        CachedTokens(folder, config())
+        CachedTokens(folder, wanted())
 
 
 def test_another_model_layer_or_dataset_is_an_error_that_names_both(
@@ -191,10 +192,10 @@ def test_another_model_layer_or_dataset_is_an_error_that_names_both(
 
 def test_a_folder_that_is_no_cache_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="is not a cache of activations: `patchsae cache --out"):
-        CachedTokens(tmp_path, config())
+        CachedTokens(tmp_path, wanted())
     (tmp_path / "index.json").write_text('{"format": 99}')
     with pytest.raises(ValueError, match="another version of the format"):
-        CachedTokens(tmp_path, config())
+        CachedTokens(tmp_path, wanted())
 
 
 def _ids(path: Path) -> list[str]:

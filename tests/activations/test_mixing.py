@@ -13,9 +13,8 @@ from hypothesis import strategies as st
 
 from patchsae.activations import TokenBatch
 from patchsae.activations.mixing import Share, chosen_tokens, take_tokens, token_batches
-from patchsae.activations.plan import ALONE, BatchPlan, Place, plan_of
-from patchsae.training.config import TrainConfig
-from tests.activations.small import all_same, config, union
+from patchsae.activations.plan import ALONE, BatchPlan, Place, StreamPlan, plan_of
+from tests.activations.small import all_same, union, wanted
 
 T = 3
 
@@ -39,11 +38,11 @@ def shares_of(plan: BatchPlan, bad: frozenset[int] = frozenset()):
 
 
 def batches_of(
-    config: TrainConfig, place: Place = ALONE, start: int | None = None, bad: frozenset[int] = frozenset()
+    chosen: StreamPlan, place: Place = ALONE, start: int | None = None, bad: frozenset[int] = frozenset()
 ) -> list[TokenBatch]:
-    plan = plan_of(config, place)
+    plan = plan_of(chosen, place)
     begin = plan.first_place if start is None else start
-    return list(token_batches(shares_of(plan, bad), plan, begin, config, tokens=T))
+    return list(token_batches(shares_of(plan, bad), plan, begin, chosen, tokens=T))
 
 
 def rows(batches: list[TokenBatch]) -> list[tuple[int, int]]:
@@ -51,7 +50,7 @@ def rows(batches: list[TokenBatch]) -> list[tuple[int, int]]:
 
 
 settings_of = st.builds(
-    config,
+    wanted,
     batch_size=st.integers(1, 5),
     steps=st.integers(1, 7),
     shuffle=st.integers(0, 4),
@@ -62,11 +61,11 @@ settings_of = st.builds(
 
 
 @given(settings_of, st.sets(st.integers(0, 40)))
-def test_every_token_comes_exactly_once(config: TrainConfig, bad: set[int]) -> None:
-    found = rows(batches_of(config, bad=frozenset(bad)))
-    places = [p for p in range(config.batch_size * config.start_batches, 45) if p not in bad]
-    places = [p for p in places if p < config.batch_size * (config.start_batches + config.steps)]
-    count = config.tokens_per_image or T
+def test_every_token_comes_exactly_once(chosen: StreamPlan, bad: set[int]) -> None:
+    found = rows(batches_of(chosen, bad=frozenset(bad)))
+    places = [p for p in range(chosen.batch_size * chosen.start_batches, 45) if p not in bad]
+    places = [p for p in places if p < chosen.batch_size * (chosen.start_batches + chosen.steps)]
+    count = chosen.tokens_per_image or T
     assert len(found) == len(set(found)) == count * len(places)
     assert {place for place, _ in found} == set(places)
     if count == T:
@@ -74,19 +73,19 @@ def test_every_token_comes_exactly_once(config: TrainConfig, bad: set[int]) -> N
 
 
 @given(settings_of, st.data())
-def test_going_on_from_any_place_gives_the_rest_of_an_unbroken_run(config: TrainConfig, data: st.DataObject) -> None:
-    whole = batches_of(config)
+def test_going_on_from_any_place_gives_the_rest_of_an_unbroken_run(chosen: StreamPlan, data: st.DataObject) -> None:
+    whole = batches_of(chosen)
     done = data.draw(st.integers(0, len(whole)))
-    start = whole[done - 1].next_start if done else config.batch_size * config.start_batches
-    assert all_same(whole[done:], batches_of(config, start=start))
+    start = whole[done - 1].next_start if done else chosen.batch_size * chosen.start_batches
+    assert all_same(whole[done:], batches_of(chosen, start=start))
 
 
 @given(settings_of, st.integers(1, 4), st.sets(st.integers(0, 40)))
-def test_the_parts_of_processes_are_the_batch_of_one(config: TrainConfig, size: int, bad: set[int]) -> None:
-    if size > config.batch_size:
+def test_the_parts_of_processes_are_the_batch_of_one(chosen: StreamPlan, size: int, bad: set[int]) -> None:
+    if size > chosen.batch_size:
         return
-    alone = {batch.next_start: batch for batch in batches_of(config, bad=frozenset(bad))}
-    parts = [batches_of(config, Place(size, rank), bad=frozenset(bad)) for rank in range(size)]
+    alone = {batch.next_start: batch for batch in batches_of(chosen, bad=frozenset(bad))}
+    parts = [batches_of(chosen, Place(size, rank), bad=frozenset(bad)) for rank in range(size)]
     for of_step in zip(*parts, strict=True):
         (end,) = {part.next_start for part in of_step}
         if end in alone or size == 1:
@@ -97,7 +96,7 @@ def test_the_parts_of_processes_are_the_batch_of_one(config: TrainConfig, size: 
 
 
 def test_a_step_mixes_the_images_of_its_window_and_of_no_other() -> None:
-    settings = config(batch_size=8, steps=6, shuffle=3)
+    settings = wanted(batch_size=8, steps=6, shuffle=3)
     for batch in batches_of(settings):
         window = (batch.next_start // 8 - 2) // 3
         within = {place for place, _ in rows([batch])}
@@ -107,18 +106,18 @@ def test_a_step_mixes_the_images_of_its_window_and_of_no_other() -> None:
 
 
 def test_windows_and_lanes_are_permuted_differently() -> None:
-    found = np.array(rows(batches_of(config(batch_size=2, steps=40, shuffle=20)))).reshape(2, 20, 2, T, 2)
+    found = np.array(rows(batches_of(wanted(batch_size=2, steps=40, shuffle=20)))).reshape(2, 20, 2, T, 2)
     lanes = found.transpose(0, 2, 1, 3, 4).reshape(4, 20 * T, 2)
     relative = [[(int(place - lane[:, 0].min()) // 2, int(t)) for place, t in lane] for lane in lanes]
     assert len({tuple(lane) for lane in relative}) == 4
 
 
 def test_whole_images_keep_their_shape_and_others_do_not() -> None:
-    assert batches_of(config(steps=1))[0].tokens.shape == (4, T, 2)
-    assert batches_of(config(steps=1, shuffle=1))[0].tokens.shape == (4 * T, 2)
-    assert batches_of(config(steps=1, tokens_per_image=T))[0].tokens.shape == (4 * T, 2)
-    plan = plan_of(config(steps=1), ALONE)
-    selected = token_batches(shares_of(plan), plan, 4, config(steps=1), tokens=None)
+    assert batches_of(wanted(steps=1))[0].tokens.shape == (4, T, 2)
+    assert batches_of(wanted(steps=1, shuffle=1))[0].tokens.shape == (4 * T, 2)
+    assert batches_of(wanted(steps=1, tokens_per_image=T))[0].tokens.shape == (4 * T, 2)
+    plan = plan_of(wanted(steps=1), ALONE)
+    selected = token_batches(shares_of(plan), plan, 4, wanted(steps=1), tokens=None)
     assert next(selected).tokens.shape == (4 * T, 2)
 
 
@@ -146,16 +145,16 @@ def test_more_tokens_than_an_image_has_are_refused() -> None:
 def test_a_place_where_no_batch_begins_is_refused() -> None:
     for start in (0, 5, 400):
         with pytest.raises(ValueError, match=f"start is {start}; expected 4 plus a multiple of 4, at most 52"):
-            batches_of(config(), start=start)
+            batches_of(wanted(), start=start)
 
 
 def test_fewer_images_than_processes_are_refused() -> None:
     with pytest.raises(ValueError, match="batch_size is 4; expected at least 5"):
-        plan_of(config(), Place(5, 0))
+        plan_of(wanted(), Place(5, 0))
 
 
 def test_a_window_is_in_memory_once() -> None:
-    settings = config(3, steps=10, shuffle=4)
+    settings = wanted(3, steps=10, shuffle=4)
     plan = plan_of(settings, ALONE)
     held: list[int] = []
 

@@ -14,7 +14,7 @@ from patchsae.activations import Stream
 from patchsae.activations.plan import Place
 from patchsae.data import BadImage, ImageDataset, batches, open_images, train_order
 from patchsae.models.clip import SplitCLIP
-from tests.activations.small import D, T, all_same, config, same, union
+from tests.activations.small import D, T, all_same, same, union, wanted
 
 
 def released_batches(clip: SplitCLIP, dataset: ImageDataset, batch_size: int, count: int, seed: int) -> list:
@@ -28,7 +28,7 @@ def released_batches(clip: SplitCLIP, dataset: ImageDataset, batch_size: int, co
 def test_unmixed_batches_are_those_of_the_released_loop_bit_for_bit(
     clip: SplitCLIP, dataset: ImageDataset, workers: int
 ) -> None:
-    settings = config(seed=3)
+    settings = wanted(seed=3)
     stream = Stream(clip, dataset, settings, workers)
     found = [*stream.first(1), *stream.batches(4)]
     expected = released_batches(clip, dataset, 4, 13, seed=3)
@@ -45,7 +45,7 @@ def test_unmixed_batches_are_those_of_the_released_loop_bit_for_bit(
 def test_going_on_gives_the_same_bits(
     clip: SplitCLIP, dataset: ImageDataset, shuffle: int, count: int | None, size: int, done: int, workers: int
 ) -> None:
-    chosen = config(size, steps=7, shuffle=shuffle, tokens_per_image=count)
+    chosen = wanted(size, steps=7, shuffle=shuffle, tokens_per_image=count)
     whole = list(Stream(clip, dataset, chosen).batches(size))
     assert all_same(Stream(clip, dataset, chosen, workers).batches(size * (done + 1)), whole[done:])
 
@@ -55,7 +55,7 @@ def test_going_on_gives_the_same_bits(
 def test_the_parts_of_processes_are_the_batch_of_one(
     clip: SplitCLIP, dataset: ImageDataset, shuffle: int, count: int | None
 ) -> None:
-    chosen = config(shuffle=shuffle, tokens_per_image=count)
+    chosen = wanted(shuffle=shuffle, tokens_per_image=count)
     alone = Stream(clip, dataset, chosen)
     parts = [Stream(clip, dataset, chosen, parallel=Place(3, rank)) for rank in range(3)]
     for one, *others in zip(alone.batches(4), *(part.batches(4) for part in parts), strict=True):
@@ -83,7 +83,7 @@ def partly_bad(tmp_path: Path, dataset: ImageDataset) -> ImageDataset:
 def test_bad_images_are_left_out_as_in_the_released_loop(
     clip: SplitCLIP, partly_bad: ImageDataset, workers: int
 ) -> None:
-    stream = Stream(clip, partly_bad, config(2, steps=20, on_bad_image="skip"), workers)
+    stream = Stream(clip, partly_bad, wanted(2, steps=20, on_bad_image="skip"), workers)
     found = list(stream.batches(2))
     expected = released_batches(clip, partly_bad, 2, 21, seed=42)
     expected = [item for item in expected if item[2] > 2]
@@ -92,11 +92,11 @@ def test_bad_images_are_left_out_as_in_the_released_loop(
     assert all(torch.equal(batch.tokens, tokens) for batch, (tokens, _, _) in zip(found, expected, strict=True))
     assert sorted(record.id for record in stream.bad) == ["02.png", "03.png", "07.png"]
     with pytest.raises(BadImage, match=r"0[237]\.png"):
-        list(Stream(clip, partly_bad, config(2, steps=20), workers).batches(2))
+        list(Stream(clip, partly_bad, wanted(2, steps=20), workers).batches(2))
 
 
 def test_a_bad_image_is_named_with_its_batch_and_no_sooner(clip: SplitCLIP, partly_bad: ImageDataset) -> None:
-    chosen = config(2, steps=20, on_bad_image="skip")
+    chosen = wanted(2, steps=20, on_bad_image="skip")
     order = train_order(11, 42, chosen.seed)
     stream = Stream(clip, partly_bad, chosen, workers=1)
     for batch in stream.batches(2):
@@ -105,7 +105,7 @@ def test_a_bad_image_is_named_with_its_batch_and_no_sooner(clip: SplitCLIP, part
 
 
 def test_processes_stay_in_step_over_batches_without_images(clip: SplitCLIP, partly_bad: ImageDataset) -> None:
-    chosen = config(2, steps=20, on_bad_image="skip")
+    chosen = wanted(2, steps=20, on_bad_image="skip")
     parts = [Stream(clip, partly_bad, chosen, parallel=Place(2, rank)) for rank in range(2)]
     ends = [[batch.next_start for batch in part.batches(2)] for part in parts]
     assert ends[0] == ends[1] == list(range(4, 44, 2))
@@ -113,16 +113,16 @@ def test_processes_stay_in_step_over_batches_without_images(clip: SplitCLIP, par
 
 def test_a_start_without_any_image_is_refused(clip: SplitCLIP, tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"no picture")
-    stream = Stream(clip, open_images(tmp_path), config(on_bad_image="skip"))
+    stream = Stream(clip, open_images(tmp_path), wanted(on_bad_image="skip"))
     with pytest.raises(ValueError, match="none of the images of the first batch can be decoded"):
         stream.first(1)
 
 
 def test_a_subset_is_of_each_image_and_new_in_every_pass(clip: SplitCLIP, dataset: ImageDataset) -> None:
-    chosen = config(30, steps=2, tokens_per_image=2)
+    chosen = wanted(30, steps=2, tokens_per_image=2)
     grids = {
         id: tokens
-        for batch in Stream(clip, dataset, config(30, steps=1)).batches(30)
+        for batch in Stream(clip, dataset, wanted(30, steps=1)).batches(30)
         for id, tokens in zip(batch.ids, batch.tokens, strict=True)
     }
     seen: dict[str, set[tuple[int, ...]]] = {id: set() for id in grids}
@@ -139,4 +139,4 @@ def test_more_tokens_than_an_image_has_are_refused_before_anything_is_decoded(
     clip: SplitCLIP, dataset: ImageDataset
 ) -> None:
     with pytest.raises(ValueError, match=f"tokens_per_image is {T + 1}; expected at most {T}, the tokens of an image"):
-        Stream(clip, dataset, config(tokens_per_image=T + 1))
+        Stream(clip, dataset, wanted(tokens_per_image=T + 1))

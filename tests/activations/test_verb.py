@@ -9,7 +9,7 @@ from PIL import Image
 
 from patchsae.activations import CachedTokens
 from patchsae.cli.entry import main
-from tests.activations.small import config
+from tests.activations.small import wanted
 
 pytestmark = pytest.mark.slow
 
@@ -35,12 +35,12 @@ def test_the_verb_writes_reads_and_mends_a_cache(
     before = shard.read_bytes()
     shard.write_bytes(before[:-1])
     with pytest.raises(RuntimeError) as error:
-        list(CachedTokens(out, config()).batches(4))
+        list(CachedTokens(out, wanted()).batches(4))
     named = str(error.value).split("`")[1].split()[1:]  # `patchsae cache ...`: as it stands there
     main(named)
     assert "3 shards; written anew: shard-00001.safetensors" in capsys.readouterr().out
     assert shard.read_bytes() == before
-    assert len(list(CachedTokens(out, config()).batches(4))) == 12
+    assert len(list(CachedTokens(out, wanted()).batches(4))) == 12
 
 
 @pytest.mark.parametrize("cached", [True, False])

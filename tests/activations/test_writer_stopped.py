@@ -13,7 +13,7 @@ import pytest
 
 from patchsae.activations import CachedTokens, CacheIndex
 from tests.activations import cache_process
-from tests.activations.small import config
+from tests.activations.small import wanted
 
 pytestmark = pytest.mark.slow
 
@@ -58,7 +58,7 @@ def usable_images(folder: Path) -> int:
     index = CacheIndex.load(folder)
     count = sum(record.images for record in index.shards)
     with pytest.warns(UserWarning, match="a part of a cache"):
-        source = CachedTokens(folder, config(1, steps=count - 1))
+        source = CachedTokens(folder, wanted(1, steps=count - 1))
     assert sum(batch.images for batch in [*source.first(1), *source.batches(1)]) == count
     return count
 
