@@ -14,13 +14,15 @@ import pytest
 from PIL import Image
 
 from patchsae.cli import opening
-from patchsae.cli.entry import VERBS, main
+from patchsae.cli.entry import main
+from patchsae.cli.verbs import VERBS
 
 
 def test_help_of_every_verb_needs_neither_torch_nor_open_clip():
     program = """
 import sys
-from patchsae.cli.entry import VERBS, main
+from patchsae.cli.entry import main
+from patchsae.cli.verbs import VERBS
 for verb in ["", *VERBS]:
     try:
         main([*verb.split(), "--help"])

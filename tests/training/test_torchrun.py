@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from patchsae.cli.entry import TOGETHER, VERBS, main
+from patchsae.cli.entry import main
+from patchsae.cli.verbs import TOGETHER, VERBS
 from patchsae.models.sae import load_sae
 from tests.parallel.launch import torchrun
 
