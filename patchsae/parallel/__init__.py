@@ -14,16 +14,16 @@ if TYPE_CHECKING:
     from patchsae.parallel.base import Alone as Alone
     from patchsae.parallel.base import Parallel as Parallel
     from patchsae.parallel.base import ProcessLost as ProcessLost
-    from patchsae.parallel.base import open_parallel as open_parallel
     from patchsae.parallel.mesh import Mesh as Mesh
+    from patchsae.parallel.open import open_parallel as open_parallel
 
 _HOMES = {
     "PATIENCE": "base",
     "Alone": "base",
     "Parallel": "base",
     "ProcessLost": "base",
-    "open_parallel": "base",
     "Mesh": "mesh",
+    "open_parallel": "open",
 }
 
 __all__ = sorted(_HOMES)

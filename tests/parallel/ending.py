@@ -11,7 +11,7 @@ from datetime import timedelta
 import torch
 
 from patchsae.errors import PatchsaeError
-from patchsae.parallel.base import open_parallel
+from patchsae.parallel import open_parallel
 
 
 def add_up(how: str, patience: float) -> None:

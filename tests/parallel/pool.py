@@ -67,7 +67,7 @@ class Pool:
 
 def _serve(pipe: Connection, rank: int, size: int, port: int) -> None:
     os.environ |= environment(rank, size, port)
-    from patchsae.parallel.base import open_parallel
+    from patchsae.parallel import open_parallel
     from patchsae.parallel.mesh import Mesh
 
     meshes: dict[tuple[int, int], Mesh] = {}

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 
-from patchsae.parallel.base import Alone, even_share, open_parallel, shard_dimension, share
+from patchsae.parallel import open_parallel
+from patchsae.parallel.base import Alone, even_share, shard_dimension, share
 from tests.parallel import mesh_laws as laws
 from tests.parallel.pool import Pool
 

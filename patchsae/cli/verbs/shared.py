@@ -44,7 +44,7 @@ def renew_report(run: Path) -> None:
 def together(run: Path, model: Model) -> Iterator[tuple[Model, Parallel]]:
     """The processes that share the images, and the model on this one's device; the first one renews the report."""
     from patchsae.cli import opening
-    from patchsae.parallel.base import open_parallel
+    from patchsae.parallel import open_parallel
 
     with open_parallel(1, opening.device(model)) as parallel:
         yield replace(model, device=str(parallel.device)), parallel

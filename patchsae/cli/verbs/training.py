@@ -61,7 +61,7 @@ def train(images: Images, model: Model, recipe: TrainConfig, how: Annotated[Trai
     patchsae train ...` trains in N processes.
     """
     from patchsae.cli import opening
-    from patchsae.parallel.base import open_parallel
+    from patchsae.parallel import open_parallel
     from patchsae.training import checkpoint, trainer
     from patchsae.training.loggers import check_names
 

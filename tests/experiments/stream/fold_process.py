@@ -18,7 +18,7 @@ from patchsae.disk.runs import Run
 from patchsae.experiments.options import ExtractOptions
 from patchsae.experiments.stream.fold import FoldResult, fold
 from patchsae.interrupt import Interrupted
-from patchsae.parallel.base import open_parallel
+from patchsae.parallel import open_parallel
 from tests.data.mortal import Mortal
 
 N = 400
