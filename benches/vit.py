@@ -12,7 +12,8 @@ from patchsae.experiments.classes.rankings import random_rank
 from patchsae.experiments.mask.embeddings import sweep_ks
 from patchsae.experiments.options import KS
 from patchsae.models.clip import SplitCLIP, load_clip
-from patchsae.models.sae import SAEConfig, SparseAutoencoder
+from patchsae.models.sae import SparseAutoencoder
+from patchsae.models.sae_config import SAEConfig
 
 NAME = "ViT-B-16-quickgelu"
 LATENTS = 49_152

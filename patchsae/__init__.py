@@ -10,27 +10,27 @@ from typing import TYPE_CHECKING
 from patchsae import lazy
 
 if TYPE_CHECKING:
-    from patchsae.adapters.files import load_adapter as load_adapter
+    from patchsae.adapters.load import load_adapter as load_adapter
     from patchsae.adapters.maple import load_maple as load_maple
     from patchsae.data import load_image as load_image
     from patchsae.data import open_images as open_images
+    from patchsae.models.checkpoints.load import load_sae as load_sae
     from patchsae.models.clip import SplitCLIP as SplitCLIP
     from patchsae.models.clip import load_clip as load_clip
-    from patchsae.models.sae import SAEConfig as SAEConfig
     from patchsae.models.sae import SparseAutoencoder as SparseAutoencoder
-    from patchsae.models.sae import load_sae as load_sae
+    from patchsae.models.sae_config import SAEConfig as SAEConfig
     from patchsae.models.steering import steer as steer
 
 _HOMES = {
     "SplitCLIP": "models.clip",
     "load_clip": "models.clip",
-    "SAEConfig": "models.sae",
+    "SAEConfig": "models.sae_config",
     "SparseAutoencoder": "models.sae",
-    "load_sae": "models.sae",
+    "load_sae": "models.checkpoints.load",
     "steer": "models.steering",
     "load_image": "data",
     "open_images": "data",
-    "load_adapter": "adapters.files",
+    "load_adapter": "adapters.load",
     "load_maple": "adapters.maple",
 }
 

@@ -87,7 +87,8 @@ def test_the_python_of_the_readme_runs(folders, monkeypatch):
     import torch
 
     import patchsae
-    from patchsae.models.sae import SAEConfig, SparseAutoencoder
+    from patchsae.models.sae import SparseAutoencoder
+    from patchsae.models.sae_config import SAEConfig
 
     clip = patchsae.load_clip("tiny")
     SparseAutoencoder(SAEConfig(clip.width, 2000)).save(folders / "sae")

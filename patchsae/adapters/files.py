@@ -12,13 +12,12 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
-from patchsae.adapters import official
 from patchsae.adapters import witness as identity
 from patchsae.adapters.base import AdaptedCLIP
 from patchsae.adapters.kinds import adapter_class
 from patchsae.disk.atomic import replacing
 from patchsae.disk.checksums import verified
-from patchsae.disk.contents import unexpected, what_is
+from patchsae.disk.contents import what_is
 from patchsae.disk.documents import parse_json
 from patchsae.disk.tensor_files import read_tensors
 from patchsae.models.clip import SplitCLIP
@@ -50,27 +49,8 @@ def save_adapter(adapted: AdaptedCLIP, path: str | Path) -> Path:
     return file
 
 
-def load_adapter(clip: SplitCLIP, path: str | Path, classnames: Sequence[str] | None = None) -> AdaptedCLIP:
-    """Read an adapter onto a CLIP.
-
-    Args:
-        path: what `save_adapter` wrote (file or folder), or a checkpoint of the official MaPLe code.
-        classnames: classes to tell apart; None: those that it was saved with.
-
-    Raises:
-        FileNotFoundError: nothing is there.
-        ValueError: the file is damaged, of another version, does not fit this CLIP or was learned on another, or no
-            classes are given for an official checkpoint; a linear probe is given other classes than its own.
-    """
-    if not is_ours(Path(os.path.expanduser(path))):
-        from patchsae.adapters import maple
-
-        if classnames is None:
-            checkpoint = official.find(path)
-            if what_is(checkpoint).kind != "torch":
-                raise unexpected(checkpoint, "what save_adapter wrote, or a checkpoint of MaPLe's code")
-            raise ValueError(f"{path} is an official MaPLe checkpoint, which names no classes; give classnames")
-        return maple.load_maple(clip, path, classnames)
+def read_adapter(clip: SplitCLIP, path: str | Path, classnames: Sequence[str] | None = None) -> AdaptedCLIP:
+    """What `save_adapter` wrote, onto a CLIP; see `load.load_adapter`."""
     file = _file(path)
     record, tensors = _read(file)
     learned = {name: value for name, value in tensors.items() if not name.startswith(identity.ENCODERS)}

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from patchsae.adapters import create, files, official
+from patchsae.adapters import files, official
 from patchsae.adapters import witness as identity
 from patchsae.adapters.base import AdaptedCLIP, check_range, check_shapes
+from patchsae.adapters.kinds import create
 from patchsae.adapters.official import Checkpoint
 from patchsae.adapters.text import TextTower, class_features, class_prompts
 from patchsae.models.clip import SplitCLIP
@@ -64,7 +65,7 @@ def load_maple(
         config = MaPLeConfig(usual.n_ctx if n_ctx is None else n_ctx, usual.depth if depth is None else depth)
         adapted = create("maple", clip, classnames, config, seed)
     elif files.is_ours(Path(os.path.expanduser(path))):
-        adapted = files.load_adapter(clip, path, classnames)
+        adapted = files.read_adapter(clip, path, classnames)
     else:
         return _from_official(clip, official.read(path), classnames, n_ctx, depth)
     if not isinstance(adapted, MaPLe):

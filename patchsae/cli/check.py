@@ -135,7 +135,7 @@ def _named(stages: Sequence[StageCheck]) -> str:
 def _trained(run: Path) -> str | None:
     """The fingerprint of the autoencoder that was trained in a run, where it is whole."""
     from patchsae.disk.hashing import fingerprint
-    from patchsae.models.sae import load_sae
+    from patchsae.models.checkpoints.load import load_sae
 
     stage = Run(run).stage("train")
     try:

@@ -29,9 +29,10 @@ from patchsae.disk.names import written
 from patchsae.disk.runs import Run, Stage
 from patchsae.experiments.options import StreamOptions
 from patchsae.models import clip_config, clip_weights
+from patchsae.models.checkpoints.load import load_sae
 from patchsae.models.clip import SplitCLIP, load_clip
 from patchsae.models.clip_names import NOT_SAID
-from patchsae.models.sae import SparseAutoencoder, load_sae
+from patchsae.models.sae import SparseAutoencoder
 
 Options = TypeVar("Options", bound=StreamOptions | AdaptOptions)
 

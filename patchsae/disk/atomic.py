@@ -13,6 +13,7 @@ from pathlib import Path
 
 from patchsae.disk import checksums
 from patchsae.errors import PatchsaeError
+from patchsae.words import size
 
 _PARTIAL = re.compile(r"\..+\.\d+-\d+\.partial\Z")
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -59,7 +60,7 @@ def room_for(path: Path) -> Iterator[None]:
             raise
         free = shutil.disk_usage(path.parent).free
         raise DiskFull(
-            f"no room to write {path}: {os.strerror(_number(error))}, with {free / 1e6:,.1f} MB free there. What was "
+            f"no room to write {path}: {os.strerror(_number(error))}, with {size(free)} free there. What was "
             "complete before it is kept"
         ) from error
 

@@ -111,13 +111,10 @@ def record(path: Path, digest: str, sync: bool = True) -> None:
             os.fsync(file.fileno())
 
 
-def settle(folder: Path, gone: Collection[str] = ()) -> None:
-    """Leave one line, the last, for every file but those that are `gone` or about to be."""
-    from patchsae.disk import atomic
-
+def settled(folder: Path, gone: Collection[str] = ()) -> str:
+    """What `.sums` comes down to: one line, the last, for every file but those that are `gone` or about to be."""
     there = {name: digests for name, digests in _sums(folder).items() if name not in gone and (folder / name).exists()}
-    lines = [f"{digests[-1]}  {name}\n" for name, digests in there.items()]
-    atomic.write_text(folder / FILE, "".join(lines))
+    return "".join(f"{digests[-1]}  {name}\n" for name, digests in there.items())
 
 
 def sha256_of(path: Path) -> str:

@@ -144,7 +144,7 @@ class Stage:
     def finish(self, *spent: str) -> None:
         """Mark the stage as done, remove what is `spent` (files that only going on needs), and let go of it."""
         self._require_begun()
-        checksums.settle(self.path, gone=spent)
+        self._settle_checksums(gone=spent)
         atomic.write_text(self.path / _FINISHED, "")
         for name in spent:
             _remove(self.path / plain_name(name))
@@ -255,7 +255,7 @@ class Stage:
         """Remove a file or folder of the stage's own; harmless where it is not there."""
         path = self.own(name)
         if path.exists() or path.is_symlink():
-            checksums.settle(self.path, gone=[name])
+            self._settle_checksums(gone=[name])
             _remove(path)
 
     def own(self, name: str) -> Path:
@@ -357,6 +357,9 @@ class Stage:
                     "the folder yourself if you do not need it"
                 )
         return names
+
+    def _settle_checksums(self, gone: Collection[str]) -> None:
+        atomic.write_text(self.path / checksums.FILE, checksums.settled(self.path, gone))
 
     def _require_begun(self) -> None:
         if self._lock is None:

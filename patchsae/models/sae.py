@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,60 +13,9 @@ from torch import Tensor, nn
 import patchsae_kernels as pk
 from patchsae.disk.claims import require_memory
 from patchsae.disk.tensor_files import require_float32
+from patchsae.models.checkpoints import ours
 from patchsae.models.given import described, outside_inference_mode, require_tensor
-
-ACTIVATIONS = ("relu", "topk", "jumprelu")
-PARAMETERS = ("W_enc", "b_enc", "W_dec", "b_dec")
-MOST = 2**53  # latents or dimensions; what is larger is no size
-
-
-@dataclass(frozen=True)
-class SAEConfig:
-    """Sizes and activation of a SAE, and where its residual stream comes from.
-
-    Attributes:
-        d_in: D, width of the residual stream.
-        d_sae: S, number of latents.
-        activation: "relu"; "topk" (the k largest positive pre-activations); "jumprelu" (above a threshold per latent).
-        k: with "topk" only.
-        metadata: free entries, text or finite numbers; ``model``, ``pretrained`` and ``layer`` name the CLIP
-            (`SplitCLIP.metadata`).
-    """
-
-    d_in: int
-    d_sae: int
-    activation: str = "relu"
-    k: int | None = None
-    metadata: Mapping[str, str | int | float] = field(default_factory=dict, hash=False)
-
-    def __post_init__(self) -> None:
-        for name in ("d_in", "d_sae"):
-            size = getattr(self, name)
-            if not _is_whole(size) or not 1 <= size <= MOST:
-                raise ValueError(f"{name}={repr(size)[:40]}; expected an integer of at least 1")
-        if self.activation not in ACTIVATIONS:
-            raise ValueError(f"activation={repr(self.activation)[:40]}; expected one of {', '.join(ACTIVATIONS)}")
-        if self.k is not None and not _is_whole(self.k):
-            raise ValueError(f"k={repr(self.k)[:40]}; expected an integer")
-        if (self.k is not None) != (self.activation == "topk"):
-            raise ValueError(f"k={self.k!r} with activation={self.activation!r}; expected k with 'topk' and only there")
-        if self.k is not None and not 1 <= self.k <= self.d_sae:
-            raise ValueError(f"k={self.k}; expected 1 <= k <= d_sae = {self.d_sae}")
-        if not isinstance(self.metadata, Mapping):
-            raise ValueError(f"metadata is a {type(self.metadata).__name__}; expected names with text or numbers")
-        for name, value in self.metadata.items():
-            finite = isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value))
-            if not isinstance(name, str) or not finite:
-                raise ValueError(
-                    f"metadata[{repr(name)[:60]}] is a {type(value).__name__}, {str(value)[:40]!r}; "
-                    "expected text or a finite number"
-                )
-
-    @property
-    def parameter_bytes(self) -> int:
-        """What the parameters take in float32."""
-        vectors = 2 if self.activation == "jumprelu" else 1
-        return 4 * (2 * self.d_in * self.d_sae + vectors * self.d_sae + self.d_in)
+from patchsae.models.sae_config import PARAMETERS, SAEConfig, check_shape
 
 
 class SparseAutoencoder(nn.Module):
@@ -201,9 +149,7 @@ class SparseAutoencoder(nn.Module):
 
     def save(self, directory: str | Path) -> None:
         """Write ``sae.safetensors`` and ``config.json`` into ``directory``; each file is complete or as it was."""
-        from patchsae.models.checkpoints import ours
-
-        ours.save(self, Path(directory))
+        ours.save(self.config, self.state_dict(), Path(directory))
 
     def extra_repr(self) -> str:
         k = f", k={self.config.k}" if self.config.k else ""
@@ -225,44 +171,6 @@ class SparseAutoencoder(nn.Module):
         if config.activation == "jumprelu":
             self.register_buffer("threshold", torch.empty(config.d_sae, dtype=torch.float32))
         self.register_load_state_dict_post_hook(_restore_layout)
-
-
-def load_sae(source: str | Path, device: str | torch.device = "auto") -> SparseAutoencoder:
-    """Load a SAE from a file or directory of any format in `patchsae.models.checkpoints`, or from the Hugging Face Hub.
-
-    Args:
-        source: a path, or where no such path exists a Hub id ``owner/name`` or ``owner/name/folder/in/it``.
-        device: "auto" is CUDA where there is one, as for `load_clip`.
-
-    Raises:
-        FileNotFoundError: neither a path nor a Hub id.
-        ValueError: no format fits, or the tensors do not; `archives.UnsafeFileError` for a file that asks for more
-            than tensors and its configuration.
-        ImportError: a Hub id, and huggingface_hub is not installed.
-    """
-    from patchsae.models.checkpoints import load
-
-    found = "cuda" if torch.cuda.is_available() else "cpu"
-    return load(source).to(found if device == "auto" else device)
-
-
-def check_shape(name: str, shape: tuple[int, ...], config: SAEConfig) -> None:
-    """Raise ValueError unless the tensor ``name`` of a SAE has the shape that ``config`` says."""
-    d, s = config.d_in, config.d_sae
-    symbols, expected = {
-        "W_enc": ("[D, S]", (d, s)),
-        "b_enc": ("[S]", (s,)),
-        "W_dec": ("[S, D]", (s, d)),
-        "b_dec": ("[D]", (d,)),
-        "threshold": ("[S]", (s,)),
-    }[name]
-    if shape != expected:
-        hint = ": transpose it" if shape == expected[::-1] else ""
-        raise ValueError(f"{name} has shape {shape}; expected {symbols} = {expected}{hint}")
-
-
-def _is_whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _restore_layout(sae: nn.Module, _incompatible: object) -> None:

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from patchsae.models.sae import SAEConfig, SparseAutoencoder
+from patchsae.models.sae import SparseAutoencoder
+from patchsae.models.sae_config import SAEConfig
 
 TOKEN_SHARE = 0.8
 """Of a dictionary row of the `data` start; the rest is random, so that rows of the same or of similar tokens differ."""

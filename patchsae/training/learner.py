@@ -16,7 +16,8 @@ from torch import Tensor
 import patchsae_kernels as pk
 from patchsae.activations import TokenBatch
 from patchsae.errors import PatchsaeError
-from patchsae.models.sae import SAEConfig, SparseAutoencoder
+from patchsae.models.sae import SparseAutoencoder
+from patchsae.models.sae_config import SAEConfig
 from patchsae.parallel.base import Alone, Parallel, shard_dimension
 from patchsae.training import metrics
 from patchsae.training.checkpoint import TrainState

@@ -83,7 +83,8 @@ def test_a_stage_of_an_earlier_training_is_to_be_run_again(tmp_path, capsys):
     import torch
 
     from patchsae.disk.hashing import fingerprint
-    from patchsae.models.sae import SAEConfig, SparseAutoencoder
+    from patchsae.models.sae import SparseAutoencoder
+    from patchsae.models.sae_config import SAEConfig
 
     old, new = (SparseAutoencoder(SAEConfig(4, 6), torch.Generator().manual_seed(seed)) for seed in range(2))
     with Run(tmp_path).stage("train", "train") as stage:

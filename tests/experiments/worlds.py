@@ -15,7 +15,8 @@ from patchsae.adapters.vpt import VPTConfig
 from patchsae.data import ImageDataset
 from patchsae.data.shapes import ShapesWorld
 from patchsae.models.clip import SplitCLIP, load_clip
-from patchsae.models.sae import SAEConfig, SparseAutoencoder
+from patchsae.models.sae import SparseAutoencoder
+from patchsae.models.sae_config import SAEConfig
 from tests.small_clips import write_clip
 
 S = 96

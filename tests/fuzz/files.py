@@ -30,7 +30,8 @@ from patchsae.adapters.maple import MaPLeConfig
 from patchsae.disk import archives
 from patchsae.errors import PatchsaeError
 from patchsae.models.clip_weights import read_weights
-from patchsae.models.sae import SAEConfig, SparseAutoencoder
+from patchsae.models.sae import SparseAutoencoder
+from patchsae.models.sae_config import SAEConfig
 from tests import malice
 from tests.adapters.checkpoints import write_official
 from tests.adapters.towers import NAMES, make_adapter, make_clip

@@ -19,14 +19,15 @@ from typing import Any
 
 import torch
 
-from patchsae import report
+from patchsae import load_sae, report
 from patchsae.cli import check
 from patchsae.disk import checksums
 from patchsae.disk.runs import Run
 from patchsae.errors import PatchsaeError
 from patchsae.experiments.classes.experiment import Rankings, rankings
 from patchsae.experiments.extract.result import Extraction
-from patchsae.models.sae import SAEConfig, SparseAutoencoder, load_sae
+from patchsae.models.sae import SparseAutoencoder
+from patchsae.models.sae_config import SAEConfig
 from tests.fuzz.memory import at_most
 
 MEMORY = 100e6  # bytes that no small file may take

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import patchsae
-from patchsae.models.sae import SAEConfig, SparseAutoencoder
+from patchsae.models.sae import SparseAutoencoder
+from patchsae.models.sae_config import SAEConfig
 
 D, S = 12, 40
 

@@ -5,7 +5,8 @@ import torch
 
 import patchsae_kernels as pk
 from patchsae.models.clip import SplitCLIP, load_clip
-from patchsae.models.sae import SAEConfig, SparseAutoencoder
+from patchsae.models.sae import SparseAutoencoder
+from patchsae.models.sae_config import SAEConfig
 from patchsae.models.steering import steer
 from tests.small_clips import pixels, write_clip
 

@@ -13,12 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from patchsae import load_sae
 from patchsae.data import ImageDataset, open_images
 from patchsae.data.base import Sample, Subset
 from patchsae.disk.runs import Run
 from patchsae.interrupt import Interrupted
 from patchsae.models.clip import SplitCLIP
-from patchsae.models.sae import load_sae
 from patchsae.training import grid as sweep
 from patchsae.training.grid import TooLarge, group_bytes
 from patchsae.training.sizes import cut

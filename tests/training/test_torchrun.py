@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from patchsae import load_sae
 from patchsae.cli.entry import main
 from patchsae.cli.verbs import TOGETHER, VERBS
-from patchsae.models.sae import load_sae
 from tests.parallel.launch import torchrun
 
 IMAGES = ("--images", "shapes:train?n=64", "--batch-size", "8")

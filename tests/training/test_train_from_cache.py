@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from patchsae import load_sae
 from patchsae.activations import CacheOptions, write_cache
 from patchsae.cli.entry import main
 from patchsae.data import open_images
 from patchsae.disk.runs import ConfigDiffers, Run, Stage
 from patchsae.interrupt import Interrupted
 from patchsae.models.clip import SplitCLIP
-from patchsae.models.sae import load_sae
 from patchsae.training.trainer import train_from_cache
 
 from .tiny import SOURCE, final_bytes, short_config, timeless

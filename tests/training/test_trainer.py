@@ -12,13 +12,13 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from patchsae import load_sae
 from patchsae.data import BadImage, ImageDataset, open_images, train_order
 from patchsae.data.base import Sample, Subset
 from patchsae.disk.runs import ConfigDiffers
 from patchsae.errors import PatchsaeError
 from patchsae.interrupt import Interrupted
 from patchsae.models.clip import SplitCLIP, load_clip
-from patchsae.models.sae import load_sae
 from patchsae.training import checkpoint
 from patchsae.training.checkpoint import DamagedCheckpoints
 from patchsae.training.init import start_sae

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
+from benches.gpu.timing import Pace
 from torch import Tensor
 
 from benches.gpu.bench import Bench
 from benches.gpu.lines import Bar, Opponent, Side
 from benches.gpu.measure import AGAIN, OURS, compared, time_sides
 from benches.gpu.records import Finding, Item, Result
-from benches.gpu.timing import Pace
 from benches.naive_masking import forward
 from patchsae.bench.measure import peak_mb
 
@@ -131,7 +131,8 @@ def _agreement(sweep: Sweep, found: Embeddings, expected: Embeddings, near: floa
 
 
 def _build(bench: Bench) -> Sweep:
-    from patchsae.models.sae import SAEConfig, SparseAutoencoder
+    from patchsae.models.sae import SparseAutoencoder
+    from patchsae.models.sae_config import SAEConfig
 
     size, device = bench.size, bench.device
     g = torch.Generator().manual_seed(0)

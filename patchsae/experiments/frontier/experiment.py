@@ -18,8 +18,9 @@ from patchsae.experiments.frontier.section import Point, frontier_section
 from patchsae.experiments.options import MAY_DIFFER, StreamOptions
 from patchsae.experiments.provenance import describe_images, stage_config
 from patchsae.experiments.stream.fold import fold
+from patchsae.models.checkpoints.load import load_sae
 from patchsae.models.clip import SplitCLIP
-from patchsae.models.sae import SparseAutoencoder, load_sae
+from patchsae.models.sae import SparseAutoencoder
 from patchsae.models.taps import Taps
 from patchsae.training.grid import Member
 from patchsae.training.sizes import cut, training_sizes

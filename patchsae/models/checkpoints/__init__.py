@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import os
 import pkgutil
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +11,6 @@ from patchsae.disk.contents import what_is
 
 if TYPE_CHECKING:
     from patchsae.models.checkpoints.format import Format
-    from patchsae.models.sae import SparseAutoencoder
 
 
 def formats() -> list[Format]:
@@ -53,13 +51,3 @@ def _what_it_is(path: Path) -> str:
     if several:
         return f"holds several .pt files: name one, such as {path / several[0]}"
     return "matches no format"
-
-
-def load(source: str | Path) -> SparseAutoencoder:
-    """Load a SAE from a path, or from a Hugging Face Hub id where no such path exists, on the CPU."""
-    path = Path(os.path.expanduser(source))
-    if not os.path.exists(path):
-        from patchsae.models.checkpoints import hub
-
-        path = hub.fetch(str(source))
-    return detect(path).load(path)

@@ -2,11 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from patchsae.models.sae import SparseAutoencoder
+from torch import Tensor
+
+from patchsae.models.sae_config import SAEConfig
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """What a file says of a SAE.
+
+    Attributes:
+        file: where the weights lie, for messages.
+        config: checked by itself.
+        tensors: by name, on the CPU; whether they fit the configuration is not known yet.
+    """
+
+    file: Path
+    config: SAEConfig
+    tensors: Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -17,10 +34,10 @@ class Format:
         name: short name, used in messages.
         layout: one line that says which files make it up.
         matches: whether a path looks like this format; cheap, and never runs anything from the file.
-        load: read it, on the CPU.
+        read: configuration and tensors.
     """
 
     name: str
     layout: str
     matches: Callable[[Path], bool]
-    load: Callable[[Path], SparseAutoencoder]
+    read: Callable[[Path], Checkpoint]

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save_file
+from torch import Tensor
 
 from patchsae.disk.atomic import replacing, write_text
 from patchsae.disk.checksums import verified
 from patchsae.disk.documents import parse_json, read_json
 from patchsae.disk.tensor_files import read_tensors
-from patchsae.models.checkpoints.format import Format
-from patchsae.models.sae import SAEConfig, SparseAutoencoder
+from patchsae.models.checkpoints.format import Checkpoint, Format
+from patchsae.models.sae_config import SAEConfig
 
 VERSION = 1
 WEIGHTS, CONFIG = "sae.safetensors", "config.json"
@@ -22,11 +24,11 @@ MOST_CONFIG = 2**20  # bytes
 FIELDS = {"d_in", "d_sae", "activation", "k", "metadata"}
 
 
-def save(sae: SparseAutoencoder, directory: Path) -> None:
-    """Write ``sae`` into ``directory``. Each file appears complete or stays as it was."""
+def save(config: SAEConfig, state: Mapping[str, Tensor], directory: Path) -> None:
+    """Write a SAE into ``directory``. Each file appears complete or stays as it was."""
     directory.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({"format": "patchsae", "version": VERSION, **asdict(sae.config)}, indent=2, sort_keys=True)
-    tensors = {name: tensor.detach().contiguous() for name, tensor in sae.state_dict().items()}
+    text = json.dumps({"format": "patchsae", "version": VERSION, **asdict(config)}, indent=2, sort_keys=True)
+    tensors = {name: tensor.detach().contiguous() for name, tensor in state.items()}
     with replacing(directory / WEIGHTS) as temporary:
         save_file(tensors, temporary, metadata={"config": text})
     write_text(directory / CONFIG, text + "\n")
@@ -36,7 +38,7 @@ def _matches(path: Path) -> bool:
     return (path / WEIGHTS).is_file() and (path / CONFIG).is_file() and _record(path).get("format") == "patchsae"
 
 
-def _load(path: Path) -> SparseAutoencoder:
+def _read(path: Path) -> Checkpoint:
     record = _record(path)
     if record.get("version") != VERSION:
         raise ValueError(
@@ -54,10 +56,7 @@ def _load(path: Path) -> SparseAutoencoder:
     # The weights carry their own copy, so that a save cut off between the two files is noticed.
     if parse_json(path / WEIGHTS, header.get("config", "null")) != record:
         raise ValueError(f"{path / CONFIG} does not belong to {path / WEIGHTS}: the files are of two different saves")
-    try:
-        return SparseAutoencoder.from_tensors(config, tensors)
-    except ValueError as error:
-        raise ValueError(f"{path / WEIGHTS}: {error}") from error
+    return Checkpoint(path / WEIGHTS, config, tensors)
 
 
 def _record(path: Path) -> dict[str, Any]:
@@ -65,4 +64,4 @@ def _record(path: Path) -> dict[str, Any]:
     return record if isinstance(record, dict) else {}
 
 
-FORMAT = Format("patchsae", f"a directory with {WEIGHTS} and {CONFIG}", _matches, _load)
+FORMAT = Format("patchsae", f"a directory with {WEIGHTS} and {CONFIG}", _matches, _read)

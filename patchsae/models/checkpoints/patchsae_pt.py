@@ -14,8 +14,8 @@ from torch import Tensor
 
 from patchsae.disk import archives
 from patchsae.disk.contents import what_is
-from patchsae.models.checkpoints.format import Format
-from patchsae.models.sae import PARAMETERS, SAEConfig, SparseAutoencoder
+from patchsae.models.checkpoints.format import Checkpoint, Format
+from patchsae.models.sae_config import PARAMETERS, SAEConfig
 
 CONFIG_CLASSES = ("src.sae_training.config.ViTSAERunnerConfig", "src.sae_training.config.Config")
 CONFIG_KEYS = ("cfg", "config")
@@ -33,7 +33,7 @@ def _matches(path: Path) -> bool:
     return _file(path) is not None
 
 
-def _load(path: Path) -> SparseAutoencoder:
+def _read(path: Path) -> Checkpoint:
     file = _file(path)
     assert file is not None
     content = archives.load_archive(file, dict.fromkeys(CONFIG_CLASSES, archives.Inert))
@@ -41,7 +41,7 @@ def _load(path: Path) -> SparseAutoencoder:
     if settings.get("gated_sae"):
         raise ValueError(f"{file} holds a gated SAE (gated_sae is set), which this format does not read")
     try:
-        return SparseAutoencoder.from_tensors(_config(file, settings, state), state)
+        return Checkpoint(file, _config(file, settings, state), state)
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from error
 
@@ -95,4 +95,4 @@ def _config(file: Path, settings: Mapping[str, Any], state: Mapping[str, Tensor]
     return SAEConfig(d_in=d_in, d_sae=d_sae, metadata={**metadata, "source": file.name})
 
 
-FORMAT = Format("patchsae-pt", "the released .pt file with 'cfg' or 'config' and 'state_dict'", _matches, _load)
+FORMAT = Format("patchsae-pt", "the released .pt file with 'cfg' or 'config' and 'state_dict'", _matches, _read)

@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 import patchsae_kernels as pk
-from patchsae.models.sae import SAEConfig, SparseAutoencoder
+from patchsae.models.sae import SparseAutoencoder
+from patchsae.models.sae_config import SAEConfig
 from patchsae.parallel.base import Parallel
 from patchsae.training.variants.chunks import VECTORS_PER_TOKEN, row_chunks
 from patchsae.training.variants.error import Tokens

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from patchsae.models.sae import SAEConfig, SparseAutoencoder
+from patchsae.models.sae import SparseAutoencoder
+from patchsae.models.sae_config import SAEConfig
 from patchsae.parallel.base import Parallel
 from patchsae.training.variants.error import Tokens
 from patchsae.training.variants.latents import Latents, decode, encoded, table_for, values_of, with_values

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from patchsae.models.sae import SAEConfig, SparseAutoencoder
+from patchsae.models.sae import SparseAutoencoder
+from patchsae.models.sae_config import SAEConfig
 from patchsae.parallel.base import Parallel
 from patchsae.training.variants.error import Tokens
 from patchsae.training.variants.latents import encoded, table_for, values_of, with_values

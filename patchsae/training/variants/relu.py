@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 import patchsae_kernels as pk
-from patchsae.models.sae import SAEConfig, SparseAutoencoder
+from patchsae.models.sae import SparseAutoencoder
+from patchsae.models.sae_config import SAEConfig
 from patchsae.parallel.base import Parallel
 from patchsae.training.variants.error import Tokens
 from patchsae.training.variants.ghost import Ghost

@@ -21,7 +21,8 @@ from patchsae.experiments.evaluate.result import CLS_ONLY, VARIANTS, EvaluateRes
 from patchsae.experiments.mask.embeddings import RECONSTRUCTION, UNMODIFIED
 from patchsae.models import prompts
 from patchsae.models.clip import SplitCLIP
-from patchsae.models.sae import SAEConfig, SparseAutoencoder
+from patchsae.models.sae import SparseAutoencoder
+from patchsae.models.sae_config import SAEConfig
 from tests.experiments.evaluate.evaluate_law import OPTIONS, N, evaluated
 from tests.experiments.worlds import S, make_images, make_sae, pixels_of
 from tests.parallel.pool import Pool

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from patchsae import load_sae
 from patchsae.data import batches, open_images
 from patchsae.disk.runs import Run, Stage
 from patchsae.experiments.frontier import experiment as frontier
 from patchsae.experiments.frontier.section import Point, frontier_figure
 from patchsae.experiments.options import StreamOptions
 from patchsae.models.clip import SplitCLIP, load_clip
-from patchsae.models.sae import load_sae
 from patchsae.models.taps import Taps
 from patchsae.training.grid import Member, train_grid
 from patchsae.training.grid_config import Grid

@@ -14,7 +14,8 @@ from safetensors.torch import save, save_file
 from patchsae import load_sae
 from patchsae.disk.claims import FalseClaim
 from patchsae.disk.runs import Run
-from patchsae.models.sae import SAEConfig, SparseAutoencoder
+from patchsae.models.sae import SparseAutoencoder
+from patchsae.models.sae_config import SAEConfig
 from tests import malice
 
 D, S = 6, 20

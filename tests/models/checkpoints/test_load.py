@@ -10,7 +10,8 @@ import torch
 
 from patchsae import load_sae
 from patchsae.models import checkpoints
-from patchsae.models.sae import SAEConfig, SparseAutoencoder
+from patchsae.models.sae import SparseAutoencoder
+from patchsae.models.sae_config import SAEConfig
 
 
 @pytest.fixture

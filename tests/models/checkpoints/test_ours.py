@@ -10,7 +10,8 @@ from safetensors.torch import load_file, save_file
 
 from patchsae import load_sae
 from patchsae.models.checkpoints import ours
-from patchsae.models.sae import SAEConfig, SparseAutoencoder
+from patchsae.models.sae import SparseAutoencoder
+from patchsae.models.sae_config import SAEConfig
 
 METADATA = {"model": "ViT-B-16-quickgelu", "pretrained": "openai", "layer": -2, "l1": 8e-5}
 CONFIGS = [

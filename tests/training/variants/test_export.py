@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from patchsae.models.sae import SparseAutoencoder, load_sae
+from patchsae import load_sae
+from patchsae.models.sae import SparseAutoencoder
 from patchsae.parallel.base import Alone
 
 from .cases import VARIANTS, Case, make_case, variant_of

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 import patchsae_kernels as pk
-from patchsae.models.sae import SAEConfig, SparseAutoencoder
+from patchsae.models.sae import SparseAutoencoder
+from patchsae.models.sae_config import SAEConfig
 from patchsae.parallel.base import Alone
 from patchsae.training.variants import AuxK, ErrorScale, Ghost, ReLU, TopK
 
