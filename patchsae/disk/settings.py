@@ -10,8 +10,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 if sys.version_info >= (3, 11):
     import tomllib
 else:
@@ -32,8 +30,7 @@ def plain(value: Any, key: str = "config") -> Any:
         return {str(k): plain(v, f"{key}.{k}") for k, v in value.items() if v is not None}
     if isinstance(value, list | tuple):
         return [plain(v, f"{key}[{i}]") for i, v in enumerate(value)]
-    if isinstance(value, np.generic):
-        value = value.item()
+    value = _unboxed(value)
     if isinstance(value, os.PathLike):
         value = os.fspath(value)
     if isinstance(value, bool | int | float | str):
@@ -66,6 +63,13 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tup
     before, after = dict(_leaves(old)), dict(_leaves(new))
     keys = [*before, *(key for key in after if key not in before)]
     return {k: (before.get(k), after.get(k)) for k in keys if not _same(before.get(k), after.get(k))}
+
+
+def _unboxed(value: Any) -> Any:
+    """A scalar of numpy as Python's."""
+    import numpy as np  # here: who only reads settings, as --help does, would wait for it longer than for all the rest
+
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def _same(a: Any, b: Any) -> bool:
