@@ -115,6 +115,9 @@ def is_torchscript(path: Path) -> bool:
     return contents.what_is(path).kind == "torchscript"
 
 
+# torch.serialization.get_unsafe_globals_in_checkpoint (2.15) names what is asked for in 13 of the 20 attacks of
+# tests/malice.py: of INST, OBJ, STACK_GLOBAL and extensions it says "unsupported operand", it counts _codecs.encode as
+# safe, and it reads no bare pickle. The walk stays for tuples anyway.
 def asked_for(pickled: bytes | IO[bytes]) -> Iterator[str]:
     """Every dotted name that a pickle would import, in order, found without executing it.
 
