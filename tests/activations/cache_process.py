@@ -30,16 +30,16 @@ class NoRoomAfter(Subset):
         return super().sample(i)
 
 
-if __name__ == "__main__":
-    clip_folder, source, out, store, room = sys.argv[1:]
+def write(clip_folder: Path, source: str, out: Path, room: int = 0) -> None:
+    """Ends the process as the command line would; after `room` images, where given, the disk is full."""
     images = open_images(source)
-    shard = 8 * 5 * (32 if store == "bfloat16" else 20)  # bytes of 8 images
+    shard = 8 * 5 * 32  # bytes of 8 images
     try:
         write_cache(
             load_clip(f"local-dir:{clip_folder}", device="cpu"),
-            NoRoomAfter(images, int(room)) if int(room) else images,
-            Path(out),
-            CacheOptions(store=store, batch_size=4, shard_mb=shard / 1e6),  # type: ignore[arg-type]
+            NoRoomAfter(images, room) if room else images,
+            out,
+            CacheOptions(batch_size=4, shard_mb=shard / 1e6),
         )
     except (Interrupted, PatchsaeError) as stopped:
         print(stopped, file=sys.stderr)

@@ -1,9 +1,8 @@
-"""A very small random CLIP, few small pictures, and one adaptation; as a script, that one in a process of its own."""
+"""A very small random CLIP, few small pictures, and one adaptation."""
 
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ from patchsae.adapt.run import adapt
 from patchsae.adapt.task import Task, make_task
 from patchsae.data import open_images
 from patchsae.disk.runs import Run, Stage
-from patchsae.interrupt import Interrupted
 from patchsae.models.clip import SplitCLIP, load_clip
 
 SIZES = {
@@ -75,10 +73,6 @@ def results(stage: Stage) -> dict[str, bytes]:
     return {name: (stage.path / name).read_bytes() for name in names}
 
 
-if __name__ == "__main__":
-    run_folder, clip_folder, changes = sys.argv[1:]
-    try:
-        adapt_in(Path(run_folder), read_clip(Path(clip_folder)), options(**json.loads(changes)))
-    except Interrupted as stop:
-        print(stop, file=sys.stderr)
-        raise
+def work(root: Path, clip_folder: Path, changes: dict[str, Any]) -> None:
+    """An adaptation, for a process of its own."""
+    adapt_in(root, read_clip(clip_folder), options(**changes))

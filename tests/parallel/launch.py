@@ -1,4 +1,6 @@
-"""Processes that find each other as torchrun's do: forked from one that has imported torch already, or by torchrun."""
+"""Processes for tests, forked from one that has imported torch already: alone, or such as find each other as torchrun's
+do; and torchrun itself.
+"""
 
 from __future__ import annotations
 
@@ -44,6 +46,16 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
+def alone(work: Callable[..., Any], *arguments: Any, log: Path = Path(os.devnull)) -> BaseProcess:
+    """work(*arguments), of an importable module, in a process group of its own, as a shell starts it.
+
+    Its standard error goes to `log`.
+    """
+    process = CONTEXT.Process(target=_alone, args=(log, work, arguments))
+    process.start()
+    return process
+
+
 def launch(size: int, logs: Path, work: Callable[..., Any], *arguments: Any) -> list[BaseProcess]:
     """work(*arguments), of an importable module, in `size` processes; their standard error goes to `logs`."""
     port = free_port()
@@ -83,8 +95,19 @@ def _alive(processes: list[BaseProcess]) -> str:
     return f"{sum(process.is_alive() for process in processes)} of {len(processes)} processes"
 
 
+def _alone(log: Path, work: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    os.setsid()
+    multiprocessing.set_start_method("fork", force=True)  # of data workers, as from a command line
+    _errors_to(log)
+    work(*arguments)
+
+
 def _work(variables: dict[str, str], log: Path, work: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
-    with log.open("w") as file:
-        os.dup2(file.fileno(), 2)
+    _errors_to(log)
     os.environ |= variables
     work(*arguments)
+
+
+def _errors_to(log: Path) -> None:
+    with log.open("w") as file:
+        os.dup2(file.fileno(), 2)

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
@@ -18,7 +15,7 @@ import pytest
 from patchsae.disk.atomic import is_partial
 from patchsae.disk.runs import Run, Stage
 from patchsae.training import checkpoint
-from tests.parallel.launch import CONTEXT
+from tests.parallel.launch import alone
 
 from . import tiny
 
@@ -37,9 +34,7 @@ RECIPES: dict[str, dict[str, object]] = {
 
 
 def launch(root: Path, clip_folder: Path, changes: dict[str, object]) -> BaseProcess:
-    process = CONTEXT.Process(target=tiny.work, args=(root, clip_folder, {**SHORT, **changes}))
-    process.start()
-    return process
+    return alone(tiny.work, root, clip_folder, {**SHORT, **changes})
 
 
 def finished(root: Path, process: BaseProcess) -> Stage:
@@ -109,13 +104,13 @@ def test_killed_while_a_checkpoint_is_written_it_goes_on_from_the_one_before(tmp
 def test_a_signal_to_trainer_and_workers_ends_cleanly(
     tmp_path: Path, clip_folder: Path, signum: int, status: int
 ) -> None:
-    command = [sys.executable, str(tiny.__file__), str(tmp_path), str(clip_folder), json.dumps(SHORT), "2"]
-    # a process group of its own, as a shell starts it
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    wait_for_step(tmp_path, 10, lambda: process.poll() is None)
-    os.killpg(process.pid, signum)
-    _, errors = process.communicate(timeout=300)
-    assert process.returncode == status, errors
+    log = tmp_path / "errors.log"
+    process = alone(tiny.work, tmp_path, clip_folder, SHORT, 2, log=log)
+    wait_for_step(tmp_path, 10, process.is_alive)
+    os.killpg(process.pid or 0, signum)
+    process.join(300)
+    errors = log.read_text()
+    assert process.exitcode == status, errors
     assert "The same command goes on from there." in errors
     assert "Traceback" not in errors
     stage = Run(tmp_path).stage("train")

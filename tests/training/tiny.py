@@ -1,4 +1,4 @@
-"""A very small random CLIP on disk, and a short training run on it; as a script, that run in a process of its own."""
+"""A very small random CLIP on disk, and a short training run on it."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from patchsae.interrupt import Interrupted
 from patchsae.models.clip import SplitCLIP, load_clip
 from patchsae.models.sae import SparseAutoencoder
 from patchsae.training.config import TrainConfig
+from patchsae.training.origin import FromImages
 from patchsae.training.trainer import train
 
 SIZES = {
@@ -58,11 +59,17 @@ def short_config(**changes: object) -> TrainConfig:
 
 
 def train_in(
-    root: Path, clip: SplitCLIP, config: TrainConfig, dataset: ImageDataset | None = None, **options: object
+    root: Path,
+    clip: SplitCLIP,
+    config: TrainConfig,
+    dataset: ImageDataset | None = None,
+    workers: int = 0,
+    **options: object,
 ) -> tuple[SparseAutoencoder, Stage]:
     stage = Run(root).stage("train")
     images = open_images(SOURCE) if dataset is None else dataset
-    return train(clip, images, config, stage, origin={"images": SOURCE}, **options), stage  # type: ignore[arg-type]
+    origin = FromImages(clip, images, {"images": SOURCE}, workers)
+    return train(origin, config, stage, **options), stage  # type: ignore[arg-type]
 
 
 def timeless(stage: Stage) -> list[dict]:
@@ -81,8 +88,3 @@ def work(root: Path, clip_folder: Path, changes: dict[str, object], workers: int
     except Interrupted as stop:
         print(stop, file=sys.stderr)
         raise
-
-
-if __name__ == "__main__":
-    run_folder, model_folder, settings, worker_count = sys.argv[1:]
-    work(Path(run_folder), Path(model_folder), json.loads(settings), int(worker_count))
