@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.triton import addresses, program_order
+from tests.triton import addresses, language, program_order
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 collect_ignore_glob = [] if INTERPRETED else ["test_*.py"]
@@ -29,6 +29,12 @@ def pytest_report_header() -> str | None:
 def order_of_programs() -> Iterator[None]:
     seed = program_order.seed_of_run()
     with nullcontext() if seed is None else program_order.shuffled(seed):
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def language_replaced_once() -> Iterator[None]:
+    with language.replaced():
         yield
 
 
