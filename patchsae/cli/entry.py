@@ -68,18 +68,22 @@ def _main(arguments: Sequence[str] | None) -> None:
     verb, rest = _verb(argv)
     if verb is None:
         raise SystemExit(_no_verb(argv))
-    processes, rank = (int(os.environ.get(name, default)) for name, default in (("WORLD_SIZE", "1"), ("RANK", "0")))
-    if processes > 1 and verb not in TOGETHER:
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and verb not in TOGETHER:
         shared = ", ".join(TOGETHER)
         raise SystemExit(f"patchsae {verb} runs in one process: start it without torchrun (that is for {shared})")
     warnings.showwarning = _say_warning
+    _run(verb, rest)
+
+
+def _run(verb: str, arguments: Sequence[str]) -> None:
+    """Call a verb with its options; what a user can do something about ends as a message."""
     try:
-        function = _with_preset(verb, rest)
+        function = _with_preset(verb, arguments)
         context = contextvars.copy_context()
-        context.run(GIVEN.set, tuple(rest))
-        context.run(tyro.cli, function, prog=f"patchsae {verb}", args=rest, config=(tyro.conf.OmitArgPrefixes,))
+        context.run(GIVEN.set, tuple(arguments))
+        context.run(tyro.cli, function, prog=f"patchsae {verb}", args=arguments, config=(tyro.conf.OmitArgPrefixes,))
     except Interrupted as stop:
-        if rank == 0:  # the others were stopped by the same signal
+        if os.environ.get("RANK", "0") == "0":  # the others were stopped by the same signal
             print(stop, file=sys.stderr)
         raise
     except KeyboardInterrupt:  # before or after the long work, which notes signals itself
