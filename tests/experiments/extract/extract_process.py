@@ -1,6 +1,5 @@
-"""A process for the tests to kill: `python -m tests.experiments.extract.extract_process CLIP_FOLDER RUN N`."""
+"""An extraction for a process that the tests kill."""
 
-import sys
 from pathlib import Path
 
 from patchsae.disk.runs import Run
@@ -10,7 +9,7 @@ from tests.experiments.worlds import make_clip, make_images, make_sae
 
 OPTIONS = ExtractOptions(batch_size=3, top=4, save_minutes=0, show_latents=2)
 
-if __name__ == "__main__":
-    clip_folder, run, n = Path(sys.argv[1]), Run(sys.argv[2]), int(sys.argv[3])
+
+def work(clip_folder: Path, root: Path, n: int) -> None:
     model = make_clip(clip_folder)
-    extract.run(model, make_sae(model.width), make_images(n), run.stage("extract"), OPTIONS)
+    extract.run(model, make_sae(model.width), make_images(n), Run(root).stage("extract"), OPTIONS)

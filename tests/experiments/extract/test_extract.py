@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -22,10 +20,10 @@ from patchsae.experiments.extract.result import Extraction
 from patchsae.experiments.extract.section import interesting
 from patchsae.experiments.options import ExtractOptions
 from patchsae.experiments.provenance import describe_sources
+from tests.experiments.extract import extract_process
 from tests.experiments.extract.extract_process import OPTIONS
 from tests.experiments.worlds import S, dense_latents, make_images, make_sae, pixels_of
-
-ROOT = Path(__file__).parents[3]
+from tests.parallel.launch import alone
 
 
 @pytest.fixture(scope="module")
@@ -119,22 +117,15 @@ def test_the_order_of_the_gallery_is_by_turns_of_the_labels(extraction) -> None:
     assert max(turns) > 0
 
 
-@pytest.mark.slow  # a process of its own imports torch and torchvision first
+@pytest.mark.slow  # the process that others are forked from imports torch and torchvision first
 def test_a_killed_process_resumes_to_the_same_bits(clip, sae, clip_folder, tmp_path) -> None:
     n = 120
-    arguments = [
-        sys.executable,
-        "-m",
-        "tests.experiments.extract.extract_process",
-        clip_folder,
-        tmp_path / "broken",
-        str(n),
-    ]
-    process = subprocess.Popen(arguments, cwd=ROOT)
-    while not (tmp_path / "broken" / "extract" / "fold.safetensors").exists() and process.poll() is None:
+    process = alone(extract_process.work, clip_folder, tmp_path / "broken", n)
+    while not (tmp_path / "broken" / "extract" / "fold.safetensors").exists() and process.is_alive():
         time.sleep(0.01)
     process.kill()
-    assert process.wait() == -signal.SIGKILL
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
     broken, whole = Run(tmp_path / "broken").stage("extract"), Run(tmp_path / "whole").stage("extract")
     assert 0 < int(broken.load_tensors("fold")["position"]) < n
     for stage in (broken, whole):

@@ -1,4 +1,4 @@
-"""A fold in a process to be stopped: `python -m tests.experiments.stream.fold_process RUN WORKERS`."""
+"""A fold, for a process that the tests stop as well."""
 
 from __future__ import annotations
 
@@ -79,9 +79,9 @@ def fold_that_loses_a_worker(root: Path) -> None:
             assert sorted(accumulator.seen.tolist()) == list(range(60))
 
 
-if __name__ == "__main__":
+def work(root: Path, workers: int) -> None:
     try:
-        fold_in(Path(sys.argv[1]), Slow(n=N), workers=int(sys.argv[2]), save_minutes=0)
+        fold_in(root, Slow(n=N), workers=workers, save_minutes=0)
     except Interrupted as stop:
         print(stop, file=sys.stderr)
         raise

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -16,26 +14,25 @@ from patchsae.data import BadImage, Sample
 from patchsae.data.shapes import ShapesWorld
 from patchsae.disk.runs import Run
 from patchsae.interrupt import Interrupted
-from tests.experiments.stream.fold_process import N, fold_in, fold_that_loses_a_worker
-from tests.parallel.launch import ends, launch
-
-ROOT = Path(__file__).parents[3]
+from tests.experiments.stream.fold_process import N, fold_in, fold_that_loses_a_worker, work
+from tests.parallel.launch import alone, ends, launch
 
 
-@pytest.mark.slow  # a process of its own imports torch and torchvision first
+@pytest.mark.slow  # the process that others are forked from imports torch and torchvision first
 @pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_to_the_whole_process_group_saves(tmp_path: Path, signum: int, status: int) -> None:
-    command = [sys.executable, "-m", "tests.experiments.stream.fold_process", str(tmp_path / "broken"), "1"]
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    log = tmp_path / "errors.log"
+    process = alone(work, tmp_path / "broken", 1, log=log)
     saved = tmp_path / "broken" / "fold" / "fold.safetensors"
     deadline = time.monotonic() + 120
     while not saved.exists():
-        assert process.poll() is None, "ended before it could be stopped"
+        assert process.is_alive(), "ended before it could be stopped"
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    os.killpg(process.pid, signum)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == status, errors
+    os.killpg(process.pid or 0, signum)
+    process.join(60)
+    errors = log.read_text()
+    assert process.exitcode == status, errors
     assert errors.count("the same command goes on from there") == 1
     assert "Traceback" not in errors
     assert 0 < int(Run(tmp_path / "broken").stage("fold").load_tensors("fold")["position"]) < N

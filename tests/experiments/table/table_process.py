@@ -1,8 +1,7 @@
-"""A table in a process for the tests to kill: `python -m tests.experiments.table.table_process CLIP_FOLDER RUN`."""
+"""A table, for a process that the tests kill as well."""
 
 from __future__ import annotations
 
-import sys
 import time
 from pathlib import Path
 
@@ -59,5 +58,5 @@ def make_table(
     )
 
 
-if __name__ == "__main__":
-    make_table(make_clip(Path(sys.argv[1])), Path(sys.argv[2]), world=Slow)
+def work(clip_folder: Path, root: Path) -> None:
+    make_table(make_clip(clip_folder), root, world=Slow)

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import shutil
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 
@@ -19,9 +16,9 @@ from patchsae.experiments.compare.transitions import KINDS, NORMALISATIONS
 from patchsae.experiments.table.cells import Cell
 from patchsae.experiments.table.result import TableRow
 from patchsae.report import build
+from tests.experiments.table import table_process
 from tests.experiments.table.table_process import CELLS, TESTED, make_table
-
-ROOT = Path(__file__).parents[3]
+from tests.parallel.launch import alone
 
 
 @pytest.fixture(scope="module")
@@ -102,16 +99,16 @@ def test_an_unknown_share_and_no_cells_are_refused(clip, tmp_path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.slow  # a process of its own imports torch and torchvision first
+@pytest.mark.slow  # the process that others are forked from imports torch and torchvision first
 def test_a_killed_table_goes_on_with_the_cell_it_was_in(clip, clip_folder, made, tmp_path, capsys) -> None:
-    command = [sys.executable, "-m", "tests.experiments.table.table_process", clip_folder, tmp_path]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = alone(table_process.work, clip_folder, tmp_path)
     cells = Run(tmp_path / "table-cells")
     while not (cells.stage("two").path / "fold.safetensors").exists():
-        assert process.poll() is None, "ended before it could be killed"
+        assert process.is_alive(), "ended before it could be killed"
         time.sleep(0.01)
     process.kill()
-    assert process.wait() == -signal.SIGKILL
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
     assert cells.stage("one-test").finished
     assert not cells.stage("two").finished
     assert not (tmp_path / "table").exists()
