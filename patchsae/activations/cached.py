@@ -100,14 +100,6 @@ class CachedTokens:
         """Images that were left out when the cache was written."""
         return list(self.index.bad)
 
-    @property
-    def fingerprint(self) -> str:
-        """16 hex digits that a training which goes on has to find again: what was cached, and how it is read."""
-        index = self.index
-        parts = (index.clip_fingerprint, index.dataset_fingerprint, index.options, self._buffer_shards)
-        shards = [record.images for record in index.shards]
-        return hashlib.sha256(repr((*parts, index.model["layer"], shards)).encode()).hexdigest()[:16]
-
     def first(self, n: int) -> list[TokenBatch]:
         """See `TokenSource`; [N, D] where the cache has a selection of the tokens."""
         size = self._wanted.batch_size
@@ -166,3 +158,15 @@ class _Sent:
     def arrived(self) -> Tensor:
         """[b, T, D] on the device: as they are stored they are a half or a quarter of what has to be copied."""
         return Packed(self.tokens.arrived(), None if self.scale is None else self.scale.arrived()).unpack()
+
+
+def cache_fingerprint(index: CacheIndex, buffer_shards: int = BUFFER_SHARDS) -> str:
+    """16 hex digits that a training which goes on has to find again: what was cached, and how it is read."""
+    parts = (index.clip_fingerprint, index.dataset_fingerprint, index.options, buffer_shards)
+    shards = [record.images for record in index.shards]
+    return hashlib.sha256(repr((*parts, index.block, shards)).encode()).hexdigest()[:16]
+
+
+def reading_bytes(index: CacheIndex, buffer_shards: int = BUFFER_SHARDS) -> int:
+    """Memory that the shards take which are read from, and those that are read meanwhile."""
+    return 2 * buffer_shards * index.shard_images * index.image_bytes

@@ -115,6 +115,11 @@ class CacheIndex:
         return json.dumps({"format": _FORMAT, **asdict(self)}, ensure_ascii=False, indent=1)
 
     @property
+    def block(self) -> int:
+        """The block whose output it holds, 0-based."""
+        return self.model["layer"]
+
+    @property
     def tokens(self) -> int:
         """Tokens of an image in the cache."""
         return self.options.tokens_per_image or self.image_tokens

@@ -24,8 +24,6 @@ from patchsae.words import counted
 if TYPE_CHECKING:
     from patchsae.models.clip import SplitCLIP
 
-MAY_DIFFER = ("workers",)
-
 
 def write_cache(
     clip: SplitCLIP,
@@ -64,7 +62,7 @@ def write_cache(
         known = CacheIndex.load(out) if begun else CacheIndex.of(clip, dataset, options, dict(origin or {}))
         announce(known, out, overwrite)
     with stage:
-        if stage.begin(settings, overwrite, device=str(clip.device), may_differ=MAY_DIFFER):
+        if stage.begin(settings, overwrite, device=str(clip.device), may_differ=("workers",)):
             begun = (out / FILE).exists()
             index = CacheIndex.load(out) if begun else CacheIndex.of(clip, dataset, options, dict(origin or {}))
             index = _write(clip, dataset, index, stage, workers)

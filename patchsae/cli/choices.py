@@ -25,21 +25,52 @@ class Images:
 
 
 @dataclass(frozen=True)
-class Model:
-    """Which CLIP."""
+class _Clip:
+    """Which CLIP, and at which of its blocks."""
 
     model: str | None = None
     """A model of open_clip ("ViT-B-16-quickgelu"), "tiny" (shipped with this package) or "local-dir:PATH". Left out:
     the one the SAE was trained on; where there is no SAE yet, "tiny"."""
     pretrained: str | None = None
     """A tag of open_clip ("openai"), a file of weights, or "random"."""
-    layer: int | None = None
-    """Block whose output is the residual stream, counted as Python counts. Left out: that of the SAE; where there is
-    no SAE yet, -2, the last but one."""
+    layer: int | tuple[int, ...] | None = None
     device: str = "auto"
     """"cpu", "cuda", "cuda:1", ...; "auto" is CUDA where there is one."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Arithmetic of the CLIP; the SAE works in float32."""
+
+
+@dataclass(frozen=True)
+class Model(_Clip):
+    """Which CLIP."""
+
+    layer: int | None = None
+    """Block whose output is the residual stream, counted as Python counts. Left out: that of the SAE; where there is
+    no SAE yet, -2, the last but one."""
+
+
+@dataclass(frozen=True)
+class Tower(_Clip):
+    """Which CLIP, and after which of its blocks."""
+
+    layer: tuple[int, ...] = ()
+    """Blocks whose outputs are read, counted as Python counts: one pass of the tower gives all of them. Left out: -2,
+    the last but one; with --cache, that of the cache."""
+
+    @property
+    def clip(self) -> Model:
+        """The CLIP alone."""
+        return Model(self.model, self.pretrained, None, self.device, self.dtype)
+
+    def blocks(self, layers: int, default: int) -> list[int]:
+        """The blocks of a tower with so many, 0-based, ascending, each once; `default` where none was named.
+
+        Raises ValueError for one outside of it.
+        """
+        for layer in self.layer:
+            if not -layers <= layer < layers:
+                raise ValueError(f"layer is {layer}; the tower has {layers} blocks: expected {-layers}..{layers - 1}")
+        return sorted({layer % layers for layer in self.layer or (default,)})
 
 
 @dataclass(frozen=True)

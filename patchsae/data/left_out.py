@@ -12,6 +12,11 @@ def inherited(on_bad_image: str) -> dict[str, str]:
     return {} if on_bad_image == "stop" else {"on_bad_image": on_bad_image}
 
 
+def each_once(*found: Sequence[BadImageRecord]) -> list[BadImageRecord]:
+    """The images of all of them, once each."""
+    return list({record.index: record for records in found for record in records}.values())
+
+
 def left_out(bad: Sequence[BadImageRecord], images: int) -> list[str]:
     """Lines to print: how many of `images` were left out, then each with its reason. Empty when all were good."""
     if not bad:

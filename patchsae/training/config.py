@@ -15,26 +15,33 @@ DeadTerm = Literal["ghost", "auxk", "resample", "none"]
 Init = Literal["independent", "tied", "data"]
 Start = Literal["geometric-median", "token-median", "mean", "zeros"]
 Normalise = Literal["none", "norm", "standardise"]
+STRENGTH = {"relu": "l1", "gated": "l1", "jumprelu": "l0", "topk": "k", "batchtopk": "k", "matryoshka": "k"}
+"""Variant -> the option that says how sparse it is, and along which its frontier runs."""
+SWEPT = ("variant", "l1", "k", "l0", "expansion")
+"""Options of which a sweep takes several values."""
+MAY_DIFFER = (
+    "workers",
+    "latent_shards",
+    "checkpoint_steps",
+    "checkpoint_minutes",
+    "keep_checkpoints",
+    "on_bad_image",
+)
+"""Settings that do not decide the result, so that a training that goes on may change them (`Stage.begin`)."""
 
 
 @dataclass(frozen=True)
-class TrainConfig:
-    """The released recipe; every default is the value that the published checkpoints were trained with."""
+class Recipe:
+    """The options of `train`, and of `sweep`, which takes several values of those in `SWEPT`."""
 
-    variant: Variant = "relu"
-    """What makes latents sparse: `relu` with an L1 term (released), `topk` per token, `batchtopk` over the batch,
-    `jumprelu` with trained thresholds, `gated`, or `matryoshka` (batchtopk over nested prefixes of the latents)."""
-    expansion: int = 64
-    """Latents per dimension of the residual stream: S = expansion * D."""
+    variant: Variant | tuple[Variant, ...] = "relu"
+    expansion: int | tuple[int, ...] = 64
     loss: Loss = "released"
     """Squared error e^2 of a token x: `released` is the mean over tokens and dimensions of e^2 / |x|, `published` the
     mean over tokens of its sum over dimensions. The sparsity term is the same in both."""
-    l1: float = 8e-5
-    """relu, gated: coefficient of the mean over tokens of the sum of a token's latents."""
-    k: int = 32
-    """topk, batchtopk, matryoshka: latents kept per token, on average over the batch for the last two."""
-    l0: float = 1e-3
-    """jumprelu: coefficient of the mean number of active latents per token (Rajamanoharan et al. 2024)."""
+    l1: float | tuple[float, ...] = 8e-5
+    k: int | tuple[int, ...] = 32
+    l0: float | tuple[float, ...] = 1e-3
     bandwidth: float = 1e-3
     """jumprelu: width of the band around a threshold in which pre-activations give it a gradient."""
     threshold: float = 1e-3
@@ -98,6 +105,23 @@ class TrainConfig:
     """Checkpoints that are kept: where the newest is damaged, training goes on from the one before."""
     on_bad_image: OnBadImage = "stop"
     """`stop` names the first image that cannot be decoded; `skip` leaves such images out and counts them."""
+
+
+@dataclass(frozen=True)
+class TrainConfig(Recipe):
+    """The released recipe; every default is the value that the published checkpoints were trained with."""
+
+    variant: Variant = "relu"
+    """What makes latents sparse: `relu` with an L1 term (released), `topk` per token, `batchtopk` over the batch,
+    `jumprelu` with trained thresholds, `gated`, or `matryoshka` (batchtopk over nested prefixes of the latents)."""
+    expansion: int = 64
+    """Latents per dimension of the residual stream: S = expansion * D."""
+    l1: float = 8e-5
+    """relu, gated: coefficient of the mean over tokens of the sum of a token's latents."""
+    k: int = 32
+    """topk, batchtopk, matryoshka: latents kept per token, on average over the batch for the last two."""
+    l0: float = 1e-3
+    """jumprelu: coefficient of the mean number of active latents per token (Rajamanoharan et al. 2024)."""
 
     def __post_init__(self) -> None:
         for name, choices in _CHOICES.items():

@@ -13,8 +13,7 @@ from patchsae.activations import CachedTokens
 from patchsae.data import ImageDataset
 from patchsae.models.clip import SplitCLIP
 from patchsae.parallel.base import Alone
-from patchsae.training.config import TrainConfig
-from patchsae.training.grid_config import STRENGTH
+from patchsae.training.config import STRENGTH, TrainConfig
 from patchsae.training.learner import Learner
 from patchsae.training.sizes import tower_bytes, trained_tokens, training_sizes, window_bytes
 from patchsae.training.timing import (

@@ -13,8 +13,7 @@ from torch import Tensor
 from patchsae.activations import TokenBatch, TokenSource
 from patchsae.data import Batch, ImageDataset, batches, train_order
 from patchsae.models.clip import SplitCLIP
-from patchsae.training.config import TrainConfig
-from patchsae.training.grid_config import STRENGTH
+from patchsae.training.config import STRENGTH, TrainConfig
 from patchsae.training.learner import Learner
 
 SPARSE_L0 = 149

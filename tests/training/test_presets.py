@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from patchsae.cli.choices import Images, Model
+from patchsae.cli.choices import Images, Model, Tower
 from patchsae.training import presets
 from patchsae.training.config import TrainConfig
-from patchsae.training.grid_config import Grid, Tower
+from patchsae.training.sweep.grid import Grid
 
 GROUPS = {"images": Images, "model": Model, "recipe": TrainConfig}
 

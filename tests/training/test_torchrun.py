@@ -60,7 +60,7 @@ def test_every_verb_that_promises_torchrun_takes_it() -> None:
     assert promised == set(TOGETHER)
 
 
-@pytest.mark.parametrize("verb", ["classes", "sweep"])
+@pytest.mark.parametrize("verb", ["classes", "adapt"])
 def test_other_verbs_run_in_one_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, verb: str) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(SystemExit, match=f"{verb} runs in one process: start it without torchrun"):

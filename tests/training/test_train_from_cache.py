@@ -18,7 +18,8 @@ from patchsae.data import open_images
 from patchsae.disk.runs import ConfigDiffers, Run, Stage
 from patchsae.interrupt import Interrupted
 from patchsae.models.clip import SplitCLIP
-from patchsae.training.trainer import train_from_cache
+from patchsae.training.origin import FromCache
+from patchsae.training.trainer import train
 
 from .tiny import SOURCE, final_bytes, short_config, timeless
 
@@ -34,7 +35,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory, clip: SplitCLIP) -> Path:
 
 def train_in(root: Path, cache: Path, **changes: object) -> Stage:
     stage = Run(root).stage("train")
-    train_from_cache(cache, short_config(**changes), stage)
+    train(FromCache(cache), short_config(**changes), stage)
     return stage
 
 

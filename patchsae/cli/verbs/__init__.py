@@ -28,7 +28,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "doctor": doctor,
 }
 
-TOGETHER = ("train", "evaluate", "extract", "mask", "compare")
+TOGETHER = ("train", "sweep", "evaluate", "extract", "mask", "compare")
 """Verbs that several processes of `torchrun` can share."""
 PRESET = ("train", "sweep")
 """Verbs that take --preset, whose keys are the options of their dataclasses without `shared.PLAIN`."""

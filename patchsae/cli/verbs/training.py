@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 from patchsae.activations.config import CacheOptions
-from patchsae.cli.choices import Images, Model
+from patchsae.cli.choices import Images, Model, Tower
 from patchsae.cli.verbs.shared import PLAIN, renew_report, stage_of
 from patchsae.training.config import TrainConfig
-from patchsae.training.grid_config import Grid, GridOptions, Tower
+from patchsae.training.sweep.grid import Grid
+from patchsae.training.sweep.options import SweepOptions
+
+if TYPE_CHECKING:
+    from patchsae.activations import CacheIndex
+    from patchsae.data import ImageDataset
+    from patchsae.models.clip import SplitCLIP
+    from patchsae.training.origin import Origin
 
 
 @dataclass(frozen=True)
@@ -46,6 +54,11 @@ class Sweeping:
     """directory of the experiment; the autoencoders are the stages of RUN/NAME-saes, table and plots RUN/NAME."""
     preset: str | None = None
     """as for `train`; its values may be lists where the options take several."""
+    cache: Path | None = None
+    """train on what `patchsae cache` wrote to this folder. The model and the images to judge on are those of the
+    cache; --images, --model, --layer and --dtype, where given, must be."""
+    log: tuple[str, ...] = ()
+    """"tensorboard" and "wandb", beside metrics.jsonl of every autoencoder."""
     workers: int = 0
     """processes that decode images; 0 decodes in this one."""
     name: str = "sweep"
@@ -64,6 +77,7 @@ def train(images: Images, model: Model, recipe: TrainConfig, how: Annotated[Trai
     from patchsae.parallel import open_parallel
     from patchsae.training import checkpoint, trainer
     from patchsae.training.loggers import check_names
+    from patchsae.training.origin import FromCache, FromImages
 
     check_names(how.log)
     if how.dry_run:
@@ -78,67 +92,61 @@ def train(images: Images, model: Model, recipe: TrainConfig, how: Annotated[Trai
         raise FileNotFoundError(f"{stage.path} holds no checkpoint to resume; leave --resume out to start")
     with open_parallel(recipe.latent_shards, opening.device(model)) as parallel:
         model = replace(model, device=str(parallel.device))
-        if how.cache is not None:
-            _require_of_cache(how.cache, images, model)
-            trainer.train_from_cache(how.cache, recipe, stage, overwrite=how.overwrite, log=how.log, parallel=parallel)
+        if how.cache is None:
+            clip, dataset, found = opening.clip_and_images(model, images, {}, default="shapes")
+            origin: Origin = FromImages(clip, dataset, found, how.workers)
         else:
-            clip, dataset, origin = opening.clip_and_images(model, images, {}, default="shapes")
-            trainer.train(
-                clip,
-                dataset,
-                recipe,
-                stage,
-                origin=origin,
-                workers=how.workers,
-                overwrite=how.overwrite,
-                log=how.log,
-                parallel=parallel,
-            )
+            _require_of_cache(how.cache, images, model)
+            origin = FromCache(how.cache, model.device)
+        trainer.train(origin, recipe, stage, overwrite=how.overwrite, log=how.log, parallel=parallel)
         if parallel.is_first:
             renew_report(how.run)
 
 
-def sweep(how: Annotated[Sweeping, PLAIN], images: Images, tower: Tower, grid: Grid, options: GridOptions) -> None:
+def sweep(how: Annotated[Sweeping, PLAIN], images: Images, tower: Tower, grid: Grid, options: SweepOptions) -> None:
     """Train a grid of autoencoders on one pass of activations; plot sparsity against quality and concept score.
 
     Every combination of --variant, --expansion, --layer and the variant's sparsity option (--l1, --k or --l0) is
     trained. A sweep that was stopped goes on when the same command is given again; a larger grid adds to it.
+    `torchrun --nproc-per-node N -m -- patchsae sweep ...` shares the images among N processes.
     """
     from patchsae import report
     from patchsae.cli import opening
     from patchsae.disk.runs import Run
     from patchsae.experiments.frontier import experiment as frontier
     from patchsae.experiments.options import StreamOptions
-    from patchsae.training.grid import train_grid
-    from patchsae.training.sizes import free_memory
+    from patchsae.parallel import open_parallel
+    from patchsae.training.loggers import check_names
+    from patchsae.training.sweep.groups import memory_budget
+    from patchsae.training.sweep.train import train_grid
 
-    dataset, origin = opening.images(images, {}, default="shapes")
-    held_out = Images(
-        options.test_images or origin["images"], options.test_split, options.test_limit, outside=images.outside
-    )
-    test, tested = opening.images(held_out, {}, option="--test-split")
-    if all(tested.get(name) == origin.get(name) for name in ("images", "split")):
-        raise ValueError(f"--test-split is {options.test_split!r}, which is trained on; expected another split")
-    clip = opening.clip(tower.clip, {})
-    opening.say_what_is_used(clip, dataset)
-    memory = int(1e9 * options.memory_gb) if options.memory_gb else free_memory(str(clip.device)) * 4 // 5
-    cells, saes = grid.cells(tower.blocks(clip.layers)), Run(how.run / f"{how.name}-saes")
-    members = train_grid(
-        clip, dataset, cells, saes, memory=memory, origin=origin, workers=how.workers, overwrite=how.overwrite
-    )
-    report.build(saes)
-    judging = StreamOptions(workers=how.workers, on_bad_image=grid.on_bad_image)
-    frontier.run(
-        clip,
-        members,
-        test,
-        stage_of(how.run, how.name, "sweep"),
-        judging,
-        memory=memory,
-        settings=tested,
-        overwrite=how.overwrite,
-    )
-    renew_report(how.run)
+    check_names(how.log)
+    with open_parallel(1, opening.device(tower.clip)) as parallel:
+        model = replace(tower.clip, device=str(parallel.device))
+        if how.cache is None:
+            origin, clip, test, tested = _images_to_sweep(images, model, options, how.workers)
+        else:
+            origin, clip, test, tested = _cache_to_sweep(how.cache, images, model, options)
+        memory = memory_budget(options.memory_gb, parallel)
+        cells, saes = grid.cells(tower.blocks(clip.layers, origin.block)), Run(how.run / f"{how.name}-saes")
+        members = train_grid(
+            origin, cells, saes, memory=memory, overwrite=how.overwrite, log=how.log, parallel=parallel
+        )
+        if parallel.is_first:
+            report.build(saes)
+        frontier.run(
+            clip,
+            members,
+            test,
+            stage_of(how.run, how.name, "sweep"),
+            StreamOptions(workers=how.workers, on_bad_image=grid.on_bad_image),
+            memory=memory,
+            settings=tested,
+            overwrite=how.overwrite,
+            parallel=parallel,
+        )
+        if parallel.is_first:
+            renew_report(how.run)
 
 
 def cache(
@@ -198,11 +206,67 @@ def _require_of_cache(cache: Path, images: Images, model: Model) -> None:
     from patchsae.cli import opening
 
     index = CacheIndex.load(cache)
+    as_written = _as_written(cache, index, model)
+    if replace(model, device="auto", dtype=Model().dtype) != Model():
+        index.require(clip=opening.clip(as_written, index.model))
+    if images != Images():
+        index.require(dataset=opening.images(images, index.origin)[0])
+
+
+def _as_written(cache: Path, index: CacheIndex, model: Model) -> Model:
+    """The model in the arithmetic of a cache. ValueError where another one was named."""
     dtype = index.origin.get("dtype", model.dtype)
     if model.dtype not in (Model().dtype, dtype):
         raise ValueError(f"--dtype is {model.dtype}; {cache} was written in {dtype}")
-    if replace(model, device="auto", dtype=Model().dtype) != Model():
-        named = replace(model, dtype=dtype)
-        index.require(clip=opening.clip(named, index.model))
-    if images != Images():
-        index.require(dataset=opening.images(images, index.origin)[0])
+    return replace(model, dtype=dtype)
+
+
+class _Swept(NamedTuple):
+    """What a sweep is trained and judged on."""
+
+    origin: Origin
+    clip: SplitCLIP
+    """Whose residual stream the tokens are."""
+    test: ImageDataset
+    tested: dict[str, Any]
+    """What to record of the images to judge on."""
+
+
+def _images_to_sweep(images: Images, model: Model, options: SweepOptions, workers: int) -> _Swept:
+    from patchsae.cli import opening
+    from patchsae.training.origin import FromImages
+
+    dataset, found = opening.images(images, {}, default="shapes")
+    held_out = _held_out(images, options, found)  # before the model: it takes less time, and more can be wrong with it
+    clip = opening.clip(model, {})
+    opening.say_what_is_used(clip, dataset)
+    return _Swept(FromImages(clip, dataset, found, workers), clip, *held_out)
+
+
+def _cache_to_sweep(cache: Path, images: Images, model: Model, options: SweepOptions) -> _Swept:
+    from patchsae.cli import opening
+    from patchsae.training.origin import FromCache
+
+    _require_of_cache(cache, images, Model(dtype=model.dtype))
+    origin = FromCache(cache, model.device)
+    index = origin.index
+    held_out = _held_out(images, options, index.origin)
+    clip = opening.clip(_as_written(cache, index, model), index.model)
+    index.require(clip=clip)
+    opening.say_what_is_used(clip, None, f"{index.images:,} images of {index.dataset} in {cache}")
+    return _Swept(origin, clip, *held_out)
+
+
+def _held_out(images: Images, options: SweepOptions, found: Mapping[str, Any]) -> tuple[ImageDataset, dict[str, Any]]:
+    """The images that a sweep is judged on, and what to record of them. found: the same of those it is trained on."""
+    from patchsae.cli import opening
+
+    source = options.test_images or found.get("images")
+    if source is None:
+        raise ValueError("--test-images is not given, and the cache does not say which images it was written from")
+    outside = images.outside or (options.test_images is None and bool(found.get("outside")))
+    chosen = Images(source, options.test_split, options.test_limit, outside=outside)
+    test, tested = opening.images(chosen, {}, option="--test-split")
+    if all(tested.get(name) == found.get(name) for name in ("images", "split")):
+        raise ValueError(f"--test-split is {options.test_split!r}, which is trained on; expected another split")
+    return test, tested

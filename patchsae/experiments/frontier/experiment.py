@@ -17,13 +17,14 @@ from patchsae.experiments.evaluate.quality import QualityCounts
 from patchsae.experiments.frontier.section import Point, frontier_section
 from patchsae.experiments.options import MAY_DIFFER, StreamOptions
 from patchsae.experiments.provenance import describe_images, stage_config
-from patchsae.experiments.stream.fold import fold
+from patchsae.experiments.stream.fold import Accumulator, fold
 from patchsae.models.checkpoints.load import load_sae
 from patchsae.models.clip import SplitCLIP
 from patchsae.models.sae import SparseAutoencoder
 from patchsae.models.taps import Taps
-from patchsae.training.grid import Member
+from patchsae.parallel.base import Alone, Parallel
 from patchsae.training.sizes import cut, training_sizes
+from patchsae.training.sweep.train import Member
 
 if TYPE_CHECKING:
     from patchsae.disk.runs import Stage
@@ -44,6 +45,7 @@ def run(
     memory: int,
     settings: Mapping[str, Any] | None = None,
     overwrite: bool = False,
+    parallel: Parallel | None = None,
 ) -> None:
     """Judge the members that were trained on `dataset` and leave table, plots and report section in `stage`.
 
@@ -52,9 +54,11 @@ def run(
     again; it is short.
 
     Args:
-        members: of `patchsae.training.grid.train_grid`; those that diverged are named in the report.
+        members: of `patchsae.training.sweep.train.train_grid`; those that diverged are named in the report.
         dataset: images that were not trained on.
         stage: ``frontier.csv``, a row per autoencoder, and the section. Written anew where the members have changed.
+        memory: of each process.
+        parallel: the processes that share the images (see `fold`), all of which call this; None is this one alone.
 
     Raises:
         ValueError: all members diverged, or no image can be read.
@@ -63,15 +67,21 @@ def run(
     if not trained:
         raise ValueError(f"all {len(members)} autoencoders of the sweep diverged; expected at least one to judge")
     listed = {member.cell.name: member.diverged or "trained" for member in members}
-    changed = (stage.config or {}).get("members", listed) != listed
+    parallel = parallel or Alone(clip.device)
     config = stage_config(options, settings, images=describe_images(dataset)) | {"members": listed}
     with stage:
-        if not stage.begin(config, overwrite or changed, device=str(clip.device), may_differ=MAY_DIFFER):
+        proceed = False
+        if parallel.is_first:
+            changed = (stage.config or {}).get("members", listed) != listed
+            proceed = stage.begin(config, overwrite or changed, device=str(clip.device), may_differ=MAY_DIFFER)
+        if not parallel.broadcast(proceed):
             return
-        points = _judge(clip, trained, dataset, options, memory)
-        stage.write_table(TABLE, columns(points))
-        frontier_section(points, members, dataset.name, stage).write(stage)
-        stage.finish()
+        points = _judge(clip, trained, dataset, options, memory, parallel)
+        if parallel.is_first:
+            stage.write_table(TABLE, columns(points))
+            frontier_section(points, members, dataset.name, stage).write(stage)
+            stage.finish()
+        parallel.barrier()
 
 
 def columns(points: Sequence[Point]) -> dict[str, list[Any]]:
@@ -81,8 +91,14 @@ def columns(points: Sequence[Point]) -> dict[str, list[Any]]:
 
 
 def _judge(
-    clip: SplitCLIP, members: Sequence[Member], dataset: ImageDataset, options: StreamOptions, memory: int
+    clip: SplitCLIP,
+    members: Sequence[Member],
+    dataset: ImageDataset,
+    options: StreamOptions,
+    memory: int,
+    parallel: Parallel,
 ) -> list[Point]:
+    """A point per member, in the first process; none in the others."""
     concepts = concepts_of(dataset, clip.grid)
     sizes = [_bytes(member, clip, concepts) for member in members]
     points: list[Point] = []
@@ -99,10 +115,11 @@ def _judge(
             for judge in judges:
                 judge.update(streams[judge.member.cell.layer], truth)
 
-        folded = fold(dataset, clip.preprocess, update, {}, options, label=label)
+        counts = {f"{i}.{name}": part for i, judge in enumerate(judges) for name, part in judge.accumulators.items()}
+        folded = fold(dataset, clip.preprocess, update, counts, options, label=label, parallel=parallel)
         if folded.used == 0:
             raise ValueError(f"no image of dataset {dataset.name!r} could be read; expected at least one")
-        points += [judge.finish() for judge in judges]
+        points += [judge.finish() for judge in judges if parallel.is_first]
     return points
 
 
@@ -126,6 +143,10 @@ class _Judge:
         self.concepts: ConceptCounts | None = None
         if concepts is not None:
             self.concepts = ConceptCounts(concepts.names, latents, tokens, clip.device)
+
+    @property
+    def accumulators(self) -> dict[str, Accumulator]:
+        return {"quality": self.quality} | ({} if self.concepts is None else {"concepts": self.concepts})
 
     def update(self, residual: Tensor, truth: Truth | None) -> None:
         judged = residual[:, :1].contiguous() if self.cls_only else residual

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from patchsae.disk.runs import Stage
 from patchsae.report import Section, figures, lettering
 from patchsae.report.figures import MUTED, SERIES
-from patchsae.training.grid import Member
+from patchsae.training.sweep.train import Member
 from patchsae.words import counted, percent
 
 _MARKERS = ("o", "s", "D", "^", "v", "P")

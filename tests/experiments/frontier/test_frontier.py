@@ -17,8 +17,9 @@ from patchsae.experiments.frontier.section import Point, frontier_figure
 from patchsae.experiments.options import StreamOptions
 from patchsae.models.clip import SplitCLIP, load_clip
 from patchsae.models.taps import Taps
-from patchsae.training.grid import Member, train_grid
-from patchsae.training.grid_config import Grid
+from patchsae.training.origin import FromImages
+from patchsae.training.sweep.grid import Grid
+from patchsae.training.sweep.train import Member, train_grid
 from tests.training.tiny import write_clip
 
 TEST = "shapes:test?n=24&size=16"
@@ -40,7 +41,7 @@ def clip(clip_folder: Path) -> SplitCLIP:
 def members(clip: SplitCLIP, tmp_path_factory: pytest.TempPathFactory) -> list[Member]:
     grid = Grid(variant=("relu", "topk"), k=(2, 4), l1=(0.01,), expansion=(4,), batch_size=4, total_images=16)
     images = open_images("shapes:train?n=16&size=16")
-    return train_grid(clip, images, grid.cells([0, 1]), Run(tmp_path_factory.mktemp("saes")), memory=PLENTY)
+    return train_grid(FromImages(clip, images), grid.cells([0, 1]), Run(tmp_path_factory.mktemp("saes")), memory=PLENTY)
 
 
 def judge(root: Path, clip: SplitCLIP, members: list[Member], images: str = TEST, memory: int = PLENTY) -> Stage:
@@ -78,7 +79,7 @@ def test_figures_are_those_of_each_autoencoder_alone(
 def test_what_was_trained_on_cls_is_judged_on_cls(tmp_path: Path, clip: SplitCLIP) -> None:
     grid = Grid(l1=(1e-4,), expansion=(4,), batch_size=4, total_images=16, cls_only=True)
     images = open_images("shapes:train?n=16&size=16")
-    (member,) = train_grid(clip, images, grid.cells([0]), Run(tmp_path / "saes"), memory=PLENTY)
+    (member,) = train_grid(FromImages(clip, images), grid.cells([0]), Run(tmp_path / "saes"), memory=PLENTY)
     table = judge(tmp_path, clip, [member]).read_table(frontier.TABLE)
     pixels = torch.cat([batch.pixels for batch in batches(open_images(TEST), clip.preprocess, 24)])
     x = Taps(clip, [0]).residual(pixels)[:, 0]

@@ -6,9 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from patchsae.cli.choices import Tower
 from patchsae.disk.runs import Run
-from patchsae.training.config import TrainConfig
-from patchsae.training.grid_config import STRENGTH, Grid, GridOptions, Tower
+from patchsae.training.config import STRENGTH, TrainConfig
+from patchsae.training.sweep.grid import Grid
+from patchsae.training.sweep.options import SweepOptions
 
 variants = st.lists(st.sampled_from(sorted(STRENGTH)), min_size=1, max_size=6)
 numbers = st.lists(st.integers(1, 40), min_size=1, max_size=3)
@@ -43,10 +45,10 @@ def test_what_is_not_swept_is_the_same_for_all() -> None:
 
 
 def test_blocks_are_counted_as_python_counts() -> None:
-    assert Tower().blocks(12) == [10]
-    assert Tower(layer=(-2, 3, 10)).blocks(12) == [3, 10]
+    assert Tower().blocks(12, default=10) == [10]
+    assert Tower(layer=(-2, 3, 10)).blocks(12, default=0) == [3, 10]
     with pytest.raises(ValueError, match="layer is 12; the tower has 12 blocks: expected -12..11"):
-        Tower(layer=(12,)).blocks(12)
+        Tower(layer=(12,)).blocks(12, default=0)
 
 
 @pytest.mark.parametrize(
@@ -54,9 +56,9 @@ def test_blocks_are_counted_as_python_counts() -> None:
     [
         (lambda: Grid(k=()), "k is empty"),
         (lambda: Grid(variant=("topk",), k=(8, 0)), "TrainConfig.k is 0"),
-        (lambda: Grid(latent_shards=2), "latent_shards is 2; a sweep runs in one process"),
-        (lambda: GridOptions(memory_gb=0.0), "memory_gb is 0.0"),
-        (lambda: GridOptions(test_limit=0), "test_limit is 0"),
+        (lambda: Grid(latent_shards=2), "latent_shards is 2; processes share the images"),
+        (lambda: SweepOptions(memory_gb=0.0), "memory_gb is 0.0"),
+        (lambda: SweepOptions(test_limit=0), "test_limit is 0"),
     ],
 )
 def test_a_mistake_names_the_option(make, message) -> None:

@@ -19,14 +19,13 @@ from patchsae.data.base import Sample, Subset
 from patchsae.disk.runs import Run
 from patchsae.interrupt import Interrupted
 from patchsae.models.clip import SplitCLIP
-from patchsae.training import grid as sweep
-from patchsae.training.grid import TooLarge, group_bytes
+from patchsae.training.origin import FromImages
 from patchsae.training.sizes import cut
+from patchsae.training.sweep.groups import TooLarge, group_bytes
 from patchsae.training.trainer import train
-
-from . import grid_process
-from .grid_process import BLOCKS, short_grid, sweep_in, weights
-from .tiny import SOURCE
+from tests.training.sweep import sweep_process
+from tests.training.sweep.sweep_process import BLOCKS, short_grid, sweep_in, weights
+from tests.training.tiny import SOURCE
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +39,7 @@ def test_every_autoencoder_is_that_of_a_training_of_its_own(
     alone = {}
     for cell in short_grid().cells([clip.layer]):
         stage = Run(tmp_path).stage(cell.name)
-        train(clip, open_images(SOURCE), cell.config, stage, origin={"images": SOURCE})
+        train(FromImages(clip, open_images(SOURCE), {"images": SOURCE}), cell.config, stage)
         alone[cell.name] = (stage.path / "sae.safetensors").read_bytes()
     assert clip.layer in BLOCKS
     assert alone == {name: unbroken[name] for name in alone}
@@ -71,8 +70,8 @@ def test_one_block_or_several_see_the_same_tokens(tmp_path: Path, clip: SplitCLI
 def test_a_sweep_that_does_not_fit_is_cut_and_ends_with_the_same_bits(
     tmp_path: Path, clip: SplitCLIP, unbroken: dict[str, bytes], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    cells = short_grid().cells(BLOCKS)
-    memory = group_bytes(clip, cells[:2])  # those of the first block; those of the second take as much
+    cells, origin = short_grid().cells(BLOCKS), FromImages(clip, open_images(SOURCE))
+    memory = group_bytes(origin, cells[:2])  # those of the first block; those of the second take as much
     members = sweep_in(tmp_path / "saes", clip, short_grid(), memory=memory)
     assert "sweep: 4 autoencoders in 2 groups, each with a pass over the images" in capsys.readouterr().err
     assert weights(members) == unbroken
@@ -82,13 +81,14 @@ def test_an_autoencoder_that_does_not_fit_alone_is_refused_before_anything_is_wr
     tmp_path: Path, clip: SplitCLIP
 ) -> None:
     small, large = short_grid(variant=("topk",), expansion=(4, 64)).cells([0])
-    assert group_bytes(clip, [small]) < group_bytes(clip, [large])
+    origin = FromImages(clip, open_images(SOURCE))
+    assert group_bytes(origin, [small]) < group_bytes(origin, [large])
     with pytest.raises(TooLarge, match="topk-k3-x64-block0 needs .* and .* may be used: .* --memory-gb"):
         sweep_in(
             tmp_path / "saes",
             clip,
             short_grid(variant=("topk",), expansion=(4, 64)),
-            memory=group_bytes(clip, [large]) - 1,
+            memory=group_bytes(origin, [large]) - 1,
         )
     assert not (tmp_path / "saes").exists()
 
@@ -147,7 +147,7 @@ def test_a_signal_saves_and_the_same_command_ends_with_the_same_bits(
     tmp_path: Path, clip: SplitCLIP, unbroken: dict[str, bytes]
 ) -> None:
     dataset = SignalsOnce(open_images(SOURCE), signal.SIGTERM, at=30)
-    with pytest.raises(Interrupted, match="stopped after step 7 of 12"):
+    with pytest.raises(Interrupted, match="stopped after step 6 of 12"):
         sweep_in(tmp_path / "saes", clip, short_grid(), dataset)
     assert weights(sweep_in(tmp_path / "saes", clip, short_grid())) == unbroken
 
@@ -169,8 +169,8 @@ def test_killed_and_resumed_ends_with_the_same_bits(tmp_path: Path, clip_folder:
     changes = {"total_images": 80, "checkpoint_steps": 4, "variant": ("topk", "batchtopk")}
     expected = weights(sweep_in(tmp_path / "unbroken" / "saes", clip, short_grid(**changes)))
     root = tmp_path / "victim" / "saes"
-    command = [sys.executable, str(grid_process.__file__), str(root), str(clip_folder), json.dumps(changes)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, str(sweep_process.__file__), str(root), str(clip_folder), json.dumps(changes)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[3])}
     victim = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
     watched = Run(root).stage("topk-k3-x4-block1")
     deadline = time.monotonic() + 120
@@ -185,14 +185,7 @@ def test_killed_and_resumed_ends_with_the_same_bits(tmp_path: Path, clip_folder:
     assert weights(sweep_in(root, clip, short_grid(**changes))) == expected
 
 
-def test_torchrun_is_refused(tmp_path: Path, clip: SplitCLIP, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ValueError, match="a sweep runs in one process"):
-        sweep_in(tmp_path, clip, short_grid())
-
-
 def test_groups_are_in_order_and_fit() -> None:
     assert cut([3, 3, 3, 7, 1], 7) == [[0, 1], [2], [3], [4]]
     assert cut([9, 1], 7) == [[0], [1]]
     assert cut([], 7) == []
-    assert sweep.DIVERGED == "diverged"

@@ -9,8 +9,9 @@ from pathlib import Path
 from patchsae.data import ImageDataset, open_images
 from patchsae.disk.runs import Run
 from patchsae.models.clip import SplitCLIP
-from patchsae.training.grid import Member, train_grid
-from patchsae.training.grid_config import Grid
+from patchsae.training.origin import FromImages
+from patchsae.training.sweep.grid import Grid
+from patchsae.training.sweep.train import Member, train_grid
 from tests.training.tiny import SOURCE, open_clip_dir
 
 BLOCKS = [0, 1]
@@ -46,7 +47,8 @@ def sweep_in(
 ) -> list[Member]:
     images = open_images(SOURCE) if dataset is None else dataset
     cells = grid.cells(blocks)
-    return train_grid(clip, images, cells, Run(root), memory=memory, origin={"images": SOURCE}, **options)  # type: ignore[arg-type]
+    origin = FromImages(clip, images, {"images": SOURCE})
+    return train_grid(origin, cells, Run(root), memory=memory, **options)  # type: ignore[arg-type]
 
 
 def weights(members: list[Member]) -> dict[str, bytes]:
