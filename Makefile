@@ -17,16 +17,23 @@ PYTHON312 ?= $(firstword $(shell python3.12 -c 'import sys; print(sys.executable
   $(addsuffix /bin/python3.12,$(shell pyenv prefix 3.12 2>/dev/null)))
 GATE_PYTHON = $(if $(filter gpu,$(VERSIONS)),$(VENV_GPU),$(VENV))/bin/python
 GATE_READY = $(if $(filter gpu,$(VERSIONS)),$(GPU_READY),$(READY))
-INTERPRETED = TRITON_INTERPRET=1 OMP_NUM_THREADS=1
+INTERPRETED = TRITON_INTERPRET=1
+# Two processes of two threads would starve each other.
+TESTS = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
-.PHONY: demo test lint gate interpret python312 shuffled sanitize bench lock clean
+.PHONY: demo check test lint gate interpret python312 shuffled sanitize bench lock clean
 
 demo: $(READY)
 	RUN=$(RUN) PATH="$(CURDIR)/$(BIN):$$PATH" sh examples/demo.sh
 
+# What two cores answer in three minutes: lint and all that is not slow, without compiling for GPUs.
+check: lint
+	$(TESTS) -m "not slow" --ignore tests/gate
+	$(INTERPRETED) $(TESTS) -m "not slow" tests/triton
+
 test: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal  # two processes of two threads would starve each other
-	$(INTERPRETED) $(BIN)/python -m pytest -n 2 --dist worksteal tests/triton
+	$(TESTS)
+	$(INTERPRETED) $(TESTS) tests/triton
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -39,7 +46,7 @@ gate: $(GATE_READY)
 
 # The kernels in Triton's interpreter, which `make test` runs as well. VERSIONS: lock or gpu.
 interpret: $(GATE_READY)
-	$(INTERPRETED) $(GATE_PYTHON) -m pytest -n 2 --dist worksteal tests/triton
+	$(INTERPRETED) OMP_NUM_THREADS=1 $(GATE_PYTHON) -m pytest -n 2 --dist worksteal tests/triton
 
 python312:
 	@echo $(PYTHON312)
@@ -47,7 +54,7 @@ python312:
 # The same in three random orders of every kernel's programs.
 shuffled: $(READY)
 	for seed in 1 2 3; do \
-	  PROGRAM_ORDER=$$seed $(INTERPRETED) $(BIN)/python -m pytest -n 2 --dist worksteal tests/triton \
+	  PROGRAM_ORDER=$$seed $(INTERPRETED) $(TESTS) tests/triton \
 	    --ignore-glob='*/test_gpu_bench*' --ignore-glob='*/test_gate_of*' || exit 1; \
 	done
 

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from threading import Lock
 from typing import Any
 
@@ -118,15 +119,21 @@ def complaints(case: Case, used: Resources) -> list[str]:
 @contextmanager
 def temporary_cache() -> Iterator[None]:
     """Triton's cache in a folder that goes away: nothing is written elsewhere and nothing old is read."""
+    with tempfile.TemporaryDirectory() as folder, cache_in(Path(folder)):
+        yield
+
+
+@contextmanager
+def cache_in(folder: Path) -> Iterator[None]:
+    """Triton's cache in ``folder``."""
     before = os.environ.get("TRITON_CACHE_DIR")
-    with tempfile.TemporaryDirectory() as folder:
-        os.environ["TRITON_CACHE_DIR"] = folder
-        try:
-            yield
-        finally:
-            del os.environ["TRITON_CACHE_DIR"]
-            if before is not None:
-                os.environ["TRITON_CACHE_DIR"] = before
+    os.environ["TRITON_CACHE_DIR"] = str(folder)
+    try:
+        yield
+    finally:
+        del os.environ["TRITON_CACHE_DIR"]
+        if before is not None:
+            os.environ["TRITON_CACHE_DIR"] = before
 
 
 def amd_usage(compiled: Any) -> tuple[int, int, int]:
