@@ -13,13 +13,14 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benches.bench_extraction import EXTRACTION, EXTRACTION_BF16
-from benches.bench_masking import MASKING
-from benches.bench_training import training_records, training_table
+from benches.extraction import EXTRACTION, EXTRACTION_BF16
+from benches.masking import MASKING
+from benches.training import training_records
 from benches.vit import build_case
 from patchsae.bench import run
-from patchsae.bench.inputs import SIZES
-from patchsae.bench.measure import Record, measure
+from patchsae.bench.records import Record, record, save
+from patchsae.bench.sizes import SIZES
+from patchsae.bench.tables import table, training_table
 
 PARTS = ("ops", "training", "end-to-end")
 EVERY_SIZE = ("encode", "encode_topk_64", "decode", "decode_bag", "latent_stats")
@@ -40,8 +41,8 @@ def records(parts: Sequence[str], size: str, rounds: int, images: int) -> Iterat
 def _end_to_end(rounds: int, images: int) -> Iterator[Record]:
     case = build_case(images)
     for each in (EXTRACTION, EXTRACTION_BF16):
-        yield measure(each, case, "end to end", rounds)
-    yield measure(MASKING, case, "end to end", 1)  # minutes, most of them PyTorch's
+        yield record(each, case, "end to end", rounds)
+    yield record(MASKING, case, "end to end", 1)  # minutes, most of them PyTorch's
 
 
 if __name__ == "__main__":
@@ -56,12 +57,12 @@ if __name__ == "__main__":
     if unknown := set(parts) - set(PARTS):
         parser.error(f"PART is {', '.join(sorted(unknown))}; expected one of {', '.join(PARTS)}")
     console, found = Console(), []
-    for record in records(parts, arguments.size, arguments.rounds, arguments.images):
-        found.append(record)
-        console.print(f"{record.op} ({record.size}): {record.ratio:.2f}x of {record.baseline}")
+    for each in records(parts, arguments.size, arguments.rounds, arguments.images):
+        found.append(each)
+        console.print(f"{each.op} ({each.size}): {each.ratio:.2f}x of {each.baseline}")
         if arguments.out is not None:
-            run.save(found, arguments.out)
-    console.print(run.table(found))
-    trained = [record for record in found if record.op.startswith("train_")]
+            save(found, arguments.out)
+    console.print(table(found))
+    trained = [each for each in found if each.op.startswith("train_")]
     if trained:
         console.print(training_table(trained))

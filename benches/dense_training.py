@@ -1,6 +1,6 @@
 """The training recipes written the obvious way: dense latents, autograd, torch.optim.Adam.
 
-What `bench_training.py` compares with. The equations are those of the papers that `patchsae.training.variants` names;
+What `benches.training` compares with. The equations are those of the papers that `patchsae.training.variants` names;
 no code is shared with it. x is [N, D] with CLS weighted like any token, so squared errors count 1 / (D |x|).
 """
 
@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from patchsae.bench import dense
 from patchsae.training.config import TrainConfig
 
 Params = dict[str, Tensor]
@@ -37,12 +38,7 @@ class DenseTrainer:
         """The total loss of tokens [N, D], before the update."""
         total = self._loss(x)
         total.backward()
-        with torch.no_grad():
-            W_dec = self.params["W_dec"]
-            assert W_dec.grad is not None
-            W_dec.grad -= (W_dec.grad * W_dec).sum(1, keepdim=True) * W_dec
-            self.optimizer.step()
-            W_dec /= W_dec.norm(dim=1, keepdim=True)
+        dense.update(self.params["W_dec"], self.optimizer)
         self.optimizer.zero_grad(set_to_none=True)
         return total.detach()
 
@@ -52,9 +48,11 @@ class DenseTrainer:
         h, penalty = _latents(pre, x, p, config)
         prefixes = config.prefixes if config.variant == "matryoshka" else (1.0,)
         errors = [y - x for y in _reconstructions(h, p, prefixes)]
-        total = torch.stack([_mean(error.square(), x) for error in errors]).sum() + penalty
-        term = _ghost if config.dead_term == "ghost" else _auxk
-        return total + term(pre[:, self.dead], errors[-1].detach(), x, p["W_dec"][self.dead], config)
+        total = torch.stack([dense.relative_error(error, x) for error in errors]).sum() + penalty
+        left, of_dead = errors[-1].detach(), (pre[:, self.dead], p["W_dec"][self.dead])
+        return total + (
+            dense.ghost(*of_dead, left, x) if config.dead_term == "ghost" else _auxk(*of_dead, left, x, config)
+        )
 
 
 def _latents(pre: Tensor, x: Tensor, p: Params, config: TrainConfig) -> tuple[Tensor, Tensor]:
@@ -76,7 +74,7 @@ def _latents(pre: Tensor, x: Tensor, p: Params, config: TrainConfig) -> tuple[Te
     gate = pre.relu()
     y = torch.addmm(p["b_dec"].detach(), gate, p["W_dec"].detach())
     magnitude = ((pre - p["b_enc"]) * p["r_mag"].exp() + p["b_mag"]).relu()
-    return magnitude * (pre.detach() > 0), config.l1 * gate.sum(1).mean() + _mean((y - x).square(), x)
+    return magnitude * (pre.detach() > 0), config.l1 * gate.sum(1).mean() + dense.relative_error(y - x, x)
 
 
 def _reconstructions(h: Tensor, p: Params, prefixes: Sequence[float]) -> list[Tensor]:
@@ -84,25 +82,11 @@ def _reconstructions(h: Tensor, p: Params, prefixes: Sequence[float]) -> list[Te
     return [torch.addmm(p["b_dec"], h[:, :size], p["W_dec"][:size]) for size in sizes]
 
 
-def _mean(squares: Tensor, x: Tensor) -> Tensor:
-    return (squares / x.norm(dim=1, keepdim=True)).mean()
-
-
-def _ghost(pre: Tensor, error: Tensor, x: Tensor, W_dec: Tensor, config: TrainConfig) -> Tensor:
-    """Released code of arXiv 2412.05276; `error` is detached."""
-    length = error.norm(dim=1, keepdim=True)
-    g = pre.exp() @ W_dec
-    g = g * (length / (2 * g.detach().norm(dim=1, keepdim=True) + 1e-6))
-    term = (g + error).square() / length
-    counted = error.square() / x.norm(dim=1, keepdim=True)
-    return (counted / (term.detach() + 1e-6) * term).mean()
-
-
-def _auxk(pre: Tensor, error: Tensor, x: Tensor, W_dec: Tensor, config: TrainConfig) -> Tensor:
+def _auxk(pre: Tensor, W_dec: Tensor, error: Tensor, x: Tensor, config: TrainConfig) -> Tensor:
     """Gao et al. 2024, section 2.4: the largest dead latents reconstruct x - y; `error` is y - x, detached."""
     kept = pre.relu().topk(min(config.auxk, pre.shape[1]), dim=1)
     h = torch.zeros_like(pre).scatter(1, kept.indices, kept.values)
-    return config.auxk_coefficient * _mean((h @ W_dec + error).square(), x)
+    return config.auxk_coefficient * dense.relative_error(h @ W_dec + error, x)
 
 
 class _Jump(torch.autograd.Function):

@@ -1,6 +1,6 @@
 """The masking sweep written the obvious way: one full forward pass of CLIP per mask, with dense latents.
 
-The oracle of the tests and the opponent of `bench_masking.py`. It goes through open_clip's own model with a forward
+The oracle of the tests and the opponent of `benches.masking`. It goes through open_clip's own model with a forward
 hook on the block, so it shares neither the split backbone nor a kernel with `patchsae.experiments.mask.embeddings`.
 """
 
@@ -32,14 +32,7 @@ def naive_sweep(
     """
 
     def masked(keep: Tensor | None) -> Replace:
-        def replace(residual: Tensor) -> Tensor:
-            centred = residual - parameters["b_dec"]
-            latents = torch.relu(centred @ parameters["W_enc"] + parameters["b_enc"])  # [B, T, S], dense on purpose
-            if keep is not None:
-                latents = latents * keep[:, None, :]
-            return latents @ parameters["W_dec"] + parameters["b_dec"] + bias_offset
-
-        return replace
+        return reconstruction(parameters, keep, bias_offset)
 
     result = {
         ("none", "unmodified", 0): forward(model, block, pixels, lambda residual: residual),
@@ -51,6 +44,19 @@ def naive_sweep(
             result[name, "keep", k] = forward(model, block, pixels, masked(per_image < k))
             result[name, "ablate", k] = forward(model, block, pixels, masked(per_image >= k))
     return result
+
+
+def reconstruction(parameters: Mapping[str, Tensor], keep: Tensor | None, bias_offset: float = 0.0) -> Replace:
+    """What the residual stream [B, T, D] is replaced by, with only the latents ``keep`` [B, S]."""
+
+    def replace(residual: Tensor) -> Tensor:
+        centred = residual - parameters["b_dec"]
+        latents = torch.relu(centred @ parameters["W_enc"] + parameters["b_enc"])  # [B, T, S], dense on purpose
+        if keep is not None:
+            latents = latents * keep[:, None, :]
+        return latents @ parameters["W_dec"] + parameters["b_dec"] + bias_offset
+
+    return replace
 
 
 def forward(model: nn.Module, block: int, pixels: Tensor, replace: Replace) -> Tensor:

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import torch
 
-from benches.gpu.inputs import Problem, make_problem
-from benches.gpu.sizes import Size
-from benches.gpu.timing import Pace
+from benches.gpu.inputs import residual_problem
+from benches.gpu.sizes import Scale
+from patchsae.bench.inputs import Problem
+from patchsae.bench.timing import Pace
 
 
 def multiply_in_float32() -> None:
@@ -29,14 +30,14 @@ class Bench:
         end: when the running stage must be over, on the clock of ``time.time``.
     """
 
-    size: Size
+    size: Scale
     device: torch.device
     out: Path
     end: float = float("inf")
 
     @cached_property
     def problem(self) -> Problem:
-        return make_problem(self.size, self.device)
+        return residual_problem(self.size, self.device)
 
     @property
     def on_gpu(self) -> bool:

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from benches.gpu import report
-from benches.gpu.records import stage_file, strict
+from benches.gpu.records import stage_file
 from benches.gpu.stages import STAGES
+from patchsae.bench.findings import as_json, strict
 
 FILES = ("results.json", "table.txt", "environment.json", "log.txt")
 LIMIT = 15 << 20
@@ -85,7 +86,7 @@ def drawn(document: Mapping[str, Any]) -> str:
 
 def fitting(document: Mapping[str, Any], limit: int = LIMIT) -> str:
     """The document as JSON of at most ``limit`` bytes: the largest data of records give way, and say so."""
-    text = json.dumps(strict(document), indent=1, allow_nan=False) + "\n"
+    text = as_json(document)
     if len(text.encode()) <= limit:
         return text
     sizes = [len(json.dumps(strict(record["data"])).encode()) for record in document["records"]]
@@ -110,7 +111,7 @@ def shortened(text: str, limit: int = LIMIT) -> str:
 def _environment(document: Mapping[str, Any]) -> str:
     """The stage that says what ran, by item."""
     found = {record["name"]: record["data"] for record in document["records"] if record["stage"] == "environment"}
-    return json.dumps(strict(found), indent=1, allow_nan=False) + "\n"
+    return as_json(found)
 
 
 def _put(folder: Path, name: str, text: str) -> None:

@@ -4,64 +4,22 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 import patchsae_kernels as pk
-from benches.gpu import checks
-from benches.gpu.encodes import Encode
-from benches.gpu.inputs import Problem
-from benches.gpu.records import Finding
-from benches.gpu.sizes import Size
-from benches.gpu.timing import Pace
-
-TAU = 0.2
-Findings = tuple[Finding, ...]
+from patchsae.bench import checks
+from patchsae.bench.case import Bar, Case, Opponent, Side
+from patchsae.bench.encodes import Encode
+from patchsae.bench.findings import Findings
+from patchsae.bench.inputs import TAU, Problem
+from patchsae.bench.sizes import Size
 
 
-class Side(NamedTuple):
-    """Something to time: its name, its precision, and the work on the input set of a turn."""
-
-    name: str
-    precision: str
-    run: Callable[[Problem, int], Any]
-
-
-class Bar(NamedTuple):
-    """``at_most``: our time is at most ``limit`` of theirs; otherwise their time is at least ``limit`` of ours."""
-
-    at_most: bool
-    limit: float
-
-    @property
-    def text(self) -> str:
-        return f"at most {self.limit:g}x its time" if self.at_most else f"{self.limit:g}x faster"
-
-
-class Opponent(NamedTuple):
-    """Who ours is measured against; ``check(problem, our result, their result)`` says that both did the same work."""
-
-    side: Side
-    bar: Bar | None = None
-    check: Callable[[Problem, Any, Any], Findings] | None = None
-
-
-@dataclass(frozen=True)
-class Line:
-    """One line of the table; it is timed only when ``check`` of our result passes, at the bench's pace or its own."""
-
-    name: str
-    ours: Side
-    check: Callable[[Problem, Any], Findings]
-    opponents: tuple[Opponent, ...]
-    pace: Pace | None = None
-
-
-def table(size: Size, backend: str) -> list[Line]:
+def table(size: Size, backend: str) -> list[Case]:
     """The lines of the table; ``backend`` is torch.compile's."""
     return [
         *_encode_lines(size),
@@ -85,7 +43,7 @@ def dense_encode() -> Side:
     return Side("addmm + relu", "fp32", lambda p, turn: _dense_pre(p, turn).relu())
 
 
-def _encode_lines(size: Size) -> list[Line]:
+def _encode_lines(size: Size) -> list[Case]:
     relu, exact = Encode("relu", "bf16"), Encode("relu", "exact")
     lines = [
         _encode_line(relu, f"encode ReLU, L0 {size.l0}", (Opponent(floor(), Bar(True, 1.35)),)),
@@ -102,55 +60,55 @@ def _encode_lines(size: Size) -> list[Line]:
     return lines
 
 
-def _encode_line(spec: Encode, name: str, opponents: tuple[Opponent, ...]) -> Line:
-    return Line(f"{name}, {spec.precision}", encode_side(spec), lambda p, z: checks.encode(p, spec, z), opponents)
+def _encode_line(spec: Encode, name: str, opponents: tuple[Opponent, ...]) -> Case:
+    return Case(f"{name}, {spec.precision}", encode_side(spec), opponents, lambda p, z: checks.encode(p, spec, z))
 
 
-def _decode_lines(size: Size) -> list[Line]:
+def _decode_lines(size: Size) -> list[Case]:
     lines = []
     for precision, limit in (("bf16", 1.5), ("fp32", 8.0)):
         dense = Side("dense product", precision, functools.partial(_dense_decode, precision))
         lines.append(
-            Line(
+            Case(
                 f"decode, L0 {size.l0}, {precision}",
                 decode_side(precision),
-                functools.partial(_check_decode, precision),
                 (Opponent(dense, Bar(False, limit), _same_reconstruction),),
+                functools.partial(_check_decode, precision),
             )
         )
     for precision in ("bf16", "fp32"):
         bag = Side("F.embedding_bag", precision, functools.partial(_bag, precision))
         lines.append(
-            Line(
+            Case(
                 f"decode, k {size.middle_k}, {precision}",
                 Side("decode", precision, functools.partial(_decode_top, precision)),
-                functools.partial(_check_top, precision),
                 (Opponent(bag, Bar(False, 1.3), _same_but_bias),),
+                functools.partial(_check_top, precision),
             )
         )
     for precision in ("bf16", "fp32"):
         once = Side("our decode once + writing the output", precision, functools.partial(_decode_and_write, precision))
         lines.append(
-            Line(
+            Case(
                 f"decode_sweep, {len(size.sweep)} ks, {precision}",
                 Side("decode_sweep", precision, functools.partial(_sweep, precision)),
-                functools.partial(_check_sweep, precision),
                 (Opponent(once, Bar(True, 1.4)),),
+                functools.partial(_check_sweep, precision),
             )
         )
     encodes = tuple(Opponent(encode_side(Encode("relu", precision)), Bar(True, 0.1)) for precision in ("exact", "bf16"))
     lines.append(
-        Line(
+        Case(
             f"latent_stats, {size.classes} classes",
             Side("latent_stats", "fp32", _stats),
-            lambda p, found: checks.stats(p, p.z, found, TAU),
             encodes,
+            lambda p, found: checks.stats(p, p.z, found, TAU),
         )
     )
     return lines
 
 
-def _reconstruct_lines(backend: str) -> list[Line]:
+def _reconstruct_lines(backend: str) -> list[Case]:
     lines = []
     for precision, decoded in (("bf16", "bf16"), ("exact", "fp32")):
         spec = Encode("relu", precision)
@@ -158,21 +116,21 @@ def _reconstruct_lines(backend: str) -> list[Line]:
         eager = Side("dense autoencoder with loss, eager", "fp32", _eager)
         compiled = Side(f"dense autoencoder with loss, torch.compile ({backend})", "fp32", _compiled_side(backend))
         lines.append(
-            Line(
+            Case(
                 f"encode-ReLU-decode with loss, {precision}",
                 Side("reconstruct", precision, functools.partial(_reconstruct, spec, decoded)),
-                functools.partial(_check_reconstruct, spec, decoded),
                 (
                     Opponent(two, Bar(True, 1.15)),
                     Opponent(eager, Bar(False, 6), functools.partial(_same_loss, checks.values_limit(precision))),
                     Opponent(compiled, Bar(False, 5), functools.partial(_same_loss, checks.values_limit(precision))),
                 ),
+                functools.partial(_check_reconstruct, spec, decoded),
             )
         )
     return lines
 
 
-def _further_lines(size: Size) -> list[Line]:
+def _further_lines(size: Size) -> list[Case]:
     """Without a bar: what else users call."""
     middle = size.middle_k
     specs = (
@@ -187,11 +145,11 @@ def _further_lines(size: Size) -> list[Line]:
         _encode_line(spec, f"encode {spec.activation}{f' {spec.k}' if spec.k else ''}", (Opponent(floor()),))
         for spec in specs
     ]
-    masked = Line(
+    masked = Case(
         f"decode_masked, {size.classes} classes, fp32",
         Side("decode_masked", "fp32", _masked),
-        lambda p, y: checks.decode(p, p.z, y, p.W_dec, p.keep[p.class_ids[p.rows]]),
         (Opponent(decode_side("fp32")),),
+        lambda p, y: checks.decode(p, p.z, y, p.W_dec, p.keep[p.class_ids[p.rows]]),
     )
     return [*lines, masked]
 
@@ -235,8 +193,7 @@ def _decode(precision: str, p: Problem, turn: int) -> Tensor:
 
 def _dense_decode(precision: str, p: Problem, turn: int) -> Tensor:
     W = p.dictionary(precision)
-    dense = p.cached(f"dense {precision}", lambda: p.z.to_dense().to(W.dtype))  # one set: it exceeds any cache
-    return torch.addmm(p.b_dec.to(W.dtype), dense, W)
+    return torch.addmm(p.b_dec.to(W.dtype), p.dense(precision), W)
 
 
 def _check_decode(precision: str, p: Problem, y: Tensor) -> Findings:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from patchsae.bench.findings import Findings, as_json, faults, passed
 from patchsae.disk import atomic
 
 PASSED, FAILED, ERROR, SKIPPED = "passed", "failed", "error", "skipped"
@@ -19,23 +19,10 @@ PREPARING = "preparing"
 
 
 @dataclass(frozen=True)
-class Finding:
-    """A number that must not exceed its limit; NaN never passes."""
-
-    name: str
-    value: float
-    limit: float
-
-    @property
-    def ok(self) -> bool:
-        return self.value <= self.limit
-
-
-@dataclass(frozen=True)
 class Result:
     """What an item found: numbers with limits, numbers without, or the reason why it was left out."""
 
-    findings: tuple[Finding, ...] = ()
+    findings: Findings = ()
     data: dict[str, Any] = field(default_factory=dict)
     skipped: str = ""
 
@@ -43,12 +30,11 @@ class Result:
     def status(self) -> str:
         if self.skipped:
             return SKIPPED
-        return PASSED if all(finding.ok for finding in self.findings) else FAILED
+        return PASSED if passed(self.findings) else FAILED
 
     @property
     def message(self) -> str:
-        bad = [f"{f.name} is {f.value:.3g}, limit {f.limit:.3g}" for f in self.findings if not f.ok]
-        return self.skipped or "; ".join(bad)
+        return self.skipped or faults(self.findings)
 
 
 @dataclass(frozen=True)
@@ -126,28 +112,7 @@ def done(stage: str, name: str, seconds: float, result: Result) -> Record:
     return Record(stage, name, result.status, round(seconds, 3), result.message, findings, result.data)
 
 
-def strict(value: Any) -> Any:
-    """The same with NaN and infinities as strings, so that any reader of JSON takes it."""
-    if isinstance(value, dict):
-        return {str(key): strict(entry) for key, entry in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [strict(entry) for entry in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    return value
-
-
-def worst(findings: Iterable[Finding]) -> tuple[Finding, ...]:
-    """Of findings of the same name, the one with the largest value; NaN is larger than everything."""
-    kept: dict[str, Finding] = {}
-    for finding in findings:
-        other = kept.get(finding.name)
-        if other is None or math.isnan(finding.value) or finding.value > other.value:
-            kept[finding.name] = finding
-    return tuple(kept.values())
-
-
 def write_json(path: Path, document: dict[str, Any]) -> None:
-    """`strict` JSON, atomically."""
+    """`as_json`, atomically; the folder is made."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    atomic.write_text(path, json.dumps(strict(document), indent=1, allow_nan=False) + "\n")
+    atomic.write_text(path, as_json(document))

@@ -1,49 +1,26 @@
-"""The shapes that are checked and measured."""
+"""The scales at which the whole harness runs."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import asdict, dataclass
+
+from patchsae.bench.sizes import PAPER_BATCH_ON_GPU, Shape, Size
+from patchsae.bench.sizes import SIZES as NAMED
 
 
-class Shape(NamedTuple):
-    """N tokens of width D, S latents."""
-
-    n: int
-    d: int
-    s: int
-
-
-@dataclass(frozen=True)
-class Size:
-    """One scale at which the whole harness runs.
+@dataclass(frozen=True, kw_only=True)
+class Scale(Size):
+    """A size whose input sets together exceed the L2, and what else the stages need.
 
     Attributes:
-        images, tokens, d_in, d_sae: N = images * tokens.
-        l0: mean number of active latents per token.
-        topk: the k of the top-k lines; the middle one also serves decode.
-        ks: the sweep; d_sae is appended.
-        classes: of the per-class tables.
-        sample: tokens compared with float64.
-        sets: input sets that take turns while timing; together they exceed the L2.
         awkward: shapes that fit no tile.
         dense_images: images of the half-active input (the released start).
         other_l0: further L0 at which the designs are timed.
         copy_mb, product: the ceilings: megabytes copied, and the side of a square product.
-        clip, pixels: model and image side of the masking sweep; seed-made weights, nothing is downloaded.
+        clip: model of the masking sweep; seed-made weights, nothing is downloaded.
         masked_images, prediction_classes: of the masking sweep.
     """
 
-    images: int
-    tokens: int
-    d_in: int
-    d_sae: int
-    l0: int
-    topk: tuple[int, ...]
-    ks: tuple[int, ...]
-    classes: int
-    sample: int
-    sets: int
     awkward: tuple[Shape, ...]
     dense_images: int
     other_l0: tuple[int, ...]
@@ -53,35 +30,9 @@ class Size:
     masked_images: int
     prediction_classes: int
 
-    @property
-    def n(self) -> int:
-        return self.images * self.tokens
 
-    @property
-    def shape(self) -> Shape:
-        return Shape(self.n, self.d_in, self.d_sae)
-
-    @property
-    def middle_k(self) -> int:
-        return self.topk[len(self.topk) // 2]
-
-    @property
-    def sweep(self) -> tuple[int, ...]:
-        """The ks and S: with all latents kept the sweep is the plain reconstruction."""
-        return (*self.ks, self.d_sae)
-
-
-PAPER = Size(
-    images=128,
-    tokens=197,
-    d_in=768,
-    d_sae=49_152,
-    l0=149,
-    topk=(32, 64, 256),
-    ks=(1, 2, 5, 10, 50, 100, 500, 1000, 2000),
-    classes=10,
-    sample=44,
-    sets=3,
+PAPER = Scale(
+    **asdict(NAMED["paper"]) | {"images": PAPER_BATCH_ON_GPU, "sets": 3},
     awkward=(
         Shape(1, 768, 49_152),
         Shape(197, 768, 49_152),
@@ -100,7 +51,7 @@ PAPER = Size(
     masked_images=128,
     prediction_classes=1000,
 )
-TINY = Size(
+TINY = Scale(
     images=2,
     tokens=2,
     d_in=20,

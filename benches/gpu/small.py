@@ -11,10 +11,10 @@ import torch
 
 import patchsae_kernels as pk
 from benches.gpu import steps
-from benches.gpu.encodes import Encode
-from benches.gpu.inputs import Problem, make_problem
-from benches.gpu.lines import TAU
+from benches.gpu.inputs import residual_problem
 from benches.gpu.sizes import TINY
+from patchsae.bench.encodes import Encode
+from patchsae.bench.inputs import TAU, Problem
 from patchsae_kernels import gpu
 
 SMALL = replace(TINY, tokens=13, d_in=100, d_sae=1000, l0=20, topk=(8,), sets=1)
@@ -42,10 +42,10 @@ def train(p: Problem) -> None:
     """The step by both paths with dead latents, the optimiser, and gradients through autograd."""
     for kind in ("dead", "start"):
         s = steps.state(p, kind)
-        params = {name: t.clone(memory_format=torch.preserve_format) for name, t in s.params.items()}
+        params = steps.copies(s)
         for budget in (256, 0.05):
-            _, grads = pk.sae_step(steps.images(p, 0), params, l1=steps.L1, dead=s.dead, budget_mb=budget)
-            pk.sae_step(steps.images(p, 0), params, l1=steps.L1, dead=s.dead, budget_mb=budget, precision="bf16")
+            _, grads = pk.sae_step(p.images(), params, l1=steps.L1, dead=s.dead, budget_mb=budget)
+            pk.sae_step(p.images(), params, l1=steps.L1, dead=s.dead, budget_mb=budget, precision="bf16")
         pk.adam_step(params, grads, pk.adam_init(params), lr=steps.RATE)
     steps.topk_gradients(8, p, 0)
 
@@ -53,7 +53,7 @@ def train(p: Problem) -> None:
 def variants(p: Problem) -> None:
     """A learning threshold, AuxK, bfloat16 moments with the encoder packed on the way, and what a step records."""
     s = steps.state(p, "dead")
-    params = {name: t.clone(memory_format=torch.preserve_format) for name, t in s.params.items()}
+    params = steps.copies(s)
     dead = s.dead
     assert dead is not None
     encoder = [params[name] for name in ("W_enc", "b_enc", "b_dec")]
@@ -64,12 +64,12 @@ def variants(p: Problem) -> None:
     prepared = pk.prepare(*encoder)
     prepared.packed("exact")
     state = pk.adam_init(params, moments=torch.bfloat16)
-    _, grads = pk.sae_step(steps.images(p, 0), params, l1=steps.L1, prepared=prepared)
+    _, grads = pk.sae_step(p.images(), params, l1=steps.L1, prepared=prepared)
     pk.adam_step(params, grads, state, lr=steps.RATE, prepared=prepared)
     if gpu.serves(p.device):
         shape = (p.size.images, p.size.tokens, p.size.d_in)
         graph = pk.StepGraph(params, state, shape=shape, capacity=5, l1=steps.L1, dead_capacity=8)  # overflows
-        graph.x.copy_(steps.images(p, 0))
+        graph.x.copy_(p.images())
         graph.dead.copy_(dead)
         graph.controls.copy_(graph._controls(steps.RATE))
         graph._run()  # what would be recorded: the checkers run without the allocator that a recording needs
@@ -92,7 +92,7 @@ def fewer_places() -> Iterator[None]:
 
 
 def main(device: str) -> None:
-    problem = make_problem(SMALL if device.startswith("cuda") else TINY, torch.device(device))
+    problem = residual_problem(SMALL if device.startswith("cuda") else TINY, torch.device(device))
     run_all(problem)
     variants(problem)
     if gpu.serves(problem.x.device):

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 import patchsae_kernels as pk
-from benches.gpu import checks
-from benches.gpu.inputs import Problem
-from benches.gpu.lines import Bar, Findings, Line, Opponent, Side
-from benches.gpu.records import Finding
-from benches.gpu.sizes import Size
-from benches.gpu.timing import Pace
-from patchsae_kernels import reference
+from patchsae.bench import checks, dense
+from patchsae.bench.case import Bar, Case, Opponent, Side
+from patchsae.bench.checks import OPS
+from patchsae.bench.findings import Finding, Findings
+from patchsae.bench.inputs import Problem
+from patchsae.bench.sizes import Size
+from patchsae.bench.timing import Pace
 
 L1, CLS_WEIGHT, RATE = 8e-5, 1.0, 4e-4
 NAMES = ("W_enc", "b_enc", "W_dec", "b_dec")
@@ -45,7 +45,7 @@ class State(NamedTuple):
     dead: Tensor | None
 
 
-def training_lines(size: Size) -> list[Line]:
+def training_lines(size: Size) -> list[Case]:
     trained, start = f"L0 {size.l0}", f"half of {size.d_sae} active"
     low = "bfloat16 products"
     return [
@@ -67,7 +67,7 @@ def training_lines(size: Size) -> list[Line]:
     ]
 
 
-def _step_line(name: str, kind: str, *against: Any, ours: str = "fp32") -> Line:
+def _step_line(name: str, kind: str, *against: Any, ours: str = "fp32") -> Case:
     """``against``: precisions of the dense step, each followed by the bar."""
     pairs = zip(against[::2], against[1::2], strict=True)
     opponents = tuple(
@@ -79,46 +79,45 @@ def _step_line(name: str, kind: str, *against: Any, ours: str = "fp32") -> Line:
         for precision, bar in pairs
     )
     side = Side("sae_step", "exact" if ours == "fp32" else ours, functools.partial(_ours, kind, ours))
-    return Line(name, side, functools.partial(_check_step, kind, ours), opponents, SLOW)
+    return Case(name, side, opponents, functools.partial(_check_step, kind, ours), SLOW)
 
 
 def _limits(kind: str) -> dict[str, float]:
     return GHOST_LIMITS if kind == "dead" else LIMITS
 
 
-def _topk_line(k: int) -> Line:
+def _topk_line(k: int) -> Case:
     eager = Side("encode, top-k, scatter, decode, autograd", "bf16", functools.partial(_dense_topk, k))
-    return Line(
+    return Case(
         f"top-k {k} step",
         Side("encode + decode + autograd", "bf16", functools.partial(topk_gradients, k)),
-        functools.partial(_check_topk, k),
         (Opponent(eager, Bar(False, 3)),),
+        functools.partial(_check_topk, k),
     )
 
 
-def _adam_line() -> Line:
+def _adam_line() -> Case:
     """28 bytes an element."""
     copy = Side("copy of the bytes it must move", "fp32", functools.partial(_copy, 28))
-    return Line(
-        "Adam, projection, unit rows", Side("adam_step", "fp32", _adam), _check_adam, (Opponent(copy, Bar(True, 1.25)),)
+    return Case(
+        "Adam, projection, unit rows", Side("adam_step", "fp32", _adam), (Opponent(copy, Bar(True, 1.25)),), _check_adam
     )
 
 
-def _packing_adam_line() -> Line:
+def _packing_adam_line() -> Case:
     """20 bytes an element, and 2 more for the packed half of them."""
     copy = Side("copy of the bytes it must move", "fp32", functools.partial(_copy, 21))
-    return Line(
+    return Case(
         "Adam, bfloat16 moments, encoder packed",
         Side("adam_step", "fp32", _packing_adam),
-        _check_packing_adam,
         (Opponent(copy, Bar(True, 1.25)),),
+        _check_packing_adam,
     )
 
 
 def state(p: Problem, kind: str) -> State:
     """``"trained"``: the problem's parameters; ``"dead"``: a fifth of the latents never fires; ``"start"``: no bias."""
-    params = {name: getattr(p, name) for name in NAMES}
-    params["b_enc"] = p.b_enc + OFF_EDGE
+    params = {**p.parameters, "b_enc": p.b_enc + OFF_EDGE}
     if kind == "start":
         return State({**params, "b_enc": torch.zeros_like(p.b_enc)}, None)
     if kind == "trained":
@@ -138,28 +137,23 @@ def products(precision: str) -> Iterator[None]:
         torch.backends.cuda.matmul.allow_tf32 = before
 
 
-def images(p: Problem, turn: int) -> Tensor:
-    """[B, T, D]."""
-    return p.xs[turn % len(p.xs)].view(p.size.images, p.size.tokens, p.size.d_in)
-
-
 def _ours(kind: str, precision: str, p: Problem, turn: int) -> Step:
     s = p.cached(f"state {kind}", lambda: state(p, kind))
     ours = {"bf16": "bf16", "tf32": "fp32"}.get(precision, "exact")  # "fp32" alone follows the switch
     with products(precision):
-        return pk.sae_step(images(p, turn), s.params, l1=L1, dead=s.dead, cls_weight=CLS_WEIGHT, precision=ours)
+        return pk.sae_step(p.images(turn), s.params, l1=L1, dead=s.dead, cls_weight=CLS_WEIGHT, precision=ours)
 
 
 def _dense(kind: str, precision: str, p: Problem, turn: int) -> Step:
     """As the released code computes it: whole [N, S] tensors, autograd."""
     s = p.cached(f"state {kind}", lambda: state(p, kind))
-    leaves = p.cached(f"leaves {kind}", lambda: {n: t.contiguous().requires_grad_() for n, t in _copies(s).items()})
+    leaves = p.cached(f"leaves {kind}", lambda: {n: t.contiguous().requires_grad_() for n, t in copies(s).items()})
     with products(precision), torch.autocast(p.device.type, torch.bfloat16, enabled=precision == "bf16"):
-        loss = dense_loss(images(p, turn), leaves, s.dead)
+        loss = dense_loss(p.images(turn), leaves, s.dead)
         return loss, dict(zip(NAMES, torch.autograd.grad(loss, [leaves[n] for n in NAMES]), strict=True))
 
 
-def _copies(s: State) -> dict[str, Tensor]:
+def copies(s: State) -> dict[str, Tensor]:
     return {name: t.detach().clone() for name, t in s.params.items()}
 
 
@@ -167,15 +161,9 @@ def dense_loss(x: Tensor, p: dict[str, Tensor], dead: Tensor | None) -> Tensor:
     """The released loss of x ``[B, T, D]``, weight 1 on CLS."""
     pre = (x - p["b_dec"]) @ p["W_enc"] + p["b_enc"]
     h = pre.relu()
-    residual = x - (h @ p["W_dec"] + p["b_dec"])
-    error = residual.square() / x.norm(dim=-1, keepdim=True)
-    total = error.mean() + L1 * h.abs().sum(-1).mean()
-    if dead is None:
-        return total
-    residual, length = residual.detach(), residual.detach().norm(dim=-1, keepdim=True)
-    g = pre[..., dead].exp() @ p["W_dec"][dead]
-    term = (g * (length / (2 * g.norm(dim=-1, keepdim=True) + 1e-6)).detach() - residual).square() / length
-    return total + ((error / (term + 1e-6)).detach() * term).mean()
+    error = h @ p["W_dec"] + p["b_dec"] - x
+    total = dense.relative_error(error, x) + L1 * h.abs().sum(-1).mean()
+    return total if dead is None else total + dense.ghost(pre[..., dead], p["W_dec"][dead], error.detach(), x)
 
 
 def _check_step(kind: str, precision: str, p: Problem, found: Step) -> Findings:
@@ -183,8 +171,8 @@ def _check_step(kind: str, precision: str, p: Problem, found: Step) -> Findings:
     s = state(p, kind)
     wide = {name: t.double() for name, t in s.params.items()}
     dead = None if s.dead is None else s.dead.nonzero().squeeze(1)
-    x = images(p, 0).double().view(p.size.n, -1)
-    exact = reference.sae_step(
+    x = p.images().double().view(p.size.n, -1)
+    exact = OPS.sae_step(
         x, *(wide[n] for n in NAMES), dead, L1, CLS_WEIGHT, p.size.tokens, 8 << 30 if p.x.is_cuda else 2**20
     )
     terms, grads = found
@@ -212,7 +200,7 @@ def topk_gradients(k: int, p: Problem, turn: int) -> list[Tensor]:
 
 
 def _leaves(p: Problem) -> dict[str, Tensor]:
-    return {n: getattr(p, n).clone(memory_format=torch.preserve_format).requires_grad_() for n in NAMES}
+    return {name: t.requires_grad_() for name, t in p.copied_parameters().items()}
 
 
 def _dense_topk(k: int, p: Problem, turn: int) -> list[Tensor]:
@@ -232,9 +220,9 @@ def _check_topk(k: int, p: Problem, found: list[Tensor]) -> Findings:
     z = pk.encode(p.x, p.weights, activation="topk", k=k, precision="bf16")
     csr, x = (z.values.double(), z.indices, z.indptr), p.x.double()
     W_enc, W_dec, b_dec = p.W_enc.double(), p.W_dec.double(), p.b_dec.double()
-    g = (reference.decode(*csr, W_dec, b_dec) - x) * (2 / x.numel())
-    at_entries, grad_dec, grad_b = reference.decode_backward(g, *csr, W_dec, 1 << 30)
-    _, grad_enc, grad_b_enc, through = reference.encode_backward(at_entries, *csr[1:], x, W_enc, b_dec)
+    g = (OPS.decode(*csr, W_dec, b_dec) - x) * (2 / x.numel())
+    at_entries, grad_dec, grad_b = OPS.decode_backward(g, *csr, W_dec, 1 << 30)
+    _, grad_enc, grad_b_enc, through = OPS.encode_backward(at_entries, *csr[1:], x, W_enc, b_dec)
     exact = (grad_enc, grad_b_enc, grad_dec, grad_b + through)
     pairs = zip(NAMES, found, exact, strict=True)
     return tuple(Finding(f"relative error of {n}", checks.relative(a, e), GRADIENTS) for n, a, e in pairs)
@@ -249,7 +237,7 @@ class Optimiser(NamedTuple):
 
 def _optimiser(p: Problem, packing: bool = False) -> Optimiser:
     g = torch.Generator(p.device).manual_seed(0)
-    params = _copies(state(p, "trained"))
+    params = copies(state(p, "trained"))
     grads = {n: torch.empty_like(t).normal_(generator=g) for n, t in params.items()}
     if not packing:
         return Optimiser(params, grads, pk.adam_init(params), None)
@@ -289,7 +277,7 @@ def _check_adam(p: Problem, found: dict[str, Tensor]) -> Findings:
     for name in NAMES:
         exact, grad = start.params[name].double(), start.grads[name].double()
         moments = torch.zeros_like(exact), torch.zeros_like(exact)
-        reference.adam_step_(exact, grad, *moments, 1, RATE, 0.9, 0.999, 1e-8, name == "W_dec")
+        OPS.adam_step_(exact, grad, *moments, 1, RATE, 0.9, 0.999, 1e-8, name == "W_dec")
         findings.append(Finding(f"relative error of {name}", checks.relative(found[name], exact), 1e-6))
     return tuple(findings)
 

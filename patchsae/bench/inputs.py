@@ -1,130 +1,167 @@
-"""Seeded random inputs of the benchmark, at named sizes."""
+"""Everything an op takes; seeded: standard normal tokens, an encoder whose bias gives the wanted L0, its latents."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, NamedTuple
+from statistics import NormalDist
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 import patchsae_kernels as pk
+from patchsae.bench.sizes import Size
 
-if TYPE_CHECKING:
-    from patchsae.adapters.maple import MaPLe
-
-KS = (1, 2, 5, 10, 50, 100, 500, 1000, 2000)
-CLASSES = 10
-LR = 1e-5  # so small that L0 stays where it is while steps are timed
-
-
-class Size(NamedTuple):
-    """``images`` of ``tokens`` tokens of width ``d_in``, ``d_sae`` latents, about ``l0`` of them active per token."""
-
-    images: int
-    tokens: int
-    d_in: int
-    d_sae: int
-    l0: int
-
-
-SIZES = {
-    "small": Size(images=4, tokens=65, d_in=128, d_sae=2048, l0=20),
-    "image": Size(images=1, tokens=197, d_in=768, d_sae=49152, l0=149),
-    "paper": Size(images=8, tokens=197, d_in=768, d_sae=49152, l0=149),
-    "large": Size(images=32, tokens=197, d_in=768, d_sae=49152, l0=149),
-}
-PAPER_BATCH_ON_GPU = 128
+Held = TypeVar("Held")
+DENSE_BUDGET = 1 << 30
+"""Bytes of dense latents at a time while the reference makes the inputs of decode."""
+THRESHOLD = 0.3
+"""Of JumpReLU."""
+TAU = 0.2
+"""What a latent must be above to count in the statistics."""
 
 
 @dataclass(frozen=True, eq=False)
-class Inputs:
-    """Seeded random inputs of one size; x is standard normal and the encoder bias gives the wanted L0."""
+class Problem:
+    """Everything an op takes, on one device.
+
+    Attributes:
+        xs: input sets [N, D] float32, which take turns while timing.
+        W_enc: [D, S], latent-major, unit columns.
+        W_dec: [S, D], unit rows.
+        threshold: [S], of JumpReLU.
+        class_ids: [N] int64, the labels [B] of the tokens' images.
+        rank: [C, S] int32.
+        rows: [sample] int64, the tokens compared with float64; the first and the last are among them.
+    """
 
     size: Size
-    x: Tensor  # [N, D]
-    W_enc: Tensor  # [D, S], latent-major, unit columns
-    b_enc: Tensor  # [S]
-    W_dec: Tensor  # [S, D], unit rows
-    b_dec: Tensor  # [D]
-    weights: pk.PreparedWeights
-    z: pk.SparseLatents  # ReLU latents of x
-    rank: Tensor  # [C, S] int32
-    labels: Tensor  # [B] int64
-    class_ids: Tensor  # [N] int64
+    xs: tuple[Tensor, ...]
+    W_enc: Tensor
+    b_enc: Tensor
+    W_dec: Tensor
+    b_dec: Tensor
+    threshold: Tensor
+    labels: Tensor
+    class_ids: Tensor
+    rank: Tensor
+    rows: Tensor
 
-    @cached_property
-    def rows_used(self) -> int:
-        """Latents that are active at all: rows of W_dec that a decode must read."""
-        return torch.unique(self.z.indices).numel()
+    @property
+    def x(self) -> Tensor:
+        return self.xs[0]
 
-    @cached_property
-    def rows_kept(self) -> int:
-        """The same under the keep set of the masked case."""
-        kept = (self.rank < 100)[self.class_ids[self.z.rows()], self.z.indices.long()]
-        return torch.unique(self.z.indices[kept]).numel()
+    @property
+    def device(self) -> torch.device:
+        return self.x.device
 
     @property
     def description(self) -> str:
         return f"N = {len(self.x)}, D = {self.size.d_in}, S = {self.size.d_sae}, L0 = {self.z.l0:.0f}"
 
     @property
-    def device(self) -> torch.device:
-        return self.x.device
-
-    @cached_property
-    def images(self) -> Tensor:
-        """x as [B, T, D]."""
-        return self.x.view(self.size.images, self.size.tokens, -1)
+    def keep(self) -> Tensor:
+        """bool [C, S]: the keep sets of the masked decode."""
+        return self.rank < self.size.d_sae // 8
 
     @property
     def parameters(self) -> dict[str, Tensor]:
         return {"W_enc": self.W_enc, "b_enc": self.b_enc, "W_dec": self.W_dec, "b_dec": self.b_dec}
 
-    @cached_property
-    def ours_in_training(self) -> tuple[dict[str, Tensor], pk.AdamState]:
-        """Parameters of our own to step on, and Adam's state."""
-        params = {name: p.clone(memory_format=torch.preserve_format) for name, p in self.parameters.items()}
-        return params, pk.adam_init(params)
+    def copied_parameters(self) -> dict[str, Tensor]:
+        """Parameters to step on, stored as these are."""
+        return {name: p.clone(memory_format=torch.preserve_format) for name, p in self.parameters.items()}
 
     @cached_property
-    def dense_in_training(self) -> tuple[dict[str, Tensor], torch.optim.Adam]:
-        """The same for PyTorch."""
-        params = {n: p.clone(memory_format=torch.preserve_format).requires_grad_() for n, p in self.parameters.items()}
-        return params, torch.optim.Adam(list(params.values()), lr=LR)
+    def weights(self) -> pk.PreparedWeights:
+        return pk.prepare(self.W_enc, self.b_enc, self.b_dec)
 
     @cached_property
-    def spare(self) -> Tensor:
-        """Memory like W_dec's to write to."""
-        return torch.zeros_like(self.W_dec)
+    def zs(self) -> tuple[pk.SparseLatents, ...]:
+        """ReLU latents of every input set, made by no kernel."""
+        return tuple(self._latents(x, "relu", 0) for x in self.xs)
 
     @cached_property
-    def dense(self) -> Tensor:
-        """[N, S], the same latents for the dense baselines: what they are about, and made only for them."""
-        return self.z.to_dense()
+    def top_zs(self) -> tuple[pk.SparseLatents, ...]:
+        """The same with the middle k."""
+        return tuple(self._latents(x, "topk", self.size.middle_k) for x in self.xs)
+
+    @property
+    def z(self) -> pk.SparseLatents:
+        return self.zs[0]
 
     @cached_property
-    def maple(self) -> MaPLe:
-        """An untrained MaPLe on a CLIP of this size: the shipped one, or a random ViT-B/16."""
-        from patchsae.adapters.maple import load_maple
-        from patchsae.models.clip import load_clip
-
-        name = {128: "tiny", 768: "ViT-B-16-quickgelu"}[self.size.d_in]
-        return load_maple(load_clip(name, None, device=self.x.device), None, ["thing"])
+    def xs_bf16(self) -> tuple[Tensor, ...]:
+        """What the products of the opponents multiply: (x - b_dec) in bfloat16, made outside of the timed region."""
+        return tuple((x - self.b_dec).bfloat16() for x in self.xs)
 
     @cached_property
-    def pixels(self) -> Tensor:
-        """[B, 3, H, W], standard normal."""
-        generator = torch.Generator().manual_seed(1)
-        return torch.randn(self.size.images, 3, *self.maple.image_size, generator=generator).to(self.x.device)
+    def W_enc_bf16(self) -> Tensor:
+        return self.W_enc.bfloat16()
+
+    @cached_property
+    def W_dec_bf16(self) -> Tensor:
+        return self.W_dec.bfloat16()
+
+    @cached_property
+    def W_enc_rows(self) -> Tensor:
+        """[D, S] contiguous, as the released code stores it."""
+        return self.W_enc.contiguous()
+
+    def images(self, turn: int = 0) -> Tensor:
+        """The input set of a turn as [B, T, D]."""
+        return self.xs[turn % len(self.xs)].view(self.size.images, self.size.tokens, -1)
+
+    def dense(self, precision: str = "fp32") -> Tensor:
+        """[N, S], the latents of the first set for the dense opponents; one set exceeds any cache."""
+        dtype = self.dictionary(precision).dtype
+        return self.cached(f"dense {precision}", lambda: self.z.to_dense().to(dtype))
+
+    def dictionary(self, precision: str) -> Tensor:
+        """W_dec in "fp32" or "bf16"."""
+        return self.W_dec_bf16 if precision == "bf16" else self.W_dec
+
+    def cached(self, name: str, make: Callable[[], Held]) -> Held:
+        """Something large that stays until `release` (a dense opponent's input, its output buffer, its parameters)."""
+        held: dict[str, Held] = self.__dict__.setdefault("_held", {})
+        if name not in held:
+            held[name] = make()
+        return held[name]
+
+    def release(self) -> None:
+        """Drop what `cached` holds: dense tensors are freed, and training starts from the same weights again."""
+        self.__dict__.pop("_held", None)
+
+    def with_bias(self, b_enc: Tensor) -> Problem:
+        """The same inputs under another encoder bias."""
+        return replace(self, b_enc=b_enc)
+
+    def first_images(self, images: int) -> Problem:
+        """Only the first images of the first set."""
+        n = images * self.size.tokens
+        return replace(
+            self,
+            size=replace(self.size, images=images, sets=1),
+            xs=(self.x[:n],),
+            labels=self.labels[:images],
+            class_ids=self.class_ids[:n],
+            rows=sample_rows(n, self.size.sample, self.device),
+        )
+
+    def _latents(self, x: Tensor, activation: str, k: int) -> pk.SparseLatents:
+        """By the op in float64, which the reference serves."""
+        wide = (t.double() for t in (x, self.W_enc, self.b_enc, self.b_dec))
+        values, indices, indptr = torch.ops.patchsae.encode(*wide, [], None, activation, k, "fp32", DENSE_BUDGET)
+        return pk.SparseLatents(values.float(), indices, indptr, (x.shape[0], self.W_enc.shape[1]))
 
 
-def make_inputs(size: Size, device: str = "cpu", seed: int = 0) -> Inputs:
-    """Inputs of a size on a device."""
+def make_problem(size: Size, device: str | torch.device = "cpu", seed: int = 0) -> Problem:
+    """Standard normal tokens and one encoder bias, drawn on the CPU: the same on every device."""
     g = torch.Generator().manual_seed(seed)
-    n, d, s = size.images * size.tokens, size.d_in, size.d_sae
+    n, d, s = size.shape
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=g).to(device)
@@ -132,27 +169,26 @@ def make_inputs(size: Size, device: str = "cpu", seed: int = 0) -> Inputs:
     x, b_dec = normal(n, d), 0.1 * normal(d)
     W_enc = F.normalize(normal(s, d), dim=1).t()
     # x - b_dec is normal with variance 1.01, so a pre-activation is too: the quantile sets the share of active latents.
-    level = 1.01**0.5 * torch.distributions.Normal(0.0, 1.0).icdf(torch.tensor(1 - size.l0 / s)).item()
-    b_enc = torch.full((s,), -level, device=device)
-    weights = pk.prepare(W_enc, b_enc, b_dec)
-    z = pk.encode(x, weights)
-    labels = torch.arange(size.images, device=device) % CLASSES
-    rank = torch.stack([torch.randperm(s, generator=g) for _ in range(CLASSES)]).to(device, torch.int32)
-    return Inputs(
+    level = 1.01**0.5 * NormalDist().inv_cdf(1 - size.l0 / s)
+    labels = torch.arange(size.images, device=device) % size.classes
+    rank = torch.stack([torch.randperm(s, generator=g) for _ in range(size.classes)]).to(device, torch.int32)
+    return Problem(
         size=size,
-        x=x,
+        xs=(x,),
         W_enc=W_enc,
-        b_enc=b_enc,
+        b_enc=torch.full((s,), -level, device=device),
         W_dec=F.normalize(normal(s, d), dim=1),
         b_dec=b_dec,
-        weights=weights,
-        z=z,
-        rank=rank,
+        threshold=torch.full((s,), THRESHOLD, device=device),
         labels=labels,
         class_ids=labels.repeat_interleave(size.tokens),
+        rank=rank,
+        rows=sample_rows(n, size.sample, x.device),
     )
 
 
-def sweep_ks(latents: int) -> list[int]:
-    """The paper's ks that fit, and S."""
-    return [k for k in KS if k < latents] + [latents]
+def sample_rows(n: int, count: int, device: torch.device) -> Tensor:
+    """int64: up to ``count`` tokens spread over all, the first and the last among them."""
+    spread = torch.linspace(0, n - 1, min(n, count), device=device).round().long()
+    rows: Tensor = torch.unique_consecutive(spread)
+    return rows

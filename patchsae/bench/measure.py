@@ -1,132 +1,64 @@
-"""The clock: checks an answer first, then times ours, the baseline and the floor in turn, in one process.
+"""One case, measured: checked, then all sides timed in turn, in one process.
 
-A speed-up counts only when the same run checked the result; medians of interleaved runs hold up on a noisy machine.
+A speed-up counts only when the same run checked the result.
 """
 
 from __future__ import annotations
 
-import statistics
-import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from functools import partial
-from pathlib import Path
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from patchsae.bench.case import Case
+from patchsae.bench.case import Case, Opponent, Side
+from patchsae.bench.findings import Findings, passed
+from patchsae.bench.timing import Pace, Times, interleaved
 
-ENOUGH = 1.0
-"""Seconds after which a case that is fast has been timed often enough."""
-MOST_ROUNDS = 100
+OURS = "ours"
 
 
 @dataclass(frozen=True)
-class Record:
-    """One op, measured.
+class Measured:
+    """``times``: of `OURS` and of `against` (0), (1), ...; empty where one of the findings is beyond its limit."""
 
-    Attributes:
-        milliseconds, baseline_milliseconds, floor_milliseconds: medians.
-        ratio: baseline over ours, the median of the ratios within each round.
-        share_of_limit: floor over ours, likewise.
-        peak_mb, baseline_peak_mb: the most memory that one call held beside what was there before it, in MB.
-    """
-
-    op: str
-    size: str
-    inputs: str
-    device: str
-    milliseconds: float
-    baseline: str
-    baseline_milliseconds: float
-    ratio: float
-    floor: str
-    floor_milliseconds: float
-    share_of_limit: float
-    peak_mb: float
-    baseline_peak_mb: float
-    rounds: int
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+    findings: Findings
+    times: dict[str, Times] = field(default_factory=dict)
 
 
-def measure(case: Case, inputs: Any, size: str, rounds: int = 5) -> Record:
-    """Check one case, then time it ``rounds`` times, or more often where it is fast.
-
-    AssertionError where ours and the baseline disagree.
-
-    ``inputs`` has a ``device`` and a ``description``, beside what the case takes from it.
-    """
-    ours, baseline = case.ours(inputs), case.baseline.run(inputs)
-    case.check(inputs, ours, baseline)
-    del ours, baseline
-    device: torch.device = inputs.device
-    times: dict[str, list[float]] = {"ours": [], "baseline": [], "floor": []}
-    peaks: dict[str, float] = {}
-    calls = {"ours": case.ours, "baseline": case.baseline.run, "floor": case.floor.run}
-    _timed(case.floor.run, inputs, device, [])  # the check has warmed up the other two
-    started = time.perf_counter()
-    while len(times["ours"]) < rounds or (time.perf_counter() - started < ENOUGH and len(times["ours"]) < MOST_ROUNDS):
-        turn = list(calls) if len(times["ours"]) % 2 == 0 else list(calls)[::-1]  # nobody always finds a warm cache
-        for name in turn:
-            call = partial(_timed, calls[name], inputs, device, times[name])
-            if name in peaks:
-                call()
-            else:  # looking at the memory happens before and after the interval that is timed
-                peaks[name] = peak_mb(call, device)
-    return Record(
-        op=case.name,
-        size=size,
-        inputs=inputs.description,
-        device=torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        milliseconds=1e3 * statistics.median(times["ours"]),
-        baseline=case.baseline.name,
-        baseline_milliseconds=1e3 * statistics.median(times["baseline"]),
-        ratio=_median_ratio(times["baseline"], times["ours"]),
-        floor=case.floor.name,
-        floor_milliseconds=1e3 * statistics.median(times["floor"]),
-        share_of_limit=_median_ratio(times["floor"], times["ours"]),
-        peak_mb=peaks["ours"],
-        baseline_peak_mb=peaks["baseline"],
-        rounds=len(times["ours"]),
-    )
+def against(number: int) -> str:
+    """The key of an opponent."""
+    return f"against {number}"
 
 
-def peak_mb(call: Callable[[], Any], device: torch.device) -> float:
-    """The most memory held during a call beside what was held before it, in MB (device memory, or resident memory)."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        before = torch.cuda.memory_allocated(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        call()
-        torch.cuda.synchronize(device)
-        return (torch.cuda.max_memory_allocated(device) - before) / 2**20
-    Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark of the resident set
-    before = _resident_kb("VmRSS")
-    call()
-    return (_resident_kb("VmHWM") - before) / 2**10
+def measure(case: Case, inputs: Any, device: torch.device, pace: Pace) -> Measured:
+    """Run every side once and check it, then time all of them; after a failed check nothing is run any more."""
+    findings = checked(case, inputs)
+    if not passed(findings):
+        return Measured(findings)
+    sides = {OURS: case.ours} | {against(i): opponent.side for i, opponent in enumerate(case.opponents)}
+    return Measured(findings, timed(sides, inputs, device, case.pace or pace))
 
 
-def _resident_kb(field: str) -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(field + ":"):
-            return int(line.split()[1])
-    raise OSError(f"/proc/self/status has no {field}")
+def checked(case: Case, inputs: Any) -> Findings:
+    """What the checks say of our result and of those beside it."""
+    found = case.ours.run(inputs, 0)
+    findings = case.check(inputs, found) if case.check else ()
+    for opponent in case.opponents:
+        if passed(findings):
+            findings += _compared(opponent, inputs, found)
+    return findings
 
 
-def _timed(call: Callable[[Any], Any], inputs: Any, device: torch.device, seconds: list[float]) -> None:
-    """Add the seconds of one call to `seconds`; results are freed outside of the interval."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    start = time.perf_counter()
-    result = call(inputs)
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    seconds.append(time.perf_counter() - start)
-    del result
+def timed(sides: Mapping[str, Side], inputs: Any, device: torch.device, pace: Pace) -> dict[str, Times]:
+    """`interleaved` of sides that take their turn on the same inputs."""
+
+    def call(side: Side) -> Callable[[int], Any]:
+        return lambda turn: side.run(inputs, turn)
+
+    return interleaved({key: call(side) for key, side in sides.items()}, device, pace)
 
 
-def _median_ratio(a: list[float], b: list[float]) -> float:
-    return statistics.median(x / y for x, y in zip(a, b, strict=True))
+def _compared(opponent: Opponent, inputs: Any, found: Any) -> Findings:
+    theirs = opponent.side.run(inputs, 0)  # also without a check: it warms up
+    return opponent.check(inputs, found, theirs) if opponent.check else ()

@@ -6,17 +6,17 @@ from typing import Any
 
 import torch
 
-from patchsae.bench.case import Work
-from patchsae.bench.inputs import Inputs
+from patchsae.bench.case import Side, floor
+from patchsae.bench.inputs import Problem
 from patchsae_kernels.cpu import peak
 
 
-def product_floor() -> Work:
+def product_floor() -> Side:
     """One product x W_enc ``[N, S]`` in the narrowest type: on a CPU on registers alone, on a GPU by cuBLAS."""
-    return Work("one low-precision product at the machine's rate", _product)
+    return floor("one low-precision product at the machine's rate", _product)
 
 
-def _product(i: Inputs) -> Any:
-    if i.device.type == "cpu":
-        return peak.spend(2 * len(i.x) * i.size.d_in * i.size.d_sae)
-    return torch.mm(i.x.bfloat16(), i.W_enc.bfloat16())
+def _product(p: Problem) -> Any:
+    if p.device.type == "cpu":
+        return peak.spend(2 * len(p.x) * p.size.d_in * p.size.d_sae)
+    return torch.mm(p.x.bfloat16(), p.W_enc.bfloat16())

@@ -19,7 +19,7 @@ PART = "sm_90"
 PRECISIONS = ("exact", "bf16", "fp32")
 
 
-def bench_calls(size: sizes.Size, small_size: sizes.Size) -> list[Call]:
+def bench_calls(size: sizes.Scale, small_size: sizes.Scale) -> list[Call]:
     """Every call at one size of the bench and at that of the sanitizer."""
     whole = size_of("bench", size)
     first = 2 * whole.tokens // 5 | 1  # where `determinism` cuts a batch
@@ -35,7 +35,7 @@ def bench_calls(size: sizes.Size, small_size: sizes.Size) -> list[Call]:
     ]
 
 
-def size_of(name: str, size: sizes.Size) -> Size:
+def size_of(name: str, size: sizes.Scale) -> Size:
     return Size(name, size.n, size.d_sae, size.d_in)
 
 
@@ -49,11 +49,11 @@ def call(size: Size, function: Callable[..., Any], *arguments: Any, **options: A
     return Call(name, function, (size, *arguments), options, slow=True, part=PART)
 
 
-def encodes(size: sizes.Size) -> Iterator[tuple[str, int]]:
+def encodes(size: sizes.Scale) -> Iterator[tuple[str, int]]:
     yield from (("relu", 0), ("jumprelu", 0), *(("topk", k) for k in size.topk), ("batchtopk", size.middle_k))
 
 
-def problem(size: sizes.Size, shape: Size) -> Iterator[Call]:
+def problem(size: sizes.Scale, shape: Size) -> Iterator[Call]:
     """Every op in every precision: correctness, determinism, capture, the table."""
     l0, k = size.l0, size.middle_k
     for activation, most in encodes(size):
@@ -74,7 +74,7 @@ def problem(size: sizes.Size, shape: Size) -> Iterator[Call]:
     yield call(shape, work.reconstructed, "topk", k, "exact", F32)
 
 
-def designs(size: sizes.Size, shape: Size) -> Iterator[Call]:
+def designs(size: sizes.Scale, shape: Size) -> Iterator[Call]:
     """Both products, and the tiles worth timing."""
     kinds = [("relu", 0), *(("topk", k) for k in size.topk)]
     for activation, most in kinds:
@@ -86,13 +86,13 @@ def designs(size: sizes.Size, shape: Size) -> Iterator[Call]:
             yield call(shape, work.encoded, "relu", 0, precision, size.l0, product="fused", tile=tile)
 
 
-def cut(size: sizes.Size, shape: Size) -> Iterator[Call]:
+def cut(size: sizes.Scale, shape: Size) -> Iterator[Call]:
     for activation, most in encodes(size):
         if activation != "batchtopk":
             yield call(shape, work.encoded, activation, most, "exact", size.l0)
 
 
-def part(size: sizes.Size, shape: Size, precisions: tuple[str, ...] = PRECISIONS) -> Iterator[Call]:
+def part(size: sizes.Scale, shape: Size, precisions: tuple[str, ...] = PRECISIONS) -> Iterator[Call]:
     """ReLU and top-k, tokens that find no room, and decode."""
     most = min(size.middle_k, shape.latents)
     for precision in precisions:
@@ -102,7 +102,7 @@ def part(size: sizes.Size, shape: Size, precisions: tuple[str, ...] = PRECISIONS
     yield call(shape, work.decoded, F32, size.classes, size.sweep, size.l0)
 
 
-def training(size: sizes.Size, shape: Size) -> Iterator[Call]:
+def training(size: sizes.Scale, shape: Size) -> Iterator[Call]:
     for precision in ("exact", "bf16"):
         for dead in (0, shape.latents // 5):
             yield call(shape, work.stepped, size.tokens, precision, size.l0, dead)
@@ -112,7 +112,7 @@ def training(size: sizes.Size, shape: Size) -> Iterator[Call]:
     yield call(shape, work.differentiated, size.middle_k)
 
 
-def everything(size: sizes.Size, shape: Size) -> Iterator[Call]:
+def everything(size: sizes.Scale, shape: Size) -> Iterator[Call]:
     """`benches.gpu.small`."""
     yield from problem(size, shape)
     yield from part(size, shape)

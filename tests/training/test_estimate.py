@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from patchsae.activations import CacheOptions, Stream, TokenBatch, write_cache
-from patchsae.bench.measure import peak_mb
+from patchsae.bench.timing import peak_mb
 from patchsae.data import open_images
 from patchsae.models.clip import SplitCLIP
 from patchsae.parallel.base import Alone

@@ -11,7 +11,7 @@ from torch import Tensor
 from triton.runtime.interpreter import InterpretedFunction
 
 from benches.gpu import small
-from benches.gpu.inputs import make_problem
+from benches.gpu.inputs import residual_problem
 from benches.gpu.sizes import TINY
 from patchsae_kernels.triton import tuning
 from patchsae_kernels.triton.launch import record
@@ -53,7 +53,7 @@ def followed() -> Iterator[Started]:
 
 @pytest.mark.slow
 def test_the_gate_knows_every_launch_of_the_bench(started: set[Started]) -> None:
-    problem = make_problem(TINY, torch.device("cpu"))
+    problem = residual_problem(TINY, torch.device("cpu"))
     small.run_all(problem)
     small.variants(problem)
     with small.fewer_places():

@@ -17,12 +17,15 @@ import pytest
 import torch
 
 import patchsae_kernels as pk
-from benches.gpu import lines, measure, report, sources, stages, steps, timing, worker
+from benches.gpu import lines, measure, report, sources, stages, steps, worker
 from benches.gpu.bench import Bench
 from benches.gpu.collected import FILES, Collection
-from benches.gpu.records import BAD, ERROR, FAILED, PASSED, SKIPPED, Finding, Result
+from benches.gpu.records import BAD, ERROR, FAILED, PASSED, SKIPPED, Result
 from benches.gpu.sizes import PAPER, TINY
 from benches.gpu.stages import sanitizer, table, training
+from patchsae.bench import timing
+from patchsae.bench.case import Bar, Opponent, Side
+from patchsae.bench.findings import Finding
 
 ROOT = Path(__file__).parents[2]
 KERNEL_STAGES = tuple(name for name in stages.NAMES if name != "masking")  # half a minute when interpreted
@@ -248,8 +251,9 @@ def test_times_are_taken_in_turn() -> None:
     order = []
     sides = {name: lambda turn, name=name: order.append((turn, name)) for name in "ab"}
     times = timing.interleaved(sides, torch.device("cpu"), timing.Pace(0.0, 3, 9, 1))
-    assert order == [(0, "a"), (0, "b"), *((turn, name) for turn in range(3) for name in "ab")]
-    assert [len(values) for values in times.values()] == [3, 3]
+    in_turn = [(0, "a"), (0, "b"), (1, "b"), (1, "a"), (2, "a"), (2, "b")]
+    assert order == [(0, "a"), (0, "b"), *in_turn]
+    assert [len(taken.milliseconds) for taken in times.values()] == [3, 3]
 
 
 def test_the_sanitizer_is_looked_for_in_the_usual_places(tmp_path: Path, monkeypatch) -> None:
@@ -283,9 +287,8 @@ def test_what_was_skipped_for_one_reason_shares_a_row() -> None:
 
 
 def test_time_lost_is_what_ours_would_have_to_save() -> None:
-    side = lines.Side("theirs", "fp32", lambda _p, _turn: None)
-    times = {"samples": {"ours": [3.0], "x": [2.0]}, "milliseconds": {"x": None}}
-    for bar, lost in ((lines.Bar(True, 1.25), 500.0), (lines.Bar(False, 4.0), 2500.0), (lines.Bar(True, 2.0), -1000.0)):
-        found = measure.compared(lines.Opponent(side, bar), "x", times)
+    side, ours, theirs = Side("theirs", "fp32", lambda _p, _turn: None), timing.Times([3.0]), timing.Times([2.0])
+    for bar, lost in ((Bar(True, 1.25), 500.0), (Bar(False, 4.0), 2500.0), (Bar(True, 2.0), -1000.0)):
+        found = measure.compared(Opponent(side, bar), ours, theirs)
         assert found["lost_us"] == pytest.approx(lost)
         assert found["met"] == (lost <= 0)

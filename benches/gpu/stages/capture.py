@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 import patchsae_kernels as pk
-from benches.gpu import checks
 from benches.gpu.bench import Bench
-from benches.gpu.encodes import Encode
-from benches.gpu.inputs import Problem
-from benches.gpu.records import Finding, Item, Result
+from benches.gpu.records import Item, Result
 from benches.gpu.stages.determinism import _csr
+from patchsae.bench import checks
+from patchsae.bench.encodes import Encode
+from patchsae.bench.findings import Finding
+from patchsae.bench.inputs import Problem
 
 Bounded = tuple[pk.SparseLatents, Tensor]
 

@@ -9,13 +9,14 @@ from dataclasses import replace
 import torch
 
 import patchsae_kernels as pk
-from benches.gpu import checks
 from benches.gpu.bench import Bench
-from benches.gpu.encodes import Encode
-from benches.gpu.inputs import Problem, describe, make_problem
-from benches.gpu.lines import TAU
-from benches.gpu.records import Finding, Item, Result, worst
-from benches.gpu.sizes import Shape, Size
+from benches.gpu.inputs import describe, residual_problem
+from benches.gpu.records import Item, Result
+from patchsae.bench import checks
+from patchsae.bench.encodes import Encode
+from patchsae.bench.findings import Finding, Findings, worst
+from patchsae.bench.inputs import TAU, Problem
+from patchsae.bench.sizes import Shape, Size
 
 PRECISIONS = ("exact", "bf16", "fp32")
 
@@ -111,7 +112,7 @@ def check_dense_start(bench: Bench) -> Result:
 
 def check_outliers(bench: Bench) -> Result:
     size = replace(bench.size, images=max(1, bench.size.images // 8), sets=1)
-    return _check_all(make_problem(size, bench.device, seed=1, outliers=True), PRECISIONS)
+    return _check_all(residual_problem(size, bench.device, seed=1, outliers=True), PRECISIONS)
 
 
 def check_awkward(bench: Bench, shape: Shape) -> Result:
@@ -122,10 +123,9 @@ def check_awkward(bench: Bench, shape: Shape) -> Result:
         d_in=shape.d,
         d_sae=shape.s,
         l0=min(bench.size.l0, shape.s // 4),
-        topk=bench.size.topk,
         sets=1,
     )
-    return _check_all(make_problem(size, bench.device, seed=2), ("exact", "bf16"))
+    return _check_all(residual_problem(size, bench.device, seed=2), ("exact", "bf16"))
 
 
 def _check_all(p: Problem, precisions: tuple[str, ...]) -> Result:
@@ -143,5 +143,5 @@ def _check_all(p: Problem, precisions: tuple[str, ...]) -> Result:
     return Result((*findings, *_named("decode", checks.decode(p, p.z, y, p.W_dec))), data)
 
 
-def _named(name: str, findings: tuple[Finding, ...]) -> list[Finding]:
+def _named(name: str, findings: Findings) -> list[Finding]:
     return [replace(finding, name=f"{name}: {finding.name}") for finding in findings]

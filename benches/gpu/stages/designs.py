@@ -8,14 +8,18 @@ from typing import Any
 
 import torch
 
-from benches.gpu import checks
 from benches.gpu.bench import Bench
-from benches.gpu.encodes import Encode
-from benches.gpu.inputs import Problem, calibrated_bias
-from benches.gpu.lines import Side, dense_encode, encode_side, floor
-from benches.gpu.measure import time_sides
-from benches.gpu.records import Finding, Item, Result
-from benches.gpu.timing import spread
+from benches.gpu.inputs import calibrated_bias
+from benches.gpu.lines import dense_encode, encode_side, floor
+from benches.gpu.measure import spreads
+from benches.gpu.records import Item, Result
+from patchsae.bench import checks
+from patchsae.bench.case import Side
+from patchsae.bench.encodes import Encode
+from patchsae.bench.findings import Findings, passed
+from patchsae.bench.inputs import Problem
+from patchsae.bench.measure import timed
+from patchsae.bench.timing import spread
 from patchsae_kernels import gpu
 
 
@@ -61,7 +65,7 @@ def _tile(bench: Bench, number: int) -> Result:
 
     tile = tuning.PRODUCT_CANDIDATES[_architecture(bench)][number]
     sides: dict[str, Side] = {}
-    findings: tuple[Finding, ...] = ()
+    findings: Findings = ()
     for precision in ("bf16", "exact"):
         spec = Encode("relu", precision)
         sides[precision] = _under(spec, product="fused", tile=tile)
@@ -109,19 +113,18 @@ def _candidates(bench: Bench) -> Result:
 
 def _timed(bench: Bench, p: Problem, spec: Encode, sides: dict[str, Side]) -> Result:
     """Every side that gives latents is checked first."""
-    findings: tuple[Finding, ...] = ()
+    findings: Findings = ()
     for side in sides.values():
         if side.name == "encode":
             findings += checks.encode(p, spec, side.run(p, 0))
     return _clocked(bench, p, sides, findings)
 
 
-def _clocked(bench: Bench, p: Problem, sides: dict[str, Side], findings: tuple[Finding, ...]) -> Result:
+def _clocked(bench: Bench, p: Problem, sides: dict[str, Side], findings: Findings) -> Result:
     try:
-        if not all(finding.ok for finding in findings):
+        if not passed(findings):
             return Result(findings)
-        data = time_sides(sides, p, bench)
-        del data["samples"]
+        data = spreads(timed(sides, p, bench.device, bench.pace))
         return Result(findings, data | {"precision": {key: side.precision for key, side in sides.items()}})
     finally:
         p.release()

@@ -9,13 +9,12 @@ from typing import Any
 from torch import Tensor
 
 import patchsae_kernels as pk
-from benches.gpu import checks
 from benches.gpu.bench import Bench
-from benches.gpu.encodes import Encode
-from benches.gpu.inputs import Problem
-from benches.gpu.lines import TAU
 from benches.gpu.records import Item, Result
 from benches.gpu.stages.correctness import encodes
+from patchsae.bench import checks
+from patchsae.bench.encodes import Encode
+from patchsae.bench.inputs import TAU, Problem
 from patchsae_kernels import gpu
 
 

@@ -20,8 +20,9 @@ import benches.gpu
 import patchsae
 import patchsae_kernels as pk
 from benches.gpu.bench import Bench
-from benches.gpu.records import Finding, Item, Result
-from benches.gpu.timing import Pace, interleaved, spread
+from benches.gpu.records import Item, Result
+from patchsae.bench.findings import Finding, Findings
+from patchsae.bench.timing import Pace, interleaved
 from patchsae.disk import environment
 from patchsae_kernels import gpu
 
@@ -63,7 +64,7 @@ def identity(device: torch.device) -> dict[str, str]:
     return {"device": _device(device)["name"], "torch": torch.__version__, "triton": _version("triton")}
 
 
-def _served(bench: Bench) -> tuple[Finding, ...]:
+def _served(bench: Bench) -> Findings:
     """What is measured must be the kernels, not the reference, and of this tree, not an installed copy."""
     here = Path(__file__).resolve().parents[3]
     return (
@@ -95,9 +96,9 @@ def copy_ceiling(bench: Bench) -> Result:
     """Copy within the device's memory; bytes read and bytes written both count."""
     source = torch.rand(bench.size.copy_mb << 18, device=bench.device)
     target = torch.empty_like(source)
-    times = interleaved({"copy": lambda _turn: target.copy_(source)}, bench.device, Pace(0.5, 5, 20, 2))["copy"]
+    taken = interleaved({"copy": lambda _turn: target.copy_(source)}, bench.device, Pace(0.5, 5, 20, 2))["copy"].spread
     moved = 2 * source.numel() * source.element_size()
-    return Result(data={"milliseconds": spread(times)._asdict(), "gb_per_s": moved / spread(times).median / 1e6})
+    return Result(data={"milliseconds": taken._asdict(), "gb_per_s": moved / taken.median / 1e6})
 
 
 def product_ceiling(bench: Bench, dtype: torch.dtype) -> Result:
@@ -105,9 +106,9 @@ def product_ceiling(bench: Bench, dtype: torch.dtype) -> Result:
     side = bench.size.product
     a, b = (torch.randn(side, side, device=bench.device).to(dtype) for _ in range(2))
     out = torch.empty_like(a)
-    times = interleaved({"mm": lambda _turn: torch.mm(a, b, out=out)}, bench.device, Pace(0.7, 5, 50, 3))["mm"]
-    rate = 2 * side**3 / spread(times).median / 1e9
-    return Result(data={"milliseconds": spread(times)._asdict(), "tflop_per_s": rate, "side": side})
+    taken = interleaved({"mm": lambda _turn: torch.mm(a, b, out=out)}, bench.device, Pace(0.7, 5, 50, 3))["mm"].spread
+    rate = 2 * side**3 / taken.median / 1e9
+    return Result(data={"milliseconds": taken._asdict(), "tflop_per_s": rate, "side": side})
 
 
 def _device(device: torch.device) -> dict[str, Any]:

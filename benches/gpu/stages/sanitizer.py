@@ -13,7 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from benches.gpu.bench import Bench
-from benches.gpu.records import Finding, Item, Result
+from benches.gpu.records import Item, Result
+from patchsae.bench.findings import Finding
 
 PROGRAM = "compute-sanitizer"
 PLACES = ("/usr/local/cuda*/bin", "/usr/local/cuda*/compute-sanitizer", "/opt/cuda*/bin", "/opt/nvidia/*/bin")

@@ -254,7 +254,7 @@ def test_ks_above_the_dictionary_are_dropped_and_its_size_is_there() -> None:
 
 @pytest.mark.slow
 def test_agrees_for_vit_b_16_with_a_dictionary_of_full_size() -> None:
-    from benches.bench_masking import build_case
+    from benches.vit import build_case
 
     case = build_case(images=2)
     difference = compare(case.clip, case.sae, case.pixels, case.labels, case.rankings, (1, 10, 100, 2000, 49_152))

@@ -193,7 +193,8 @@ def test_merged_counts_are_those_of_one_pass() -> None:
 
 MEASURE = """
 import resource
-from benches.bench_masking import build_case, ours
+from benches.masking import ours
+from benches.vit import build_case
 case = build_case(images=8)
 with open("/proc/self/statm") as statm:
     loaded = int(statm.read().split()[1]) * resource.getpagesize()

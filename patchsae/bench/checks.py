@@ -1,4 +1,4 @@
-"""Results against float64, on a sample of tokens for what is large and in full for what is not.
+"""Results against float64, on a sample of tokens for what is large and in full for what is not; and against others.
 
 Values are compared by relative error of norms, active sets entry by entry: an entry may differ only where the float64
 pre-activation lies within rounding of the threshold.
@@ -14,10 +14,13 @@ import torch
 from torch import Tensor
 
 import patchsae_kernels as pk
-from benches.gpu.encodes import Encode
-from benches.gpu.inputs import Problem
-from benches.gpu.records import Finding
-from patchsae_kernels import gpu, reference
+from patchsae.bench.encodes import Encode
+from patchsae.bench.findings import Finding, Findings
+from patchsae.bench.inputs import Problem
+from patchsae_kernels import gpu
+
+OPS = torch.ops.patchsae
+"""Given float64 they are the definition of correct: no kernel serves it."""
 
 VALUES = {"exact": 3e-5, "fp32": 3e-5, "bf16": 2e-2}
 """Relative error of active values. TF32 lies near 3e-4, float32 near 4e-6, bfloat16 operands near 4e-3."""
@@ -51,7 +54,7 @@ def truth(p: Problem, x: Tensor, precision: str, rows: Tensor | None = None) -> 
     return Truth(centred @ W + bias, EDGE[precision] * scale)
 
 
-def encode(p: Problem, spec: Encode, z: pk.SparseLatents, x: Tensor | None = None) -> tuple[Finding, ...]:
+def encode(p: Problem, spec: Encode, z: pk.SparseLatents, x: Tensor | None = None) -> Findings:
     """Form of the CSR, active set and values."""
     x = p.x if x is None else x
     z.validate()
@@ -100,7 +103,7 @@ def threshold(p: Problem, spec: Encode, exact: Truth, z: pk.SparseLatents | None
     return Cut(value.clamp_min(0), torch.where(value > 0, edge, torch.zeros_like(edge)), True)
 
 
-def _sizes(p: Problem, spec: Encode, z: pk.SparseLatents) -> tuple[Finding, ...]:
+def _sizes(p: Problem, spec: Encode, z: pk.SparseLatents) -> Findings:
     if spec.activation == "topk":
         return (Finding("largest row beyond k", float(z.counts().max()) - (spec.k or 0), 0),)
     if spec.activation == "batchtopk":
@@ -108,9 +111,7 @@ def _sizes(p: Problem, spec: Encode, z: pk.SparseLatents) -> tuple[Finding, ...]
     return ()
 
 
-def decode(
-    p: Problem, z: pk.SparseLatents, y: Tensor, W_dec: Tensor, keep: Tensor | None = None
-) -> tuple[Finding, ...]:
+def decode(p: Problem, z: pk.SparseLatents, y: Tensor, W_dec: Tensor, keep: Tensor | None = None) -> Findings:
     """A reconstruction [N, D] from ``z``; ``keep`` is bool [sample, S] of the sampled tokens."""
     dense = z.select_rows(p.rows).to_dense().double()
     if keep is not None:
@@ -119,7 +120,7 @@ def decode(
     return (Finding("relative error", relative(y[p.rows], expected), SUMS), finite(y))
 
 
-def sweep(p: Problem, z: pk.SparseLatents, on: Tensor, off: Tensor, W_dec: Tensor) -> tuple[Finding, ...]:
+def sweep(p: Problem, z: pk.SparseLatents, on: Tensor, off: Tensor, W_dec: Tensor) -> Findings:
     """All reconstructions of a sweep over the problem's ks; the largest error of any of them counts."""
     dense = z.select_rows(p.rows).to_dense().double()
     rank = p.rank[p.class_ids[p.rows]]
@@ -138,11 +139,12 @@ def sweep(p: Problem, z: pk.SparseLatents, on: Tensor, off: Tensor, W_dec: Tenso
     )
 
 
-def stats(p: Problem, z: pk.SparseLatents, found: pk.LatentStats, tau: float) -> tuple[Finding, ...]:
-    """All statistics in full against the reference."""
+def stats(p: Problem, z: pk.SparseLatents, found: pk.LatentStats, tau: float) -> Findings:
+    """All statistics in full against those of the same values in float64."""
     s = pk.LatentStats.empty(z.shape[1], p.size.tokens, p.size.classes, p.device)
     totals = (s.sums, s.counts, s.image_counts, s.max_values, s.max_position, s.class_counts)
-    reference.latent_stats_(z.values, z.indices, z.indptr, p.size.tokens, tau, p.labels, 0, *totals)
+    held = float(torch.tensor(tau))  # as values in float32 are compared with it
+    OPS.latent_stats_(z.values.double(), z.indices, z.indptr, p.size.tokens, held, p.labels, 0, *totals)
     assert found.class_counts is not None
     assert s.class_counts is not None
     pairs = {
@@ -156,7 +158,7 @@ def stats(p: Problem, z: pk.SparseLatents, found: pk.LatentStats, tau: float) ->
     return (Finding("relative error of sums", relative(found.sums, s.sums), 1e-12), *equal)
 
 
-def reconstruction(p: Problem, spec: Encode, found: Any, W_dec: Tensor, x: Tensor | None = None) -> tuple[Finding, ...]:
+def reconstruction(p: Problem, spec: Encode, found: Any, W_dec: Tensor, x: Tensor | None = None) -> Findings:
     """The reconstruction and its loss terms from the tokens on, through float64."""
     x = p.x if x is None else x
     exact = truth(p, x, spec.precision)
@@ -180,6 +182,35 @@ def reconstruction(p: Problem, spec: Encode, found: Any, W_dec: Tensor, x: Tenso
 def agreement(name: str, found: Tensor, other: Tensor, limit: float) -> Finding:
     """An opponent's whole result against ours, so that both did the same work."""
     return Finding(f"{name}: relative difference from ours", relative(found, other), limit)
+
+
+def close(name: str, found: Tensor, other: Tensor, rtol: float = 1e-4, atol: float = 0.0) -> Finding:
+    """Element by element, as `torch.testing.assert_close`."""
+    allowed = atol + rtol * other.abs()
+    excess = torch.where(found == other, 0.0, (found - other).abs() / allowed)
+    return Finding(
+        f"{name}: largest difference over what is allowed", float(excess.max()) if excess.numel() else 0.0, 1
+    )
+
+
+def same_latents(z: pk.SparseLatents, h: Tensor) -> Findings:
+    """Equal to dense ``h`` up to float32 rounding, which may also move a latent across its threshold."""
+    actual = z.to_dense()
+    apart = ~torch.isclose(actual, h, rtol=1e-4, atol=1e-5)
+    at_threshold = (actual == 0) != (h == 0)
+    return (
+        Finding("values that differ from the dense ones", float((apart & ~at_threshold).sum()), 0),
+        Finding("latents active on one side only", float((apart & at_threshold).sum()), 1e-4 * z.nnz + 1),
+    )
+
+
+def stepped(name: str, found: Tensor, other: Tensor, lr: float) -> Finding:
+    """Parameters after steps of Adam of together ``lr``, which moves an element by about that whatever its gradient.
+
+    So elements with a gradient of rounding size may go either way.
+    """
+    apart = float(((found - other).abs() > lr / 10).float().mean())
+    return Finding(f"{name}: share of elements that differ", apart, 0.01)
 
 
 def same_bits(a: Sequence[Tensor], b: Sequence[Tensor]) -> Finding:

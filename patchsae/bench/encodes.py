@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 import patchsae_kernels as pk
-from benches.gpu.inputs import Problem
+from patchsae.bench.inputs import Problem
 
 
 class Encode(NamedTuple):

@@ -1,21 +1,17 @@
-"""Extraction (tower, encode, statistics) against the same with dense latents, written leanly in PyTorch.
-
-`python -m benches` measures it beside the rest; under pytest-benchmark the two are timed one after the other.
-"""
+"""Extraction (tower, encode, statistics) against the same with dense latents, written leanly in PyTorch."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
-import pytest
 import torch
-from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 
 import patchsae_kernels as pk
-from benches.vit import CLASSES, Case, build_case
-from patchsae.bench import case as bench
+from benches.vit import CLASSES, EndToEnd
+from patchsae.bench.case import Side, beside, floor
+from patchsae.bench.checks import close
+from patchsae.bench.findings import Finding, Findings
 from patchsae.experiments.stream.accumulators import LatentStatistics, image_means
 from patchsae.models.clip import SplitCLIP
 
@@ -34,12 +30,12 @@ class Found(NamedTuple):
 
 
 @torch.no_grad()
-def ours(case: Case) -> Found:
+def ours(case: EndToEnd) -> Found:
     return _ours(case, case.clip)
 
 
 @torch.no_grad()
-def _ours(case: Case, clip: SplitCLIP) -> Found:
+def _ours(case: EndToEnd, clip: SplitCLIP) -> Found:
     latents = case.sae.encode(clip.residual(case.pixels).float())
     statistics = LatentStatistics(case.sae.config.d_sae, clip.image_tokens, THRESHOLD, CLASSES)
     statistics.update(latents, case.labels)
@@ -50,7 +46,7 @@ def _ours(case: Case, clip: SplitCLIP) -> Found:
 
 
 @torch.no_grad()
-def dense(case: Case) -> Found:
+def dense(case: EndToEnd) -> Found:
     residual = case.clip.residual(case.pixels)
     images, tokens, _ = residual.shape
     h = torch.addmm(case.sae.b_enc, residual.flatten(0, 1) - case.sae.b_dec, case.sae.W_enc).relu_()
@@ -62,42 +58,35 @@ def dense(case: Case) -> Found:
     return Found(sums.sum(0), counts.sum(0), (maxima > 0).sum(0), maxima.amax(0), classes, sums / tokens)
 
 
-def check(case: Case, found: Found, expected: Found) -> None:
+def check(case: EndToEnd, found: Found, expected: Found) -> Findings:
     """Counts may differ by an activation that rounds to the other side of the threshold."""
     assert isinstance(found.means, pk.SparseLatents)
-    for name in ("sums", "maxima"):
-        torch.testing.assert_close(getattr(found, name).float(), getattr(expected, name), rtol=1e-4, atol=1e-4)
-    for name in ("counts", "image_counts", "class_counts"):
-        a, b = getattr(found, name), getattr(expected, name)
-        assert int((a - b).abs().sum()) <= 1e-4 * int(b.sum()) + 1, f"{name} differ"
-    torch.testing.assert_close(found.means.to_dense(), expected.means, rtol=1e-4, atol=1e-4)
+    pairs = {name: (getattr(found, name), getattr(expected, name)) for name in Found._fields}
+    values = {name: pairs[name] for name in ("sums", "maxima")} | {"means": (found.means.to_dense(), expected.means)}
+    counts = {name: pairs[name] for name in ("counts", "image_counts", "class_counts")}
+    return (
+        *(close(name, a.float(), b, atol=1e-4) for name, (a, b) in values.items()),
+        *(Finding(f"{n} apart", float((a - b).abs().sum()), 1e-4 * int(b.sum()) + 1) for n, (a, b) in counts.items()),
+    )
 
 
-def _check_halved(case: Case, found: Found, expected: Found) -> None:
+def _check_halved(case: EndToEnd, found: Found, expected: Found) -> Findings:
     """The tower rounds to bfloat16, so only the whole is compared: activity within a few per cent."""
     a, b = float(found.sums.sum()), float(expected.sums.sum())
-    assert abs(a - b) <= 0.05 * b, f"activations sum to {a:.4g}; expected about {b:.4g}"
+    return (Finding("relative difference of the sum of activations", abs(a - b) / b, 0.05),)
 
 
-_TOWER = bench.Work("the tower alone", lambda case: case.clip.residual(case.pixels))
-_TOWER_BF16 = bench.Work("the tower alone, bf16", lambda case: case.halved.residual(case.pixels))
-
-EXTRACTION = bench.Case("extraction", ours, bench.Work("tower + dense SAE, fp32", dense), _TOWER, check)
-EXTRACTION_BF16 = bench.Case(
+EXTRACTION = beside(
+    "extraction",
+    ours,
+    Side("tower + dense SAE", "fp32", lambda case, _turn: dense(case)),
+    floor("the tower alone", lambda case: case.clip.residual(case.pixels)),
+    check,
+)
+EXTRACTION_BF16 = beside(
     "extraction, bf16 tower",
     lambda case: _ours(case, case.halved),
-    bench.Work("fp32 tower + dense SAE, fp32", dense),
-    _TOWER_BF16,
+    Side("fp32 tower + dense SAE", "fp32", lambda case, _turn: dense(case)),
+    floor("the tower alone, bf16", lambda case: case.halved.residual(case.pixels)),
     _check_halved,
 )
-
-
-@pytest.fixture(scope="module")
-def case() -> Case:
-    return build_case(images=1)
-
-
-@pytest.mark.parametrize("side", [ours, dense])
-def test_extraction(benchmark: BenchmarkFixture, case: Case, side: Callable[[Case], object]) -> None:
-    benchmark.group = "extraction"
-    benchmark.pedantic(side, (case,), rounds=1)

@@ -1,0 +1,42 @@
+"""The masking sweep at the paper's size against one full forward pass per mask with dense latents."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from benches.naive_masking import naive_sweep
+from benches.vit import EndToEnd
+from patchsae.bench.case import Side, beside, floor
+from patchsae.bench.findings import Finding, Findings
+from patchsae.experiments.mask.embeddings import sweep_embeddings
+
+Embeddings = dict[tuple[str, str, int], Tensor]
+
+
+def ours(case: EndToEnd) -> Embeddings:
+    swept = sweep_embeddings(case.clip, case.sae, case.pixels, case.labels, case.rankings, case.ks)
+    return {tuple(variant): embedding for variant, embedding in swept.items()}
+
+
+def naive(case: EndToEnd) -> Embeddings:
+    parameters = case.sae.state_dict()
+    return naive_sweep(case.clip.model, case.clip.layer, parameters, case.pixels, case.labels, case.rankings, case.ks)
+
+
+def check(case: EndToEnd, found: Embeddings, expected: Embeddings) -> Findings:
+    """Every embedding the same up to float32 rounding, and with them every prediction."""
+    largest, changed = 0.0, 0
+    for variant, embedding in expected.items():
+        largest = max(largest, float((found[variant] - embedding).abs().max()))
+        predicted = [(e @ case.classifier.T).argmax(1) for e in (found[variant], embedding)]
+        changed += int((predicted[0] != predicted[1]).sum())
+    return Finding("largest difference", largest, 1e-5), Finding("predictions that differ", changed, 0)
+
+
+MASKING = beside(
+    "masking",
+    ours,
+    Side("one full pass a mask, dense fp32 SAE", "", lambda case, _turn: naive(case)),
+    floor("one pass of the tower", lambda case: case.clip.embed(case.clip.residual(case.pixels))),
+    check,
+)
