@@ -7,15 +7,13 @@ about the layers of a model. An op has a ``precision`` of its own: its float32 p
 
 from __future__ import annotations
 
-import functools
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
-Op = TypeVar("Op", bound=Callable[..., Any])
 _REDUCED = ("tf32", "bf16")
 
 
@@ -31,29 +29,6 @@ def as_said_by(precision: str, device: torch.device) -> Iterator[None]:
     switches = _switches.off() if not follows and _switches.are_reduced() else nullcontext()
     with outside_of_autocast(device), switches:
         yield
-
-
-def of_its_precision(op: Op, place: int | None) -> Op:
-    """``op`` with products `as_said_by` its argument number ``place``, or in float32 where it has no such argument."""
-
-    @functools.wraps(op)
-    def guarded(first: torch.Tensor, *rest: Any) -> Any:
-        precision = "exact" if place is None or place > len(rest) else rest[place - 1]
-        with as_said_by(precision, first.device):
-            return op(first, *rest)
-
-    return guarded  # type: ignore[return-value]
-
-
-def as_it_is(op: Op) -> Op:
-    """``op``, which has no products, `outside_of_autocast`."""
-
-    @functools.wraps(op)
-    def guarded(first: torch.Tensor, *rest: Any) -> Any:
-        with outside_of_autocast(first.device):
-            return op(first, *rest)
-
-    return guarded  # type: ignore[return-value]
 
 
 def tf32_is_allowed() -> bool:

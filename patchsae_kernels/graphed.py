@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from patchsae_kernels import checks, gpu
+from patchsae_kernels import checks, servers
 from patchsae_kernels.arithmetic import as_said_by
+from patchsae_kernels.calls import AdamCall, StepCall
 from patchsae_kernels.prepare import version
 from patchsae_kernels.step import PARAMETERS, AdamState, StepTerms, adam_step, parameter, sae_step
 
@@ -54,8 +56,7 @@ class StepGraph:
             ValueError: the GPU's kernels do not serve these tensors, or an argument does not fit.
         """
         self.params, self.state = params, state
-        self.weights = tuple(parameter(params, name).detach() for name in PARAMETERS)
-        W_enc, b_enc, _, b_dec = self.weights
+        W_enc, b_enc, W_dec, b_dec = self.weights = tuple(parameter(params, name).detach() for name in PARAMETERS)
         checks.encoder_weights(W_enc, b_enc, b_dec)
         checks.option("precision", precision, checks.PRECISIONS)
         if len(shape) != 3 or shape[2] != W_enc.shape[0]:
@@ -63,16 +64,20 @@ class StepGraph:
         if capacity < 0 or dead_capacity < 0:
             raise ValueError(f"capacity is {capacity} and dead_capacity {dead_capacity}; expected numbers >= 0")
         self.x = W_enc.new_zeros(shape)
-        if not gpu.serves(W_enc.device) or not gpu.takes_step(self.x.view(-1, shape[2]), *self.weights):
+        self.precision, self.budget_mb = precision, budget_mb
+        tokens = self.x.view(-1, shape[2])
+        settings = (l1, cls_weight, shape[1], checks.budget_bytes(budget_mb), precision)
+        self.call = StepCall(tokens, W_enc, b_enc, W_dec, b_dec, None, *settings)
+        if not _is_served(self.call):
             raise ValueError(f"steps of {W_enc.dtype} on {W_enc.device} are not recorded; expected float32 on a GPU")
         self.dead = torch.zeros_like(b_enc, dtype=torch.bool)
         self.controls = torch.zeros(len(PARAMETERS), 4, dtype=torch.int32, device=W_enc.device)
         self.capacity, self.dead_capacity = capacity, dead_capacity
         most_dead = dead_capacity if dead_capacity else b_enc.shape[0]
         self.limits = torch.tensor([capacity, 0, 0, most_dead], dtype=torch.int64, device=W_enc.device)
-        self.l1, self.cls_weight, self.precision, self.budget_mb = l1, cls_weight, precision, budget_mb
         self.betas, self.eps, self.unit_norm = betas, eps, unit_norm
         self.packed = self._packed_in_place()
+        self.call = replace(self.call, packed=self.packed)
         self.versions = self._versions()
         self.graph: torch.cuda.CUDAGraph | None = None
         self.results: tuple[StepTerms, Tensor] | None = None
@@ -88,7 +93,7 @@ class StepGraph:
         """
         checks.shape("x", x, tuple(self.x.shape), "[B, T, D]")
         if self.packed is not None and self.versions != self._versions():
-            fresh = gpu.pack(self.weights[0], self.weights[1], self.precision)
+            fresh = servers.pack(self.weights[0], self.weights[1], self.precision)
             for held, new in zip(self.packed, fresh, strict=True):
                 held.copy_(new)
         self.x.copy_(x)
@@ -113,10 +118,10 @@ class StepGraph:
         terms, grads = sae_step(
             x,
             self.params,
-            l1=self.l1,
+            l1=self.call.l1,
             dead=dead,
             ghost=self.dead_capacity > 0,
-            cls_weight=self.cls_weight,
+            cls_weight=self.call.cls_weight,
             precision=self.precision,
             budget_mb=self.budget_mb,
         )
@@ -147,19 +152,12 @@ class StepGraph:
 
     def _run(self) -> tuple[StepTerms, Tensor]:
         """What is recorded: terms, and whether parameters and moments have changed. Nothing here reads the device."""
-        with torch.no_grad(), as_said_by(self.precision, self.x.device):
-            (*terms, dW_enc, db_enc, dW_dec, db_dec), needed = gpu.bounded_step(
-                self.x.view(-1, self.x.shape[2]),
-                *self.weights,
-                self.dead,
-                self.packed,
-                self.l1,
-                self.cls_weight,
-                self.x.shape[1],
-                self.precision,
-                self.capacity,
-                self.dead_capacity,
-                checks.budget_bytes(self.budget_mb),
+        from patchsae_kernels.triton import adam, pack, step
+
+        packed = None if self.packed is None else pack.Packed(*self.packed)
+        with torch.no_grad(), as_said_by(self.precision, self.x.device), torch.cuda.device_of(self.x):
+            (*terms, dW_enc, db_enc, dW_dec, db_dec), needed = step.bounded_step(
+                self.call, self.dead, self.capacity, self.dead_capacity
             )
             found = StepTerms(*terms)
             grads = dict(zip(PARAMETERS, (dW_enc, db_enc, dW_dec, db_dec), strict=True))
@@ -167,33 +165,42 @@ class StepGraph:
             controls = self.controls.clone()
             controls[:, 2] *= done
             for number, name in enumerate(PARAMETERS):
-                gpu.controlled_adam_(
-                    self.weights[number],
-                    grads[name],
-                    self.state.exp_avg[name],
-                    self.state.exp_avg_sq[name],
-                    *(1, 0.0, *self.betas, self.eps),  # step and rate come from the controls
-                    self.unit_norm and name == "W_dec",
-                    control=controls[number],
-                    packed=self.packed if name == "W_enc" else None,
-                )
-            if self.packed is not None:
-                gpu.pack_biases(self.weights[1], self.packed)
+                call = self._adam_call(number, name, grads[name])
+                assert adam.serves(call), "a step is captured only of parameters that are served"
+                adam.adam_with(adam.Extras(controls[number], packed if name == "W_enc" else None), call)
+            if packed is not None:
+                pack.pack_biases(packed, self.weights[1])
         return found, done
 
+    def _adam_call(self, number: int, name: str, grad: Tensor) -> AdamCall:
+        """Of one parameter; step and rate come from the controls."""
+        moments = self.state.exp_avg[name], self.state.exp_avg_sq[name]
+        constants = (1, 0.0, *self.betas, self.eps)
+        return AdamCall(self.weights[number], grad, *(*moments, *constants), self.unit_norm and name == "W_dec")
+
     def _controls(self, lr: float) -> Tensor:
+        from patchsae_kernels.triton.adam import control_of
+
         step = self.state.step + 1
-        return torch.stack([gpu.control_of(step, lr, *self.betas, 4 * step + i) for i in range(len(PARAMETERS))])
+        return torch.stack([control_of(step, lr, *self.betas, 4 * step + i) for i in range(len(PARAMETERS))])
 
     def _packed_in_place(self) -> list[Tensor] | None:
         """Packed weights that the optimiser keeps up to date; None where their rows are not W_enc itself."""
         if self.precision == "fp32":
             return None
-        packed = gpu.pack(self.weights[0], self.weights[1], self.precision)
-        return packed if packed[gpu.PACKED_ROWS].data_ptr() == self.weights[0].data_ptr() else None
+        packed = servers.pack(self.weights[0], self.weights[1], self.precision)
+        return packed if packed[servers.PACKED_ROWS].data_ptr() == self.weights[0].data_ptr() else None
 
     def _versions(self) -> tuple[object, ...]:
         return tuple(version(weight) for weight in self.weights)
+
+
+def _is_served(call: StepCall) -> bool:
+    if not servers.has_triton(call.x.device):
+        return False
+    from patchsae_kernels.triton import step
+
+    return step.serves(call)
 
 
 def _finite(terms: StepTerms, grads: Mapping[str, Tensor]) -> Tensor:

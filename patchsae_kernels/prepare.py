@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from patchsae_kernels import checks, cpu, gpu
+from patchsae_kernels import checks, servers
 
 
 class PreparedWeights:
@@ -61,8 +61,7 @@ class PreparedWeights:
                     f"weights are not packed for precision={precision!r} yet, and a captured graph cannot keep them: "
                     "encode once, or call packed(precision), before the capture"
                 )
-            pack = gpu.pack if gpu.serves(self.W_enc.device) else cpu.pack
-            self._packed[precision] = pack(self.W_enc, self.b_enc, precision)
+            self._packed[precision] = servers.pack(self.W_enc, self.b_enc, precision)
         return self._packed[precision]
 
     def packed_in_place(self) -> list[Tensor] | None:
@@ -72,17 +71,17 @@ class PreparedWeights:
         changes them calls `adopt` once W_enc and b_enc have changed, too.
         """
         kept = [name for name in ("exact", "bf16") if self._packed.get(name)]
-        if not kept or not gpu.serves(self.W_enc.device) or self._versions != self._current():
+        if not kept or not servers.has_triton(self.W_enc.device) or self._versions != self._current():
             return None
         packed = self._packed[kept[0]]
         self._packed = {kept[0]: packed}
-        rows = packed[gpu.PACKED_ROWS]
+        rows = packed[servers.PACKED_ROWS]
         return packed if rows.data_ptr() == self.W_enc.data_ptr() else None
 
     def adopt(self) -> None:
         """The packed rows are those of W_enc as it is now: complete the copies, and take them for current."""
         for packed in self._packed.values():
-            gpu.pack_biases(self.b_enc, packed)
+            servers.pack_biases(self.b_enc, packed)
         self._versions = self._current()
 
     @property

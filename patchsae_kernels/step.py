@@ -12,8 +12,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from patchsae_kernels import checks, gpu, plain
+from patchsae_kernels import checks, plain
+from patchsae_kernels.calls import AdamCall
 from patchsae_kernels.prepare import PreparedWeights
+from patchsae_kernels.servers import has_triton
 
 PARAMETERS = ("W_enc", "b_enc", "W_dec", "b_dec")
 
@@ -59,8 +61,10 @@ class StepChoice:
         """The share (-1: unknown) and the path ("" : the op's own choice) of the next step. Reads the device once."""
         if self.share is None:
             return -1.0, ""
+        from patchsae_kernels.triton import tuning
+
         share = float(self.share)
-        self.dense = gpu.next_is_dense(share, self.dense, precision)
+        self.dense = tuning.next_is_dense(share, self.dense, precision)
         return share, "dense" if self.dense else "sparse"
 
     def update(self, l0: Tensor, latents: int) -> None:
@@ -126,7 +130,7 @@ def sae_step(
     if ghost and dead is not None:
         found = dead.nonzero().squeeze(1)  # on a GPU it reads their number
         index = found if found.shape[0] else None
-    if not gpu.serves(x.device):
+    if not has_triton(x.device):
         choice = prepared = None
     share, path = choice.next(precision) if choice else (-1.0, "")
     packed = None if prepared is None or path == "dense" else _of_these(prepared, W_enc, b_enc).packed(precision)
@@ -220,7 +224,15 @@ def _adam_and_pack(
         return False
     names = _names(params)
     seed = len(names) * settings[0] + names.index("W_enc")
-    return gpu.adam_and_pack_(*_of_one(params, grads, state, "W_enc"), *settings, False, seed, packed=packed)
+    call = AdamCall(*(*_of_one(params, grads, state, "W_enc"), *settings), False, seed)
+    from patchsae_kernels.triton import adam
+    from patchsae_kernels.triton.pack import Packed
+
+    if not adam.serves(call, whole_rows=True):
+        return False
+    with torch.cuda.device_of(W_enc):
+        adam.adam_with(adam.Extras(packed=Packed(*packed)), call)
+    return True
 
 
 def _names(params: Mapping[str, Tensor]) -> tuple[str, ...]:

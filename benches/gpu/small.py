@@ -15,7 +15,7 @@ from benches.gpu.inputs import residual_problem
 from benches.gpu.sizes import TINY
 from patchsae.bench.encodes import Encode
 from patchsae.bench.inputs import TAU, Problem
-from patchsae_kernels import gpu
+from patchsae_kernels import servers
 
 SMALL = replace(TINY, tokens=13, d_in=100, d_sae=1000, l0=20, topk=(8,), sets=1)
 
@@ -66,7 +66,7 @@ def variants(p: Problem) -> None:
     state = pk.adam_init(params, moments=torch.bfloat16)
     _, grads = pk.sae_step(p.images(), params, l1=steps.L1, prepared=prepared)
     pk.adam_step(params, grads, state, lr=steps.RATE, prepared=prepared)
-    if gpu.serves(p.device):
+    if servers.has_triton(p.device):
         shape = (p.size.images, p.size.tokens, p.size.d_in)
         graph = pk.StepGraph(params, state, shape=shape, capacity=5, l1=steps.L1, dead_capacity=8)  # overflows
         graph.x.copy_(p.images())
@@ -95,7 +95,7 @@ def main(device: str) -> None:
     problem = residual_problem(SMALL if device.startswith("cuda") else TINY, torch.device(device))
     run_all(problem)
     variants(problem)
-    if gpu.serves(problem.x.device):
+    if servers.has_triton(problem.x.device):
         with fewer_places():
             run_all(problem)
     if device.startswith("cuda"):

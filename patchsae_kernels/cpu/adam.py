@@ -5,50 +5,40 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from patchsae_kernels import reference
+from patchsae_kernels.calls import AdamCall
 from patchsae_kernels.cpu.extension import native
 
 
-def adam_step_(
-    p: Tensor,
-    grad: Tensor,
-    exp_avg: Tensor,
-    exp_avg_sq: Tensor,
-    step: int,
-    lr: float,
-    beta1: float,
-    beta2: float,
-    eps: float,
-    unit_rows: bool,
-    seed: int = 0,
-) -> None:
-    """See `patchsae_kernels.reference.adam_step_`.
+def serves(call: AdamCall) -> bool:
+    """In place: float32 of one or two dimensions whose rows, or without ``unit_rows`` whose columns, are contiguous."""
+    if any(t.dtype != torch.float32 for t in (*call.state, call.grad)):
+        return False
+    return _by_row(call) or (not call.unit_rows and all(_has_rows(_as_matrix(t).t()) for t in call.state))
 
-    Served in place: float32 of one or two dimensions whose rows, or without ``unit_rows`` whose columns, are
-    contiguous. A gradient in another layout than the parameter's is copied first.
-    """
-    state = [_as_matrix(t) for t in (p, exp_avg, exp_avg_sq)]
-    by_column = not unit_rows and not all(map(_has_rows, state))
-    if by_column:
-        state = [t.t() for t in state]
-    if not all(map(_has_rows, state)) or any(t.dtype != torch.float32 for t in (p, grad, exp_avg, exp_avg_sq)):
-        reference.adam_step_(p, grad, exp_avg, exp_avg_sq, step, lr, beta1, beta2, eps, unit_rows, seed)
-        return
-    rows = _as_matrix(grad).t() if by_column else _as_matrix(grad)
-    tensors = [state[0], rows if _has_rows(rows) else rows.contiguous(), *state[1:]]
+
+def adam_step_(call: AdamCall) -> None:
+    """See `patchsae_kernels.reference.adam_step_`. A gradient in another layout than the parameter's is copied."""
+    p, exp_avg, exp_avg_sq, grad = (_as_matrix(t) for t in (*call.state, call.grad))
+    if not _by_row(call):
+        p, exp_avg, exp_avg_sq, grad = p.t(), exp_avg.t(), exp_avg_sq.t(), grad.t()
+    tensors = (p, grad if _has_rows(grad) else grad.contiguous(), exp_avg, exp_avg_sq)
     native.adam(
         *(number for t in tensors for number in (t.data_ptr(), t.stride(0))),
-        *rows.shape,
-        step,
-        lr,
-        beta1,
-        beta2,
-        eps,
-        unit_rows,
+        *p.shape,
+        call.step,
+        call.lr,
+        call.beta1,
+        call.beta2,
+        call.eps,
+        call.unit_rows,
         torch.get_num_threads(),
     )
-    for changed in (p, exp_avg, exp_avg_sq):  # written behind autograd's back; prepared weights go by the version
+    for changed in call.state:  # written behind autograd's back; prepared weights go by the version
         torch.autograd.graph.increment_version(changed)
+
+
+def _by_row(call: AdamCall) -> bool:
+    return all(t.is_contiguous() or _has_rows(_as_matrix(t)) for t in call.state)
 
 
 def _as_matrix(t: Tensor) -> Tensor:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from patchsae_kernels import checks
+from patchsae_kernels.calls import EncodeCall
 from patchsae_kernels.cpu.extension import available, native
 from patchsae_kernels.cpu.memory import on_large_pages
 from patchsae_kernels.latents import cat
-from patchsae_kernels.reference import checked
 from patchsae_kernels.reference.batch_topk import select_over_batch
 
 CSR = tuple[Tensor, Tensor, Tensor]
@@ -46,37 +47,28 @@ def pack(W_enc: Tensor, b_enc: Tensor, precision: str) -> list[Tensor]:
     return [rows, low, terms]
 
 
-def encode(
-    x: Tensor,
-    W_enc: Tensor,
-    b_enc: Tensor,
-    b_dec: Tensor,
-    packed: list[Tensor],
-    threshold: Tensor | None,
-    activation: str,
-    k: int,
-    precision: str,
-    budget: int,
-) -> CSR:
-    """See `patchsae_kernels.encode`. Float64 tokens are the reference's; their float64 weights take part in float32."""
-    if x.dtype not in _INPUTS or W_enc.shape[1] == 0:
-        return checked.encode(x, W_enc, b_enc, b_dec, packed, threshold, activation, k, precision, budget)
-    if W_enc.dtype != torch.float32:
-        W_enc, b_enc, b_dec, packed = W_enc.float(), b_enc.float(), b_dec.float(), []
-    weights = _weights(packed, W_enc, b_enc, precision)
-    if activation == "batchtopk":
+def serves(call: EncodeCall) -> bool:
+    """Float64 tokens are the reference's; float64 weights of others take part in float32."""
+    return call.x.dtype in _INPUTS and call.W_enc.shape[1] > 0
 
-        def largest(m: int) -> CSR:
-            return encode(x, W_enc, b_enc, b_dec, list(weights), None, "topk", m, precision, budget)
 
-        return select_over_batch(largest, x.shape[0], k, W_enc.shape[1])
+def encode(call: EncodeCall) -> CSR:
+    """See `patchsae_kernels.encode`."""
+    tokens, latents = call.x.shape[0], call.W_enc.shape[1]
+    if call.W_enc.dtype != torch.float32:
+        call = replace(call, W_enc=call.W_enc.float(), b_enc=call.b_enc.float(), b_dec=call.b_dec.float(), packed=[])
+    weights = _weights(call)
+    if call.activation == "batchtopk":
+        rows = replace(call, packed=list(weights), activation="topk")
+        return select_over_batch(lambda m: encode(replace(rows, k=m)), tokens, call.k, latents)
+    threshold = call.threshold
     if threshold is not None:
         checks.non_negative("threshold", threshold)
         threshold = threshold.float().contiguous()
-    x, b_enc, b_dec = x.float().contiguous(), b_enc.contiguous(), b_dec.contiguous()
+    x, b_enc, b_dec = call.x.float().contiguous(), call.b_enc.contiguous(), call.b_dec.contiguous()
     parts = []
-    for part in x.split(_tokens_at_a_time(x.shape[0], W_enc.shape[1], k, budget)):
-        found = _encode(part, weights, b_enc, b_dec, threshold, k, precision)
+    for part in x.split(_tokens_at_a_time(tokens, latents, call.k, call.budget)):
+        found = _encode(part, weights, b_enc, b_dec, threshold, call.k, call.precision)
         if found is None:
             checks.finite_tokens(x, b_dec)
         else:
@@ -126,13 +118,13 @@ def _encode(
     return values, indices, indptr
 
 
-def _weights(packed: list[Tensor], W_enc: Tensor, b_enc: Tensor, precision: str) -> Packed:
-    """``packed``, or packed here: in a traced graph, where it is empty, and after a change of level."""
-    if packed:
-        given = Packed(*packed)
-        if precision == "fp32" or (given.low.numel() > 0) == native.wants_packed():
+def _weights(call: EncodeCall) -> Packed:
+    """What the call has packed, or packed here: in a traced graph, where that is empty, and after a change of level."""
+    if call.packed:
+        given = Packed(*call.packed)
+        if call.precision == "fp32" or (given.low.numel() > 0) == native.wants_packed():
             return given
-    return Packed(*pack(W_enc, b_enc, precision))
+    return Packed(*pack(call.W_enc, call.b_enc, call.precision))
 
 
 def _rows(W_enc: Tensor) -> Tensor:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from typing import Any
 
@@ -12,8 +13,7 @@ VARIABLE = "PATCHSAE_CPU_LEVEL"
 
 native: Any
 try:
-    from patchsae_kernels import _native as native  # type: ignore[attr-defined,no-redef]
-
+    native = importlib.import_module("patchsae_kernels._native")
     missing = ""
 except ImportError as error:
     native = None

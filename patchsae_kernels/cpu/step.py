@@ -8,12 +8,11 @@ db_enc[s] = sum dz_p.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
 from patchsae_kernels import checks, reference
+from patchsae_kernels.calls import StepCall
 from patchsae_kernels.cpu.encode import pack
 from patchsae_kernels.cpu.extension import native
 from patchsae_kernels.cpu.ghost import Rows, add_ghost
@@ -35,68 +34,46 @@ PARTIAL_SUMS = 64
 """Parts into which the latents are cut for W_enc @ db_enc, whatever the number of threads."""
 
 
-def sae_step(
-    x: Tensor,
-    W_enc: Tensor,
-    b_enc: Tensor,
-    W_dec: Tensor,
-    b_dec: Tensor,
-    dead: Tensor | None,
-    l1: float,
-    cls_weight: float,
-    tokens_per_image: int,
-    budget: int,
-    precision: str = "exact",
-    packed: Sequence[Tensor] | None = None,
-    share: float = -1.0,
-    path: str = "",
-) -> list[Tensor]:
+def serves(call: StepCall) -> bool:
+    wide = all(t.dtype == torch.float32 for t in (call.x, *call.weights)) and call.precision != "bf16"
+    return wide and call.x.shape[0] <= TOKEN_LIMIT and 0 not in call.W_enc.shape
+
+
+def sae_step(call: StepCall) -> list[Tensor]:
     """See `patchsae_kernels.reference.sae_step`.
 
-    That one serves other dtypes, bfloat16 products, batches with many active latents, and what ends in a number that is
-    not finite, so that a NaN in a parameter reaches the same places.
+    That one also takes batches with many active latents, and what ends in a number that is not finite, so that a NaN in
+    a parameter reaches the same places.
 
     Raises:
         ValueError: x holds a NaN or an infinity.
     """
-    arguments = (x, W_enc, b_enc, W_dec, b_dec, dead, l1, cls_weight, tokens_per_image, budget, precision)
-    wide = all(t.dtype == torch.float32 for t in (x, W_enc, b_enc, W_dec, b_dec)) and precision != "bf16"
-    if not wide or x.shape[0] > TOKEN_LIMIT or 0 in W_enc.shape:
-        return reference.sae_step(*arguments)
+    x, W_enc, W_dec = call.x, call.W_enc, call.W_dec
     checks.finite_rows("x", x)
-    w = Rows(W_enc.t().contiguous(), b_enc.contiguous(), W_dec.contiguous())
+    w = Rows(W_enc.t().contiguous(), call.b_enc.contiguous(), W_dec.contiguous())
     try:
-        share = _share_of_active(x, w, b_dec)
-        if path == "dense" or (path != "sparse" and share > DENSE_FROM):
-            return reference.sae_step(*arguments)
-        step = _SparseStep(x, w, b_dec, dead, l1, cls_weight, tokens_per_image, budget)
-        rows = max(1, budget // (4 * x.shape[1] * 4 + int(BYTES_PER_ENTRY * max(share, 1e-3) * W_enc.shape[1])))
+        share = _share_of_active(x, w, call.b_dec)
+        if call.path == "dense" or (call.path != "sparse" and share > DENSE_FROM):
+            return reference.sae_step(call)
+        step = _SparseStep(call, w)
+        entries = int(BYTES_PER_ENTRY * max(share, 1e-3) * W_enc.shape[1])
+        rows = max(1, call.budget // (4 * x.shape[1] * 4 + entries))
         for start in range(0, max(x.shape[0], 1), rows):
             step.add(slice(start, min(start + rows, x.shape[0])))
     except checks.NotFiniteError:  # of a parameter, or of an overflow: x has been looked at
-        return reference.sae_step(*arguments)
+        return reference.sae_step(call)
     terms, grads, grad_b_dec = step.finish()
-    if not bool(torch.stack([terms[0], grad_b_dec.sum(), b_enc.sum()]).isfinite().all()):
-        return reference.sae_step(*arguments)
+    if not bool(torch.stack([terms[0], grad_b_dec.sum(), call.b_enc.sum()]).isfinite().all()):
+        return reference.sae_step(call)
     return [*terms, _in_layout_of(W_enc, grads.enc.t()), grads.b_enc, _in_layout_of(W_dec, grads.dec), grad_b_dec]
 
 
 class _SparseStep:
     """The sums of one step; chunks of tokens are added in order, and where they are cut changes no bit."""
 
-    def __init__(
-        self,
-        x: Tensor,
-        w: Rows,
-        b_dec: Tensor,
-        dead: Tensor | None,
-        l1: float,
-        cls_weight: float,
-        tokens_per_image: int,
-        budget: int,
-    ) -> None:
-        self.x, self.w, self.b_dec, self.dead = x, w, b_dec, dead
-        self.l1, self.cls_weight, self.tokens_per_image, self.budget = l1, cls_weight, tokens_per_image, budget
+    def __init__(self, call: StepCall, w: Rows) -> None:
+        x = call.x
+        self.call, self.w = call, w
         self.packed = pack(w.enc.t(), w.b_enc, "exact")
         self.tokens = max(x.shape[0], 1)
         self.elements = self.tokens * x.shape[1]
@@ -107,21 +84,22 @@ class _SparseStep:
         self.active = x.new_zeros(w.b_enc.shape[0], dtype=torch.int64)
 
     def add(self, rows: slice) -> None:
-        x, w = self.x[rows].contiguous(), self.w
+        call, w = self.call, self.w
+        x = call.x[rows].contiguous()
         csr = torch.ops.patchsae.encode(
-            x, w.enc.t(), w.b_enc, self.b_dec, self.packed, None, "relu", 0, "exact", self.budget
+            x, w.enc.t(), w.b_enc, call.b_dec, self.packed, None, "relu", 0, "exact", call.budget
         )
         values, indices, indptr = csr
-        y = torch.ops.patchsae.decode(*csr, w.dec, self.b_dec)
+        y = torch.ops.patchsae.decode(*csr, w.dec, call.b_dec)
         g = self._residuals(values, indptr, x, y, rows.start)
-        centred = x - self.b_dec
+        centred = x - call.b_dec
         by_latent = sort_by_latent(indices, indptr, w.b_enc.shape[0])
         gradients(
             by_latent,
             x.shape[1],
             g=g,
             W=w.dec,
-            constant=self.l1 / self.tokens,
+            constant=call.l1 / self.tokens,
             dots=torch.empty_like(values),
             values=values[by_latent.order],
             sum_g=self.grads.dec,
@@ -132,14 +110,18 @@ class _SparseStep:
         )
         add_column_sums(self.grad_b_dec, g)
         self.active += by_latent.indptr.diff()
-        if self.dead is not None:
+        if call.dead is not None:
             error = y.sub_(x)
-            self.ghost += add_ghost(x, centred, error, self.dead, w, self.grads, self.elements, self.budget)
+            self.ghost += add_ghost(x, centred, error, call.dead, w, self.grads, self.elements, call.budget)
 
     def finish(self) -> tuple[list[Tensor], Rows, Tensor]:
         """The terms and ``fired``; gradients by latent; the gradient of b_dec."""
         weighted, squared_error, latents = self.totals
-        mse, sparsity, ghost = weighted / self.elements, self.l1 * latents / self.tokens, self.ghost / self.elements
+        mse, sparsity, ghost = (
+            weighted / self.elements,
+            self.call.l1 * latents / self.tokens,
+            self.ghost / self.elements,
+        )
         l0 = self.active.sum().double() / self.tokens
         scalars = (mse + sparsity + ghost, mse, sparsity, ghost, l0, squared_error)
         add_column_sums(self.grad_b_dec, self._through_encoder(), -1.0)
@@ -157,8 +139,8 @@ class _SparseStep:
             y.data_ptr(),
             x.shape[1],
             first,
-            self.tokens_per_image,
-            self.cls_weight,
+            self.call.tokens_per_image,
+            self.call.cls_weight,
             self.elements,
             g.data_ptr(),
             self.totals.data_ptr(),
@@ -169,10 +151,10 @@ class _SparseStep:
     def _through_encoder(self) -> Tensor:
         """Rows that add up to W_enc @ db_enc: a decode of the latents in parts, each with its entries of db_enc."""
         latents = self.w.b_enc.shape[0]
-        here = self.x.device
+        here = self.call.x.device
         ends = torch.arange(PARTIAL_SUMS + 1, dtype=torch.int64, device=here) * latents // PARTIAL_SUMS
         indices = torch.arange(latents, dtype=torch.int32, device=here)
-        return torch.ops.patchsae.decode(self.grads.b_enc, indices, ends, self.w.enc, torch.zeros_like(self.b_dec))
+        return torch.ops.patchsae.decode(self.grads.b_enc, indices, ends, self.w.enc, torch.zeros_like(self.call.b_dec))
 
 
 def _share_of_active(x: Tensor, w: Rows, b_dec: Tensor) -> float:

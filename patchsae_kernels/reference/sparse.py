@@ -16,31 +16,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from patchsae_kernels.calls import DecodeBackwardCall, DecodeCall, EncodeBackwardCall, EncodeCall, PoolCall, StatsCall
 from patchsae_kernels.latents import indptr_from_counts
 
+CSR = tuple[Tensor, Tensor, Tensor]
 
-def encode(
-    x: Tensor,
-    W_enc: Tensor,
-    b_enc: Tensor,
-    b_dec: Tensor,
-    threshold: Tensor | None,
-    activation: str,
-    k: int,
-    precision: str,
-    budget: int,
-) -> tuple[Tensor, Tensor, Tensor]:
+
+def encode(call: EncodeCall) -> CSR:
     """CSR of ``act((x - b_dec) W_enc + b_enc)``; values in the promotion of x's dtype with float32."""
-    dtype = torch.promote_types(x.dtype, torch.float32)
-    W_enc, b_enc, b_dec = W_enc.to(dtype), b_enc.to(dtype), b_dec.to(dtype)
-    if precision == "bf16":
+    x, dtype = call.x, torch.promote_types(call.x.dtype, torch.float32)
+    W_enc, b_enc, b_dec = (t.to(dtype) for t in (call.W_enc, call.b_enc, call.b_dec))
+    if call.precision == "bf16":
         W_enc = rounded(W_enc)
     values, indices, ends, entries = [], [], [x.new_zeros(1, dtype=torch.int64)], 0
-    for rows in row_chunks(x.shape[0], W_enc.shape[1], budget):
+    for rows in row_chunks(x.shape[0], W_enc.shape[1], call.budget):
         centred = x[rows].to(dtype) - b_dec
-        pre = torch.addmm(b_enc, rounded(centred) if precision == "bf16" else centred, W_enc)
+        pre = torch.addmm(b_enc, rounded(centred) if call.precision == "bf16" else centred, W_enc)
         pre.nan_to_num_(*3 * [float("inf")])  # a sum that has overflowed is seen, whichever way it went
-        flat = _active(pre, threshold, activation, k).flatten().nonzero().squeeze(1)
+        flat = _active(pre, call).flatten().nonzero().squeeze(1)
         values.append(pre.flatten()[flat])
         indices.append((flat % W_enc.shape[1]).to(torch.int32))
         ends.append(entries + _row_ends(flat, pre.shape[0], pre.shape[1]))
@@ -50,52 +43,44 @@ def encode(
     return torch.cat(values), torch.cat(indices), torch.cat(ends)
 
 
-def encode_backward(
-    grad_values: Tensor,
-    indices: Tensor,
-    indptr: Tensor,
-    x: Tensor,
-    W_enc: Tensor,
-    b_dec: Tensor,
-    with_x: bool = True,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def encode_backward(call: EncodeBackwardCall) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of x, W_enc (latent-major, as it is stored), b_enc, b_dec; the active set is held fixed.
 
     Without ``with_x``, x is data: its gradient is left out (``[0, D]``), which saves a decode.
     """
+    x, W_enc, b_dec, grad_values = call.x, call.W_enc, call.b_dec, call.grad_values
     dtype = grad_values.dtype
-    by_latent = _transpose(indices, indptr, W_enc.shape[1])
+    by_latent = _transpose(call.indices, call.indptr, W_enc.shape[1])
     grad_latent = grad_values[by_latent.order]
     centred = x.to(dtype) - b_dec.to(dtype)
     grad_W = _gather(grad_latent, by_latent.tokens, by_latent.indptr, centred).t()
     grad_b = _gather(grad_latent, by_latent.tokens, by_latent.indptr, centred.new_ones(centred.shape[0], 1)).squeeze(1)
     grads = grad_W.to(W_enc.dtype), grad_b.to(b_dec.dtype)
-    if not with_x:
+    if not call.with_x:
         return x.new_zeros(0, x.shape[1]), *grads, -torch.mv(W_enc.to(dtype), grad_b).to(b_dec.dtype)
-    grad_x = _gather(grad_values, indices, indptr, W_enc.t().to(dtype))
+    grad_x = _gather(grad_values, call.indices, call.indptr, W_enc.t().to(dtype))
     return grad_x.to(x.dtype), *grads, -grad_x.sum(0).to(b_dec.dtype)
 
 
-def decode(values: Tensor, indices: Tensor, indptr: Tensor, W_dec: Tensor, b_dec: Tensor) -> Tensor:
+def decode(call: DecodeCall) -> Tensor:
     """``z W_dec + b_dec``, accumulated in at least float32."""
-    dtype = torch.promote_types(values.dtype, torch.float32)
-    return _gather(values.to(dtype), indices, indptr, W_dec.to(dtype)) + b_dec.to(dtype)
+    dtype = torch.promote_types(call.values.dtype, torch.float32)
+    return _gather(call.values.to(dtype), call.indices, call.indptr, call.W_dec.to(dtype)) + call.b_dec.to(dtype)
 
 
-def decode_backward(
-    grad_y: Tensor, values: Tensor, indices: Tensor, indptr: Tensor, W_dec: Tensor, budget: int
-) -> tuple[Tensor, Tensor, Tensor]:
+def decode_backward(call: DecodeBackwardCall) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of values (at the non-zeros only), W_dec, b_dec."""
-    W = W_dec.to(grad_y.dtype)
-    rows = _rows(indptr, values.shape[0])
+    grad_y, values, indices = call.grad_y, call.values, call.indices
+    W = call.W_dec.to(grad_y.dtype)
+    rows = _rows(call.indptr, values.shape[0])
     grad_values = torch.empty_like(values, dtype=grad_y.dtype)
-    step = max(1, budget // (2 * W.shape[1] * W.element_size()))
+    step = max(1, call.budget // (2 * W.shape[1] * W.element_size()))
     for start in range(0, values.shape[0], step):
         part = slice(start, start + step)
         grad_values[part] = (grad_y[rows[part]] * W[indices[part]]).sum(1)
-    by_latent = _transpose(indices, indptr, W.shape[0])
+    by_latent = _transpose(indices, call.indptr, W.shape[0])
     grad_W = _gather(values.to(grad_y.dtype)[by_latent.order], by_latent.tokens, by_latent.indptr, grad_y)
-    return grad_values.to(values.dtype), grad_W.to(W_dec.dtype), grad_y.sum(0)
+    return grad_values.to(values.dtype), grad_W.to(call.W_dec.dtype), grad_y.sum(0)
 
 
 def sweep_segments(
@@ -125,52 +110,39 @@ def sweep_sums(parts: Tensor, b_dec: Tensor) -> tuple[Tensor, Tensor]:
     return on, off
 
 
-def latent_stats_(
-    values: Tensor,
-    indices: Tensor,
-    indptr: Tensor,
-    tokens_per_image: int,
-    threshold: float,
-    labels: Tensor | None,
-    first_image: int,
-    sums: Tensor,
-    counts: Tensor,
-    image_counts: Tensor,
-    max_values: Tensor,
-    max_position: Tensor,
-    class_counts: Tensor | None,
-) -> None:
+def latent_stats_(call: StatsCall) -> None:
     """Fold the tokens of whole images into the accumulators, in place.
 
     ``max_position`` is image * tokens_per_image + token, or -1 for a latent that never fired.
     """
-    latents = sums.shape[0]
-    index = indices.long()
-    rows = _rows(indptr, values.shape[0])
-    image = rows // tokens_per_image
-    add_in_order_(sums, index, values.double())
-    over = values > threshold
-    counts += torch.bincount(index[over], minlength=latents)
+    values, latents, per_image = call.values, call.sums.shape[0], call.tokens_per_image
+    index = call.indices.long()
+    rows = _rows(call.indptr, values.shape[0])
+    image = rows // per_image
+    add_in_order_(call.sums, index, values.double())
+    over = values > call.threshold
+    call.counts.add_(torch.bincount(index[over], minlength=latents))
     fired = values > 0
-    seen = torch.zeros(((indptr.shape[0] - 1) // tokens_per_image) * latents, dtype=torch.bool, device=values.device)
+    images = (call.indptr.shape[0] - 1) // per_image
+    seen = torch.zeros(images * latents, dtype=torch.bool, device=values.device)
     seen[image[fired] * latents + index[fired]] = True
-    image_counts += _count(seen.view(-1, latents), 0)
-    _fold_maxima(values.float(), index, rows + first_image * tokens_per_image, max_values, max_position)
-    if class_counts is not None:
-        assert labels is not None
-        label = labels[image]
+    call.image_counts.add_(_count(seen.view(-1, latents), 0))
+    _fold_maxima(values.float(), index, rows + call.first_image * per_image, call.max_values, call.max_position)
+    if call.class_counts is not None:
+        assert call.labels is not None
+        label = call.labels[image]
         counted = over & (label >= 0)
         place = label[counted] * latents + index[counted]
-        class_counts.view(-1).index_add_(0, place, torch.ones_like(place))
+        call.class_counts.view(-1).index_add_(0, place, torch.ones_like(place))
 
 
-def pool_tokens(
-    values: Tensor, indices: Tensor, indptr: Tensor, latents: int, tokens_per_image: int, budget: int
-) -> tuple[Tensor, Tensor, Tensor]:
+def pool_tokens(call: PoolCall) -> CSR:
     """CSR ``[images, S]`` of sums over an image's tokens, summed in float64 in the order of the tokens."""
+    values, indices, indptr = call.values, call.indices, call.indptr
+    latents, tokens_per_image = call.latents, call.tokens_per_image
     images = (indptr.shape[0] - 1) // tokens_per_image
     out_values, out_indices, ends, entries = [], [], [indptr[:1]], 0
-    for chunk in row_chunks(images, latents, budget):
+    for chunk in row_chunks(images, latents, call.budget):
         first, last = indptr[chunk.start * tokens_per_image], indptr[chunk.stop * tokens_per_image]
         part = slice(int(first), int(last))
         pointers = indptr[chunk.start * tokens_per_image : chunk.stop * tokens_per_image + 1] - first
@@ -258,13 +230,13 @@ def _count(mask: Tensor, dim: int) -> Tensor:
     return mask.view(torch.uint8).sum(dim, dtype=torch.int32).long()
 
 
-def _active(pre: Tensor, threshold: Tensor | None, activation: str, k: int) -> Tensor:
-    if activation == "relu":
+def _active(pre: Tensor, call: EncodeCall) -> Tensor:
+    if call.activation == "relu":
         return pre > 0
-    if activation == "jumprelu":
-        assert threshold is not None
-        return pre > threshold.to(pre.dtype)
-    return _top_positive(pre, k)
+    if call.activation == "jumprelu":
+        assert call.threshold is not None
+        return pre > call.threshold.to(pre.dtype)
+    return _top_positive(pre, call.k)
 
 
 def _top_positive(pre: Tensor, k: int) -> Tensor:

@@ -14,12 +14,14 @@ in row chunks; dense latents of the whole batch never exist.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import replace
 from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
+from patchsae_kernels.calls import AdamCall, StepCall
 from patchsae_kernels.reference.sparse import rounded, row_chunks
 
 Rounding = Callable[[Tensor], Tensor]
@@ -43,40 +45,19 @@ class _Weights(NamedTuple):
     b_dec: Tensor
 
 
-def sae_step(
-    x: Tensor,
-    W_enc: Tensor,
-    b_enc: Tensor,
-    W_dec: Tensor,
-    b_dec: Tensor,
-    dead: Tensor | None,
-    l1: float,
-    cls_weight: float,
-    tokens_per_image: int,
-    budget: int,
-    precision: str = "exact",
-    packed: Sequence[Tensor] | None = None,
-    share: float = -1.0,
-    path: str = "",
-) -> list[Tensor]:
-    """Terms and gradients for x ``[N, D]``.
-
-    ``dead`` (int64, the dead latents) is None without the ghost term; ``tokens_per_image`` 0 means no CLS tokens. The
-    others are for implementations that have packed weights and two ways to go (``path`` "sparse" or "dense", "" for
-    their own choice; ``share`` of active latents, where it is known).
-
-    Returns ``[total, mse, l1, ghost, l0, squared_error, fired, dW_enc, db_enc, dW_dec, db_dec]``.
-    """
-    low = rounded if precision == "bf16" else _as_is
-    w = _Weights(W_enc, b_enc, W_dec, b_dec)
-    multiplied = _Weights(low(W_enc), b_enc, low(W_dec), b_dec)
+def sae_step(call: StepCall) -> list[Tensor]:
+    """Terms and gradients: ``[total, mse, l1, ghost, l0, squared_error, fired, dW_enc, db_enc, dW_dec, db_dec]``."""
+    x, l1 = call.x, call.l1
+    low = rounded if call.precision == "bf16" else _as_is
+    w = _Weights(*call.weights)
+    multiplied = w._replace(W_enc=low(w.W_enc), W_dec=low(w.W_dec))
     grads = _Weights(*(torch.zeros_like(p) for p in w))
-    fired = torch.zeros(W_enc.shape[1], dtype=torch.bool, device=x.device)
+    fired = torch.zeros(w.W_enc.shape[1], dtype=torch.bool, device=x.device)
     sums = [torch.zeros((), dtype=torch.float64, device=x.device) for _ in _Sums._fields]
     tokens = max(x.shape[0], 1)
-    for rows in row_chunks(x.shape[0], W_enc.shape[1], budget):
-        weight = _cls_weights(rows, tokens_per_image, cls_weight, x)
-        parts = _chunk(x[rows], weight, w, multiplied, low, grads, fired, dead, l1, tokens)
+    for rows in row_chunks(x.shape[0], w.W_enc.shape[1], call.budget):
+        weight = _cls_weights(rows, call.tokens_per_image, call.cls_weight, x)
+        parts = _chunk(x[rows], weight, w, multiplied, low, grads, fired, call.dead, l1, tokens)
         for total, part in zip(sums, parts, strict=True):
             total += part
     s = _Sums(*sums)
@@ -169,39 +150,28 @@ def _cls_weights(rows: slice, tokens_per_image: int, cls_weight: float, x: Tenso
     return weight
 
 
-def adam_step_(
-    p: Tensor,
-    grad: Tensor,
-    exp_avg: Tensor,
-    exp_avg_sq: Tensor,
-    step: int,
-    lr: float,
-    beta1: float,
-    beta2: float,
-    eps: float,
-    unit_rows: bool,
-    seed: int = 0,
-) -> None:
-    """One Adam step in place (Kingma & Ba 2015, bias-corrected as torch.optim.Adam; ``step`` counts from 1).
+def adam_step_(call: AdamCall) -> None:
+    """One Adam step in place (Kingma & Ba 2015, bias-corrected as torch.optim.Adam).
 
     ``unit_rows``: the gradient loses its component along each row of p first, and the rows end with unit norm.
     ``grad`` is not changed. Moments in bfloat16 of a wider p are widened and rounded again stochastically, with a noise
     that depends on ``seed`` and the place of an element alone: see `round_stochastically`.
     """
+    p, grad, exp_avg, exp_avg_sq = call.p, call.grad, call.exp_avg, call.exp_avg_sq
     if exp_avg.dtype == torch.bfloat16 and p.dtype != torch.bfloat16:
         moments = exp_avg.to(p.dtype), exp_avg_sq.to(p.dtype)
-        adam_step_(p, grad, *moments, step, lr, beta1, beta2, eps, unit_rows, seed)
-        noise = _noise(p, seed)
+        adam_step_(replace(call, exp_avg=moments[0], exp_avg_sq=moments[1]))
+        noise = _noise(p, call.seed)
         exp_avg.copy_(round_stochastically(moments[0], noise & 0xFFFF))
         exp_avg_sq.copy_(round_stochastically(moments[1], noise >> 16))
         return
-    if unit_rows:
+    if call.unit_rows:
         grad = grad - (grad * p).sum(1, keepdim=True) * p
-    exp_avg.lerp_(grad, 1 - beta1)
-    exp_avg_sq.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
-    denominator = (exp_avg_sq.sqrt() / (1 - beta2**step) ** 0.5).add_(eps)
-    p.addcdiv_(exp_avg, denominator, value=-lr / (1 - beta1**step))
-    if unit_rows:
+    exp_avg.lerp_(grad, 1 - call.beta1)
+    exp_avg_sq.mul_(call.beta2).addcmul_(grad, grad, value=1 - call.beta2)
+    denominator = (exp_avg_sq.sqrt() / (1 - call.beta2**call.step) ** 0.5).add_(call.eps)
+    p.addcdiv_(exp_avg, denominator, value=-call.lr / (1 - call.beta1**call.step))
+    if call.unit_rows:
         p.div_(p.norm(dim=1, keepdim=True))
 
 

@@ -17,6 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from patchsae_kernels import reference
+from patchsae_kernels.calls import AdamCall
 from patchsae_kernels.triton.launch import launch
 from patchsae_kernels.triton.pack import Packed, norm_factors, power_of_two, round_rows
 
@@ -40,62 +41,46 @@ class Extras:
     packed: Packed | None = None
 
 
-def adam_step_(
-    p: Tensor,
-    grad: Tensor,
-    exp_avg: Tensor,
-    exp_avg_sq: Tensor,
-    step: int,
-    lr: float,
-    beta1: float,
-    beta2: float,
-    eps: float,
-    unit_rows: bool,
-    seed: int = 0,
-) -> None:
+def serves(call: AdamCall, whole_rows: bool = False) -> bool:
+    """In place: float32 of one or two dimensions whose rows, or without ``unit_rows`` whose columns, are contiguous.
+
+    The moments may be bfloat16. With ``unit_rows``, or ``whole_rows`` to be packed as well, a row must fit a program.
+    """
+    kinds = {call.exp_avg.dtype, call.exp_avg_sq.dtype}
+    if not call.p.dtype == call.grad.dtype == torch.float32 or kinds not in ({torch.float32}, {torch.bfloat16}):
+        return False
+    state = _as_matrices(call)
+    fits = state[0].shape[1] <= WIDEST or not (call.unit_rows or whole_rows)
+    return all(map(_has_rows, (state[0], *state[2:]))) and fits
+
+
+def adam_step_(call: AdamCall) -> None:
     """See `patchsae_kernels.reference.adam_step_`. Reads nothing back.
 
-    Served in place: float32 of one or two dimensions whose rows, or without ``unit_rows`` whose columns, are
-    contiguous, with moments of float32 or bfloat16. A gradient in another layout than the parameter's is copied first.
+    A gradient in another layout than the parameter's is copied first.
     """
-    arguments = (p, grad, exp_avg, exp_avg_sq, step, lr, beta1, beta2, eps, unit_rows, seed)
-    if not adam_with(Extras(), *arguments):
-        reference.adam_step_(*arguments)
+    adam_with(Extras(), call)
 
 
-def adam_with(
-    extras: Extras,
-    p: Tensor,
-    grad: Tensor,
-    exp_avg: Tensor,
-    exp_avg_sq: Tensor,
-    step: int,
-    lr: float,
-    beta1: float,
-    beta2: float,
-    eps: float,
-    unit_rows: bool,
-    seed: int = 0,
-) -> bool:
-    """`adam_step_` with `Extras`; whether these tensors are served, otherwise nothing has been done."""
-    state = [_as_matrix(t) for t in (p, exp_avg, exp_avg_sq)]
-    by_column = not unit_rows and not all(map(_has_rows, state))
-    if by_column:
-        state = [t.t() for t in state]
-    whole_rows = unit_rows or extras.packed is not None
-    if not _served(p, grad, exp_avg, exp_avg_sq) or not all(map(_has_rows, state)):
-        return False
-    if whole_rows and state[0].shape[1] > WIDEST:
-        return False
-    rows = _as_matrix(grad).t() if by_column else _as_matrix(grad)
-    tensors = [state[0], rows if _has_rows(rows) else rows.contiguous(), *state[1:]]
+def adam_with(extras: Extras, call: AdamCall) -> None:
+    """`adam_step_` with `Extras`."""
+    p, grad, *moments = _as_matrices(call)
+    tensors = [p, grad if _has_rows(grad) else grad.contiguous(), *moments]
+    whole_rows = call.unit_rows or extras.packed is not None
     if not whole_rows and all(t.is_contiguous() for t in tensors):
         tensors = [t.view(1, -1) for t in tensors]
-    constants = (1 - beta1, beta2, 1 - beta2, eps, *step_constants(step, lr, beta1, beta2))
-    _update(tensors, constants, signed(reference.mixed(seed)), unit_rows, whole_rows, extras)
-    for changed in (p, exp_avg, exp_avg_sq):  # written behind autograd's back; prepared weights go by the version
+    beta1, beta2 = call.beta1, call.beta2
+    constants = (1 - beta1, beta2, 1 - beta2, call.eps, *step_constants(call.step, call.lr, beta1, beta2))
+    _update(tensors, constants, signed(reference.mixed(call.seed)), call.unit_rows, whole_rows, extras)
+    for changed in call.state:  # written behind autograd's back; prepared weights go by the version
         torch.autograd.graph.increment_version(changed)
-    return True
+
+
+def _as_matrices(call: AdamCall) -> list[Tensor]:
+    """Parameter, gradient and moments; turned where the rows of what is changed are not contiguous, but may be."""
+    matrices = [_as_matrix(t) for t in (call.p, call.grad, call.exp_avg, call.exp_avg_sq)]
+    by_row = call.unit_rows or all(_has_rows(_as_matrix(t)) for t in call.state)
+    return matrices if by_row else [t.t() for t in matrices]
 
 
 def step_constants(step: int, lr: float, beta1: float, beta2: float) -> tuple[float, float]:
@@ -113,11 +98,6 @@ def control_of(step: int, lr: float, beta1: float, beta2: float, seed: int) -> T
 def signed(bits: int) -> int:
     """The int32 of 32 bits."""
     return bits - 2**32 if bits >= 2**31 else bits
-
-
-def _served(p: Tensor, grad: Tensor, *moments: Tensor) -> bool:
-    kinds = {t.dtype for t in moments}
-    return p.dtype == grad.dtype == torch.float32 and kinds in ({torch.float32}, {torch.bfloat16})
 
 
 def _update(

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from patchsae_kernels import reference
+from patchsae_kernels.calls import DecodeBackwardCall, DecodeCall, EncodeBackwardCall
 from patchsae_kernels.triton.decode import decode
 from patchsae_kernels.triton.latent_major import SEGMENT, TOKEN_LIMIT, ByLatent, sort_by_latent
 from patchsae_kernels.triton.launch import launch
@@ -44,24 +44,15 @@ def gradient_launch(width: int) -> GradientLaunch:
     return GradientLaunch(block, 4, min(16, max(1, block // 256)))
 
 
-def takes_backward(width: int, indptr: Tensor, *tensors: Tensor) -> bool:
-    """Float32 throughout, rows that fit the registers; the reference serves the rest."""
-    return all(t.dtype == torch.float32 for t in tensors) and 0 < width <= WIDEST and indptr.shape[0] - 1 <= TOKEN_LIMIT
+def serves(call: EncodeBackwardCall | DecodeBackwardCall) -> bool:
+    """Rows that fit the registers."""
+    return call.is_float32 and 0 < call.width <= WIDEST and call.indptr.shape[0] - 1 <= TOKEN_LIMIT
 
 
-def encode_backward(
-    grad_values: Tensor,
-    indices: Tensor,
-    indptr: Tensor,
-    x: Tensor,
-    W_enc: Tensor,
-    b_dec: Tensor,
-    with_x: bool = True,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def encode_backward(call: EncodeBackwardCall) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """See `patchsae_kernels.reference.encode_backward`. Reads nothing back."""
-    if not takes_backward(W_enc.shape[0], indptr, grad_values, W_enc, b_dec):
-        return reference.encode_backward(grad_values, indices, indptr, x, W_enc, b_dec, with_x)
-    rows = W_enc.t().contiguous()
+    x, b_dec, grad_values, indices, indptr = call.x, call.b_dec, call.grad_values, call.indices, call.indptr
+    rows = call.W_enc.t().contiguous()
     by_latent = sort_by_latent(indices, indptr, rows.shape[0])
     grad_rows, grad_b = torch.empty_like(rows), rows.new_empty(rows.shape[0])
     gradients(
@@ -73,20 +64,16 @@ def encode_backward(
         sum_x=grad_rows,
         sum_dots=grad_b,
     )
-    if not with_x:
+    if not call.with_x:
         return x.new_empty(0, x.shape[1]), grad_rows.t(), grad_b, -torch.mv(rows.t(), grad_b)
-    grad_x = decode(grad_values, indices, indptr, rows, torch.zeros_like(b_dec))
+    grad_x = decode(DecodeCall(grad_values, indices, indptr, rows, torch.zeros_like(b_dec)))
     return grad_x.to(x.dtype), grad_rows.t(), grad_b, -grad_x.sum(0)
 
 
-def decode_backward(
-    grad_y: Tensor, values: Tensor, indices: Tensor, indptr: Tensor, W_dec: Tensor, budget: int
-) -> tuple[Tensor, Tensor, Tensor]:
+def decode_backward(call: DecodeBackwardCall) -> tuple[Tensor, Tensor, Tensor]:
     """See `patchsae_kernels.reference.decode_backward`. Reads nothing back."""
-    if not takes_backward(W_dec.shape[1], indptr, grad_y, values, W_dec):
-        return reference.decode_backward(grad_y, values, indices, indptr, W_dec, budget)
-    grad_y, W_dec = grad_y.contiguous(), W_dec.contiguous()
-    by_latent = sort_by_latent(indices, indptr, W_dec.shape[0])
+    values, grad_y, W_dec = call.values, call.grad_y.contiguous(), call.W_dec.contiguous()
+    by_latent = sort_by_latent(call.indices, call.indptr, W_dec.shape[0])
     grad_W, grad_values = torch.empty_like(W_dec), torch.empty_like(values)
     gradients(
         by_latent,

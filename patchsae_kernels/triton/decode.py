@@ -29,8 +29,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from patchsae_kernels.calls import DecodeCall, MaskedDecodeCall
 from patchsae_kernels.triton.launch import launch
 
+TYPES = (torch.float32, torch.bfloat16)
 SLICE_BYTES = 512
 TOKENS_PER_SUM = 128
 ROWS = 8  # rows of a warp in one step
@@ -65,42 +67,28 @@ def decode_launch(width: int, dtype: torch.dtype, warps: int = 1) -> DecodeLaunc
     return DecodeLaunch(min(SLICE_BYTES // dtype.itemsize, max(16, triton.next_power_of_2(width))), warps)
 
 
-def takes_decode(values: Tensor, W_dec: Tensor, b_dec: Tensor) -> bool:
-    """Whether the functions here and in `patchsae_kernels.triton.sweep` take these dtypes."""
-    return (
-        values.dtype in (torch.float32, torch.bfloat16)
-        and W_dec.dtype in (torch.float32, torch.bfloat16)
-        and b_dec.dtype == torch.float32
-    )
+def serves(call: DecodeCall) -> bool:
+    """Of the functions here and in `patchsae_kernels.triton.sweep`."""
+    return call.values.dtype in TYPES and call.W_dec.dtype in TYPES and call.b_dec.dtype == torch.float32
 
 
-def decode(values: Tensor, indices: Tensor, indptr: Tensor, W_dec: Tensor, b_dec: Tensor) -> Tensor:
+def decode(call: DecodeCall) -> Tensor:
     """``z W_dec + b_dec``, ``[N, D]`` float32, accumulated in float32.
 
     Indices must lie in 0..S-1: they are not checked. W_dec is copied first unless the elements of a row are adjacent.
     """
-    return _decode(values, indices, indptr, None, W_dec, b_dec, None)
+    return _decode(call)
 
 
-def decode_masked(
-    values: Tensor,
-    indices: Tensor,
-    indptr: Tensor,
-    keep: Tensor,
-    W_dec: Tensor,
-    b_dec: Tensor,
-    class_ids: Tensor | None,
-) -> Tensor:
-    """`decode` of the latents in ``keep`` (bool ``[S]``, or ``[C, S]`` with ``class_ids`` ``[N]``), ``[N, D]`` float32.
+def decode_masked(call: MaskedDecodeCall) -> Tensor:
+    """`decode` of the latents in ``keep``, ``[N, D]`` float32.
 
     Rows of dropped latents are not loaded. A token whose class is not in 0..C-1 is NaN.
     """
-    return _decode(values, indices, indptr, keep, W_dec, b_dec, class_ids)
+    return _decode(call, call.keep, call.class_ids)
 
 
-def decode_with_losses(
-    values: Tensor, indices: Tensor, indptr: Tensor, W_dec: Tensor, b_dec: Tensor, x: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def decode_with_losses(call: DecodeCall, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """`decode` and each token's loss terms in the same pass.
 
     Args:
@@ -110,11 +98,11 @@ def decode_with_losses(
         ``y`` ``[N, D]``, ``sum_d (y - x)^2`` ``[N]`` and the sum of the values ``[N]``, all float32, and the number of
         entries, int32 ``[N]``.
     """
-    tokens, count = indptr.shape[0] - 1, slices(W_dec)
-    parts = W_dec.new_empty(count, tokens, dtype=torch.float32)
+    tokens, count = call.tokens, slices(call.W_dec)
+    parts = call.W_dec.new_empty(count, tokens, dtype=torch.float32)
     squared_error, l1 = parts.new_empty(tokens), parts.new_empty(tokens)
     l0 = parts.new_empty(tokens, dtype=torch.int32)
-    y = _decode(values, indices, indptr, None, W_dec, b_dec, None, (adjacent(x), parts, l1, l0))
+    y = _decode(call, losses=(adjacent(x), parts, l1, l0))
     grid = (triton.cdiv(tokens, TOKENS_PER_SUM),)
     options = {"BLOCK": TOKENS_PER_SUM, "num_warps": 4, "num_stages": 1}
     launch(decode_losses_kernel, grid, parts, squared_error, tokens, count, **options)
@@ -122,22 +110,17 @@ def decode_with_losses(
 
 
 def _decode(
-    values: Tensor,
-    indices: Tensor,
-    indptr: Tensor,
-    keep: Tensor | None,
-    W_dec: Tensor,
-    b_dec: Tensor,
-    class_ids: Tensor | None,
+    call: DecodeCall,
+    keep: Tensor | None = None,
+    class_ids: Tensor | None = None,
     losses: tuple[Tensor, Tensor, Tensor, Tensor] | None = None,
 ) -> Tensor:
-    latents, width = W_dec.shape
-    tokens = indptr.shape[0] - 1
-    W_dec, config = adjacent(W_dec), decode_launch(width, W_dec.dtype, WARPS)
-    indptr = indptr.contiguous()
+    tokens, (latents, width) = call.tokens, call.W_dec.shape
+    W_dec, config = adjacent(call.W_dec), decode_launch(width, call.W_dec.dtype, WARPS)
+    indptr = call.indptr.contiguous()
     x, parts, l1, l0 = losses if losses is not None else (None, None, None, None)
     y = W_dec.new_empty(tokens, width, dtype=torch.float32)
-    more = further_segments(indptr, values.shape[0])
+    more = further_segments(indptr, call.values.shape[0])
     sums = y.new_empty(more.tokens.shape[0], width)
     l1_sums = None if x is None else y.new_empty(more.tokens.shape[0])
     shape = (tokens, 1 if x is None else x.stride(0))
@@ -145,14 +128,14 @@ def _decode(
     launch(
         decode_kernel,
         (tokens + more.tokens.shape[0], slices(W_dec)),
-        values.contiguous(),
-        indices.contiguous(),
+        call.values.contiguous(),
+        call.indices.contiguous(),
         indptr,
         *more,
         None if keep is None else keep.contiguous().view(torch.uint8),
         None if class_ids is None else class_ids.contiguous(),
         W_dec,
-        b_dec.contiguous(),
+        call.b_dec.contiguous(),
         y,
         sums,
         x,

@@ -18,11 +18,12 @@ import triton
 from torch import Tensor
 
 from patchsae_kernels import checks
+from patchsae_kernels.calls import BoundedEncodeCall, EncodeCall
 from patchsae_kernels.latents import indptr_from_counts
 from patchsae_kernels.reference.batch_topk import select_over_batch
 from patchsae_kernels.triton import tuning
 from patchsae_kernels.triton.batch_topk import batch_topk
-from patchsae_kernels.triton.pack import Packed, pack
+from patchsae_kernels.triton.pack import Packed, pack, packs
 from patchsae_kernels.triton.workspace import Request, chunks, workspace
 
 CSR = tuple[Tensor, Tensor, Tensor]
@@ -30,118 +31,71 @@ SLOTS = 4096  # candidates of a token of ReLU and JumpReLU: 27 times a trained L
 TOPK_SLOTS = 512  # of top-k, which has about k of them; 4 k where that is more
 PLACES = 512  # candidates a token that a chunk of ReLU or JumpReLU has room for
 EXPECTED = 512  # entries a token that ReLU's output is first allocated for
-MAX_DEPTH = 16384  # float16 products of rows scaled to below 2 and 1 cannot overflow up to here
 
 
-def takes(x: Tensor, W_enc: Tensor) -> bool:
-    """float64 is the oracle's and stays with the reference, as do inputs too deep for float16 products."""
-    return torch.float64 not in (x.dtype, W_enc.dtype) and 0 < W_enc.shape[0] <= MAX_DEPTH
+def serves(call: EncodeCall) -> bool:
+    """float64 is the oracle's and stays with the reference, as do weights that are not packed."""
+    return call.x.dtype != torch.float64 and packs(call.W_enc)
 
 
-def encode(
-    x: Tensor,
-    W_enc: Tensor,
-    b_enc: Tensor,
-    b_dec: Tensor,
-    packed: list[Tensor],
-    threshold: Tensor | None,
-    activation: str,
-    k: int,
-    precision: str,
-    budget: int,
-) -> CSR:
-    """See `patchsae_kernels.encode`; ``packed``: what `pack` made for this precision, or empty.
+def encode(call: EncodeCall) -> CSR:
+    """See `patchsae_kernels.encode`.
 
     Reads the device as `encode_anything` does, and once more the largest latent, which is infinite after an overflow.
     """
-    if activation == "batchtopk":
-        return select_over_batch(
-            lambda m: encode(x, W_enc, b_enc, b_dec, packed, threshold, "topk", m, precision, budget),
-            x.shape[0],
-            k,
-            W_enc.shape[1],
-            batch_topk,
-        )
-    csr = encode_anything(x, W_enc, b_enc, b_dec, packed, threshold, k, precision, budget)
+    if call.activation == "batchtopk":
+        rows = replace(call, activation="topk")
+        sizes = call.x.shape[0], call.k, call.W_enc.shape[1]
+        return select_over_batch(lambda m: encode(replace(rows, k=m)), *sizes, batch_topk)
+    csr = encode_anything(call)
     checks.finite_latents(csr[0], csr[2])
     return csr
 
 
-def encode_anything(
-    x: Tensor,
-    W_enc: Tensor,
-    b_enc: Tensor,
-    b_dec: Tensor,
-    packed: list[Tensor],
-    threshold: Tensor | None,
-    k: int,
-    precision: str,
-    budget: int,
-) -> CSR:
+def encode_anything(call: EncodeCall) -> CSR:
     """`encode` of one token by itself, for k = 0 of all active latents, whatever they are.
 
     Reads the device once, when everything is done (once more for each capacity that did not suffice): the number of
     entries, tokens over their slots, the first row that is not finite, a negative threshold.
     """
-    call = request(W_enc, b_enc, b_dec, packed, threshold, k, precision, budget)
-    x = x.contiguous()
-    tokens, latents = x.shape[0], W_enc.shape[1]
-    capacity = tokens * min(k or EXPECTED, latents)
+    wanted, x = request(call), call.x.contiguous()
+    capacity = x.shape[0] * min(call.k or EXPECTED, call.W_enc.shape[1])
     while True:
-        values, indices, indptr, candidates, status = encode_into(x, call, capacity)
+        values, indices, indptr, candidates, status = encode_into(x, wanted, capacity)
         needed, over = read_status(status, x)
         if needed <= capacity:
             break
         capacity = needed
     values, indices = values[:needed].clone(), indices[:needed].clone()  # the spare capacity is given back
     if over:
-        return _repair(x, W_enc, b_enc, call, candidates, (values, indices, indptr))
+        return _repair(x, call.W_enc, call.b_enc, wanted, candidates, (values, indices, indptr))
     return values, indices, indptr
 
 
-def encode_bounded(
-    x: Tensor,
-    W_enc: Tensor,
-    b_enc: Tensor,
-    b_dec: Tensor,
-    packed: list[Tensor],
-    threshold: Tensor | None,
-    activation: str,
-    k: int,
-    precision: str,
-    budget: int,
-    capacity: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def encode_bounded(call: BoundedEncodeCall) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """See `patchsae_kernels.encode_bounded`. Never reads the device, so it can be captured in a graph."""
-    call = request(W_enc, b_enc, b_dec, packed, threshold, k, precision, budget)
-    places = min(call.slots, triton.cdiv(2 * capacity, max(1, x.shape[0])))  # twice as many candidates as entries
-    call = replace(call, places=max(call.places, places))
-    values, indices, indptr, _, status = encode_into(x.contiguous(), call, capacity)
+    wanted, x, capacity = request(call), call.x.contiguous(), call.capacity
+    places = min(wanted.slots, triton.cdiv(2 * capacity, max(1, x.shape[0])))  # twice as many candidates as entries
+    wanted = replace(wanted, places=max(wanted.places, places))
+    values, indices, indptr, _, status = encode_into(x, wanted, capacity)
     return values, indices, indptr.clamp_(max=capacity), status  # whoever follows indptr stays in the arrays
 
 
 def screening_report(x: Tensor, W_enc: Tensor, b_enc: Tensor, b_dec: Tensor, budget: int = 2**28) -> Tensor:
     """int32 ``[N]``: candidates that the exact ReLU encode scores again for every token."""
-    call = request(W_enc, b_enc, b_dec, [], None, 0, "exact", budget)
-    return encode_into(x.contiguous(), call, x.shape[0])[3]
+    wanted = request(EncodeCall(x, W_enc, b_enc, b_dec, [], None, "relu", 0, "exact", budget))
+    return encode_into(x.contiguous(), wanted, x.shape[0])[3]
 
 
-def request(
-    W_enc: Tensor,
-    b_enc: Tensor,
-    b_dec: Tensor,
-    packed: list[Tensor],
-    threshold: Tensor | None,
-    k: int,
-    precision: str,
-    budget: int,
-) -> Request:
+def request(call: EncodeCall) -> Request:
     """The launch decisions for one encode."""
-    weights = Packed(*packed) if packed else pack(W_enc, b_enc, precision)
+    k, precision = call.k, call.precision
+    weights = Packed(*call.packed) if call.packed else pack(call.W_enc, call.b_enc, precision)
     fused = tuning.product_design(precision) == "fused"
     slots = max(TOPK_SLOTS, triton.next_power_of_2(4 * k)) if k else SLOTS
     slots = min(slots, triton.next_power_of_2(weights.low.shape[0]))
-    return Request(weights, b_dec.detach().contiguous(), threshold, k, precision, fused, slots, PLACES, budget)
+    b_dec = call.b_dec.detach().contiguous()
+    return Request(weights, b_dec, call.threshold, k, precision, fused, slots, PLACES, call.budget)
 
 
 def encode_into(x: Tensor, call: Request, capacity: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:

@@ -29,6 +29,7 @@ from patchsae_kernels.triton.product import BUCKET
 
 PACKED_ELEMENTS = 4096  # of one program, which has 4 warps: twice as many spill
 DEPTH_MULTIPLE = 64  # depth is padded with zeros, so that no product has a tail
+MAX_DEPTH = 16384  # float16 products of rows scaled to below 2 and 1 cannot overflow up to here
 _LOW = {"exact": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 
@@ -42,6 +43,11 @@ class Packed(NamedTuple):
     bucket_terms: Tensor  # [3, Sp / 32] float32: the largest u, v and |b_enc| of the bucket
     rows: Tensor  # [S, D] float32, contiguous: to score candidates again
     next_tau: Tensor  # [1] float32, for whoever changes the rows and packs them in one pass
+
+
+def packs(W_enc: Tensor) -> bool:
+    """Whether `pack` serves these weights: not float64, nor too deep for float16 products."""
+    return W_enc.dtype != torch.float64 and 0 < W_enc.shape[0] <= MAX_DEPTH
 
 
 def pack(W_enc: Tensor, b_enc: Tensor, precision: str) -> Packed:

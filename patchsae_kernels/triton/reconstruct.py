@@ -5,35 +5,23 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from patchsae_kernels.calls import DecodeCall, ReconstructCall
 from patchsae_kernels.triton import encode as encoding
 from patchsae_kernels.triton.decode import decode_with_losses
+from patchsae_kernels.triton.encode import serves
 from patchsae_kernels.triton.workspace import chunks, workspace
 
+__all__ = ["reconstruct", "serves"]
 Losses = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
-def reconstruct(
-    x: Tensor,
-    W_enc: Tensor,
-    b_enc: Tensor,
-    b_dec: Tensor,
-    packed: list[Tensor],
-    threshold: Tensor | None,
-    W_dec: Tensor,
-    activation: str,
-    k: int,
-    precision: str,
-    budget: int,
-) -> Losses:
+def reconstruct(call: ReconstructCall) -> Losses:
     """See `patchsae_kernels.reconstruct`. Reads the device once, at the end."""
-    x = x.contiguous()
-    bias = b_dec.detach()
-    if activation == "batchtopk":  # what is active depends on the whole batch
-        csr = encoding.encode(x, W_enc, b_enc, b_dec, packed, threshold, activation, k, precision, budget)
-        return _losses(csr, W_dec, bias, x)
-    call = encoding.request(W_enc, b_enc, b_dec, packed, threshold, k, precision, budget)
-    space = workspace(x, call)
-    capacity = space.rows * min(k or encoding.EXPECTED, W_enc.shape[1])
+    x, W_dec, bias = call.x.contiguous(), call.W_dec, call.b_dec.detach()
+    if call.activation == "batchtopk":  # what is active depends on the whole batch
+        return _losses(encoding.encode(call), W_dec, bias, x)
+    space = workspace(x, encoding.request(call))
+    capacity = space.rows * min(call.k or encoding.EXPECTED, call.W_enc.shape[1])
     values = x.new_empty(capacity, dtype=torch.float32)
     indices = x.new_empty(capacity, dtype=torch.int32)
     flags = encoding.new_flags(x)
@@ -47,15 +35,14 @@ def reconstruct(
         torch.maximum(most, indptr[-1:], out=most)
         indptr.clamp_(max=capacity)  # what did not fit is not there to be read
         y[rows], squared_error[rows], l1[rows], l0[rows] = decode_with_losses(
-            values, indices, indptr, W_dec, bias, x[rows]
+            DecodeCall(values, indices, indptr, W_dec, bias), x[rows]
         )
     needed, over = encoding.read_status(encoding.make_status(most, flags, call.threshold), x)
     if needed > capacity or over:
-        csr = encoding.encode(x, W_enc, b_enc, b_dec, packed, threshold, activation, k, precision, budget)
-        return _losses(csr, W_dec, bias, x)
+        return _losses(encoding.encode(call), W_dec, bias, x)
     return y, squared_error, l1, l0
 
 
 def _losses(csr: tuple[Tensor, Tensor, Tensor], W_dec: Tensor, b_dec: Tensor, x: Tensor) -> Losses:
-    y, squared_error, l1, l0 = decode_with_losses(*csr, W_dec, b_dec, x)
+    y, squared_error, l1, l0 = decode_with_losses(DecodeCall(*csr, W_dec, b_dec), x)
     return y, squared_error, l1, l0.to(torch.int64)

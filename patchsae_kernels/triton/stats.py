@@ -10,9 +10,9 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
 from patchsae_kernels import checks
+from patchsae_kernels.calls import StatsCall
 from patchsae_kernels.triton.launch import launch
 
 TABLE_BYTES = 128 * 2**20
@@ -27,26 +27,12 @@ CLEAR_BLOCK = 2048
 FOLD_BLOCK = 128
 
 
-def can_latent_stats(values: Tensor, tokens_per_image: int) -> bool:
-    """Whether `latent_stats_` takes these values; the reference serves the rest (float64, very long images)."""
-    return values.dtype in (torch.float32, torch.bfloat16) and tokens_per_image <= MOST_TOKENS
+def serves(call: StatsCall) -> bool:
+    """The reference serves float64 and very long images."""
+    return call.values.dtype in (torch.float32, torch.bfloat16) and call.tokens_per_image <= MOST_TOKENS
 
 
-def latent_stats_(
-    values: Tensor,
-    indices: Tensor,
-    indptr: Tensor,
-    tokens_per_image: int,
-    threshold: float,
-    labels: Tensor | None,
-    first_image: int,
-    sums: Tensor,
-    counts: Tensor,
-    image_counts: Tensor,
-    max_values: Tensor,
-    max_position: Tensor,
-    class_counts: Tensor | None,
-) -> None:
+def latent_stats_(call: StatsCall) -> None:
     """Fold the tokens of whole images into the accumulators, in place, as `reference.latent_stats_` does.
 
     Sums are added up in float64 inside an image first and then image by image, where the reference adds token by token:
@@ -54,28 +40,22 @@ def latent_stats_(
     values. Entries at and after ``indptr[-1]`` are ignored.
 
     With labels on a device there is one host read (their range); without labels there is none, nor under recording on
-    meta tensors.
-
-    Args:
-        values: ``[nnz]`` float32 or bfloat16 of a valid CSR: latents below S, none twice in a row.
-        indices: int32 ``[nnz]``.
-        indptr: int64 ``[N + 1]``, N a multiple of ``tokens_per_image`` (at most 65,535).
-        labels: int64 ``[images]`` in -1..C-1, -1 for an image that counts for no class; only with class_counts.
-        sums, counts, image_counts, max_values, max_position, class_counts: contiguous, see `LatentStats`.
+    meta tensors. The CSR is a valid one, without a latent twice in a row; the accumulators are contiguous.
 
     Raises:
         ValueError: a label is out of range.
     """
+    labels, class_counts, tokens_per_image = call.labels, call.class_counts, call.tokens_per_image
     if labels is not None and class_counts is not None and not labels.is_meta:
         checks.in_range("labels", labels, -1, class_counts.shape[0])
-    values, indices, indptr = values.contiguous(), indices.contiguous(), indptr.contiguous()
+    values, indices, indptr = call.values.contiguous(), call.indices.contiguous(), call.indptr.contiguous()
     labels = None if labels is None else labels.contiguous()
-    images, latents = (indptr.shape[0] - 1) // tokens_per_image, sums.shape[0]
+    images, latents = (indptr.shape[0] - 1) // tokens_per_image, call.latents
     if images == 0 or latents == 0 or values.shape[0] == 0:
         return
     at_once = min(images, max(1, TABLE_BYTES // (RECORD_BYTES * latents)))
     table = torch.empty(at_once * latents, 2, dtype=torch.int64, device=values.device)
-    threshold = torch.tensor(threshold, dtype=values.dtype, device="cpu").item()
+    threshold = torch.tensor(call.threshold, dtype=values.dtype, device="cpu").item()
     for start in range(0, images, at_once):
         group = min(at_once, images - start)
         pointers = indptr[start * tokens_per_image :]
@@ -91,8 +71,15 @@ def latent_stats_(
         launch(
             latent_stats_fold_kernel,
             (triton.cdiv(latents, FOLD_BLOCK),),
-            *(table, None if labels is None else labels[start:], group, first_image + start, tokens_per_image, latents),
-            *(sums, counts, image_counts, max_values, max_position, class_counts),
+            *(
+                table,
+                None if labels is None else labels[start:],
+                group,
+                call.first_image + start,
+                tokens_per_image,
+                latents,
+            ),
+            *(*call.totals, class_counts),
             BLOCK=FOLD_BLOCK,
             LABELS=class_counts is not None,
             num_warps=4,

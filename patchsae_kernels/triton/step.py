@@ -14,20 +14,21 @@ sample. `bounded_step` reads nothing.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 
 import torch
 import triton
 from torch import Tensor
 
-from patchsae_kernels import checks, reference
+from patchsae_kernels import checks
+from patchsae_kernels.calls import BoundedEncodeCall, DecodeCall, StepCall
 from patchsae_kernels.triton import dense, tuning
-from patchsae_kernels.triton.backward import gradients, takes_backward
+from patchsae_kernels.triton.backward import WIDEST, gradients
 from patchsae_kernels.triton.decode import decode_with_losses
 from patchsae_kernels.triton.encode import encode_anything, encode_bounded
 from patchsae_kernels.triton.ghost import Dead, Rows, add_ghost
-from patchsae_kernels.triton.latent_major import sort_by_latent
+from patchsae_kernels.triton.latent_major import TOKEN_LIMIT, sort_by_latent
 from patchsae_kernels.triton.pack import pack
 from patchsae_kernels.triton.widening import add_product, product
 
@@ -42,23 +43,15 @@ and what the products take in bfloat16."""
 TILE = 128
 
 
-def sae_step(
-    x: Tensor,
-    W_enc: Tensor,
-    b_enc: Tensor,
-    W_dec: Tensor,
-    b_dec: Tensor,
-    dead: Tensor | None,
-    l1: float,
-    cls_weight: float,
-    tokens_per_image: int,
-    budget: int,
-    precision: str = "exact",
-    packed: Sequence[Tensor] | None = None,
-    share: float = -1.0,
-    path: str = "",
-) -> list[Tensor]:
-    """See `patchsae_kernels.reference.sae_step`, which serves other dtypes and very wide tokens.
+def serves(call: StepCall) -> bool:
+    """Float32, and tokens that the traversal of the latents serves."""
+    width, latents = call.W_enc.shape
+    wide = all(t.dtype == torch.float32 for t in (call.x, *call.weights))
+    return wide and 0 < width <= WIDEST and latents > 0 and call.x.shape[0] <= TOKEN_LIMIT
+
+
+def sae_step(call: StepCall) -> list[Tensor]:
+    """See `patchsae_kernels.reference.sae_step`.
 
     Entries and the reconstruction of a chunk of tokens stay within ``budget`` bytes each, as do dense latents. A
     parameter that is not a number reaches the total, without a read of the device.
@@ -66,46 +59,36 @@ def sae_step(
     Raises:
         ValueError: x holds a NaN or an infinity.
     """
-    if not takes_step(x, W_enc, b_enc, W_dec, b_dec):
-        arguments = (x, W_enc, b_enc, W_dec, b_dec, dead, l1, cls_weight, tokens_per_image, budget, precision)
-        return reference.sae_step(*arguments)
-    ghosts = None if dead is None else Dead(dead)
-    step = Step(x, W_enc, b_enc, W_dec, b_dec, ghosts, l1, cls_weight, tokens_per_image, precision, budget)
+    x, precision, share, path = call.x, call.precision, call.share, call.path
+    step = Step(call, None if call.dead is None else Dead(call.dead))
     if not path:
         share = _share_of_active(step)
         path = "dense" if share > tuning.dense_from(precision) else "sparse"
     elif path == "dense" and not bool(step.norms.isfinite().all()):
         checks.finite_rows("x", x)
     if path == "dense":
-        for rows in dense_chunks(x.shape[0], W_enc.shape[1], budget, precision):
+        for rows in dense_chunks(x.shape[0], call.W_enc.shape[1], call.budget, precision):
             step.add_dense(rows)
     else:
-        held = list(packed or pack(W_enc, b_enc, precision))
-        for rows in sparse_chunks(x.shape[0], W_enc.shape[0], share * W_enc.shape[1], budget):
-            csr = encode_anything(step.x[rows], W_enc, b_enc, b_dec, held, None, 0, precision, budget)
-            step.add_sparse(rows, *csr)
-    return step.finish(W_enc, W_dec)
+        width, latents = call.W_enc.shape
+        encoding = encode_call(call, step.x)
+        for rows in sparse_chunks(x.shape[0], width, share * latents, call.budget):
+            step.add_sparse(rows, *encode_anything(replace(encoding, x=step.x[rows])))
+    return step.finish(call.W_enc, call.W_dec)
 
 
-def bounded_step(
-    x: Tensor,
-    W_enc: Tensor,
-    b_enc: Tensor,
-    W_dec: Tensor,
-    b_dec: Tensor,
-    dead: Tensor,
-    packed: Sequence[Tensor] | None,
-    l1: float,
-    cls_weight: float,
-    tokens_per_image: int,
-    precision: str,
-    capacity: int,
-    dead_capacity: int,
-    budget: int,
-) -> tuple[list[Tensor], Tensor]:
+def encode_call(call: StepCall, x: Tensor, capacity: int = 0) -> BoundedEncodeCall:
+    """The encode of a step's tokens; its weights are packed here unless they were before."""
+    packed = list(call.packed or pack(call.W_enc, call.b_enc, call.precision))
+    encoder = (call.W_enc, call.b_enc, call.b_dec, packed)
+    return BoundedEncodeCall(x, *encoder, None, "relu", 0, call.precision, call.budget, capacity)
+
+
+def bounded_step(call: StepCall, dead: Tensor, capacity: int, dead_capacity: int) -> tuple[list[Tensor], Tensor]:
     """The sparse step in a fixed number of places, for CUDA graphs: nothing is read from the device.
 
     Args:
+        call: but for the dead latents.
         dead: bool ``[S]``; the ghost term has places for ``dead_capacity`` of them, with 0 it is left out.
         capacity: places for the active latents of all tokens together.
 
@@ -118,44 +101,26 @@ def bounded_step(
     if dead_capacity:
         first = torch.argsort((~dead).to(torch.uint8), stable=True)[:dead_capacity]
         ghosts = Dead(first, dead.sum())
-    step = Step(x, W_enc, b_enc, W_dec, b_dec, ghosts, l1, cls_weight, tokens_per_image, precision, budget)
-    held = list(packed or pack(W_enc, b_enc, precision))
-    *csr, status = encode_bounded(step.x, W_enc, b_enc, b_dec, held, None, "relu", 0, precision, budget, capacity)
-    step.add_sparse(slice(0, x.shape[0]), *csr)
-    found = torch.stack([status[0], status[1], x.shape[0] - status[2], dead.sum()])
-    return step.finish(W_enc, W_dec), found
-
-
-def takes_step(x: Tensor, W_enc: Tensor, b_enc: Tensor, W_dec: Tensor, b_dec: Tensor) -> bool:
-    return takes_backward(W_enc.shape[0], x, x, W_enc, b_enc, W_dec, b_dec) and W_enc.shape[1] > 0
+    step, tokens = Step(call, ghosts), call.x.shape[0]
+    *csr, status = encode_bounded(encode_call(call, step.x, capacity))
+    step.add_sparse(slice(0, tokens), *csr)
+    found = torch.stack([status[0], status[1], tokens - status[2], dead.sum()])
+    return step.finish(call.W_enc, call.W_dec), found
 
 
 class Step:
     """The sums of one step; chunks of tokens are added in order. Nothing here reads the device."""
 
-    def __init__(
-        self,
-        x: Tensor,
-        W_enc: Tensor,
-        b_enc: Tensor,
-        W_dec: Tensor,
-        b_dec: Tensor,
-        dead: Dead | None,
-        l1: float,
-        cls_weight: float,
-        tokens_per_image: int,
-        precision: str,
-        budget: int,
-    ) -> None:
-        self.x, self.b_dec, self.dead, self.budget = x.contiguous(), b_dec.contiguous(), dead, budget
-        self.dtype = torch.bfloat16 if precision == "bf16" else torch.float32  # of what is multiplied
-        self.w = Rows(W_enc.t().contiguous(), b_enc.contiguous(), W_dec.contiguous())
-        self.tokens = max(x.shape[0], 1)
-        self.elements, self.l1 = self.tokens * x.shape[1], l1
+    def __init__(self, call: StepCall, dead: Dead | None) -> None:
+        self.x, self.b_dec, self.dead, self.budget = call.x.contiguous(), call.b_dec.contiguous(), dead, call.budget
+        self.dtype = torch.bfloat16 if call.precision == "bf16" else torch.float32  # of what is multiplied
+        self.w = Rows(call.W_enc.t().contiguous(), call.b_enc.contiguous(), call.W_dec.contiguous())
+        self.tokens = max(self.x.shape[0], 1)
+        self.elements, self.l1 = self.tokens * self.x.shape[1], call.l1
         self.norms = torch.linalg.vector_norm(self.x, dim=1)
         self.weights = torch.ones_like(self.norms)
-        if tokens_per_image:
-            self.weights[::tokens_per_image] = cls_weight
+        if call.tokens_per_image:
+            self.weights[:: call.tokens_per_image] = call.cls_weight
         # The gradient by a token's reconstruction is its error times this.
         self.scale = self.weights * 2 / (self.norms * self.elements)
         self.grads = Rows(*(torch.zeros_like(p) for p in self.w))
@@ -175,7 +140,8 @@ class Step:
     def add_sparse(self, rows: slice, values: Tensor, indices: Tensor, indptr: Tensor) -> None:
         """Tokens with their latents, which a CSR of fixed capacity may hold as well as an exact one."""
         x, w = self.x[rows], self.w
-        y, squared_error, latents, active = decode_with_losses(values, indices, indptr, self.low_dec, self.b_dec, x)
+        decoding = DecodeCall(values, indices, indptr, self.low_dec, self.b_dec)
+        y, squared_error, latents, active = decode_with_losses(decoding, x)
         error = y.sub_(x)
         by_latent = sort_by_latent(indices, indptr, w.b_enc.shape[0])
         # Centred before they are rounded: tokens have a large common part.

@@ -18,9 +18,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from patchsae_kernels.triton.decode import add_rows, adjacent, class_row, decode_launch, slices
+from patchsae_kernels.calls import SweepCall
+from patchsae_kernels.triton.decode import add_rows, adjacent, class_row, decode_launch, serves, slices
 from patchsae_kernels.triton.launch import launch
 
+__all__ = ["decode_sweep", "serves", "sweep_segments"]
 MOST_KS = 127
 """ks of one pass over the non-zeros."""
 
@@ -30,32 +32,21 @@ SEGMENT_TILE = 1024
 NEVER = tl.constexpr(2**31 - 1)
 
 
-def decode_sweep(
-    values: Tensor,
-    indices: Tensor,
-    indptr: Tensor,
-    rank: Tensor,
-    ks: list[int],
-    W_dec: Tensor,
-    b_dec: Tensor,
-    class_ids: Tensor | None,
-) -> tuple[Tensor, Tensor]:
+def decode_sweep(call: SweepCall) -> tuple[Tensor, Tensor]:
     """``on, off``, each ``[K, N, D]`` float32: ``on[i]`` keeps latents with ``rank < ks[i]``, ``off[i]`` drops them.
 
-    Args:
-        values, indices, indptr, W_dec, b_dec: as for `patchsae_kernels.triton.decode.decode`.
-        rank: int32 ``[S]``, or ``[C, S]`` with ``class_ids`` int64 ``[N]``; a token of a class not in 0..C-1 is NaN.
-        ks: in any order, repeated, 0 or beyond S; more than 127 take another pass over the non-zeros.
+    A token of a class not in 0..C-1 is NaN. ``ks`` come in any order, repeated, 0 or beyond S; more than 127 take
+    another pass over the non-zeros.
     """
-    tokens, width = indptr.shape[0] - 1, W_dec.shape[1]
-    on = W_dec.new_empty(len(ks), tokens, width, dtype=torch.float32)
+    ks, rank = call.ks, call.rank
+    on = call.W_dec.new_empty(len(ks), call.tokens, call.W_dec.shape[1], dtype=torch.float32)
     off = torch.empty_like(on)
     order = sorted(range(len(ks)), key=ks.__getitem__)
     for first in range(0, len(ks), MOST_KS):
         slots = order[first : first + MOST_KS]
-        cuts, places = _on_device([min(ks[i], 2**31 - 2) for i in slots] + slots, indptr.device).split(len(slots))
-        segments = sweep_segments(values, indices, indptr, rank, cuts, class_ids)
-        _running_sums(segments, places, on, off, W_dec, b_dec, class_ids, rank.shape[0])
+        cuts, places = _on_device([min(ks[i], 2**31 - 2) for i in slots] + slots, rank.device).split(len(slots))
+        segments = sweep_segments(*call.csr, rank, cuts, call.class_ids)
+        _running_sums(call, segments, places, on, off)
     return on, off
 
 
@@ -94,18 +85,11 @@ def sweep_segments(
 
 
 def _running_sums(
-    segments: tuple[Tensor, Tensor, Tensor],
-    places: Tensor,
-    on: Tensor,
-    off: Tensor,
-    W_dec: Tensor,
-    b_dec: Tensor,
-    class_ids: Tensor | None,
-    classes: int,
+    call: SweepCall, segments: tuple[Tensor, Tensor, Tensor], places: Tensor, on: Tensor, off: Tensor
 ) -> None:
     tokens, width = on.shape[1:]
-    config = decode_launch(width, W_dec.dtype)
-    W_dec = adjacent(W_dec)
+    config, class_ids = decode_launch(width, call.W_dec.dtype), call.class_ids
+    W_dec = adjacent(call.W_dec)
     launch(
         decode_sweep_kernel,
         (tokens, slices(W_dec)),
@@ -113,11 +97,11 @@ def _running_sums(
         places,
         None if class_ids is None else class_ids.contiguous(),
         W_dec,
-        b_dec.contiguous(),
+        call.b_dec.contiguous(),
         on,
         off,
         tokens,
-        classes,
+        call.rank.shape[0],
         places.shape[0],
         D=width,
         W_STRIDE=W_dec.stride(0),

@@ -15,6 +15,19 @@ import triton
 from torch import Tensor
 
 from benches.gpu import small
+from patchsae_kernels.calls import (
+    AdamCall,
+    BoundedEncodeCall,
+    DecodeBackwardCall,
+    DecodeCall,
+    EncodeBackwardCall,
+    EncodeCall,
+    MaskedDecodeCall,
+    ReconstructCall,
+    StatsCall,
+    StepCall,
+    SweepCall,
+)
 from patchsae_kernels.triton import (
     adam,
     backward,
@@ -76,7 +89,7 @@ def encoded(
             for found in entries(size, most, active):
                 with answered(found):
                     options = threshold(size, activation), "topk" if most else activation, most, precision, BUDGET
-                    encode.encode(x, *weights, [], *options)
+                    encode.encode(EncodeCall(x, *weights, [], *options))
     if activation == "batchtopk":
         batch_topk.batch_topk(*csr(size, min(4 * k, size.latents)), k * size.tokens)
 
@@ -84,27 +97,27 @@ def encoded(
 def bounded(size: Size, activation: str, k: int, precision: str, capacity: int) -> None:
     """`pk.encode_bounded`, and `pk.decode` of what it returns."""
     x, weights = meta(size.tokens, size.width), encoder(size)
-    *z, _ = encode.encode_bounded(x, *weights, [], None, activation, k, precision, BUDGET, capacity)
-    decode.decode(*z, meta(size.latents, size.width), weights[2])
+    *z, _ = encode.encode_bounded(BoundedEncodeCall(x, *weights, [], None, activation, k, precision, BUDGET, capacity))
+    decode.decode(DecodeCall(*z, meta(size.latents, size.width), weights[2]))
 
 
 def reconstructed(size: Size, activation: str, k: int, precision: str, dictionary: torch.dtype) -> None:
     """`pk.reconstruct`, and its second way, where a chunk has more entries than it has places."""
     W_dec, x = meta(size.latents, size.width, dtype=dictionary), meta(size.tokens, size.width)
-    options = threshold(size, activation), W_dec, activation, k, precision, BUDGET
+    options = threshold(size, activation), activation, k, precision, BUDGET
     for found in (0, size.tokens * size.latents):
         with answered(found):
-            reconstruct.reconstruct(x, *encoder(size), [], *options)
+            reconstruct.reconstruct(ReconstructCall(x, *encoder(size), [], *options, W_dec=W_dec))
 
 
 def decoded(size: Size, dictionary: torch.dtype, classes: int, ks: tuple[int, ...], active: int) -> None:
     """`pk.decode`, `pk.decode_masked` with one set of latents and with one a class, `pk.decode_sweep`."""
     z, W = csr(size, active), (meta(size.latents, size.width, dtype=dictionary), meta(size.width))
     keep, rank, ids = meta(classes, size.latents, dtype=torch.bool), i32(classes, size.latents), i64(size.tokens)
-    decode.decode(*z, *W)
-    decode.decode_masked(*z, keep, *W, ids)
-    decode.decode_masked(*z, keep[0], *W, None)
-    sweep.decode_sweep(*z, rank, list(ks), *W, ids)
+    decode.decode(DecodeCall(*z, *W))
+    decode.decode_masked(MaskedDecodeCall(*z, *W, keep, ids))
+    decode.decode_masked(MaskedDecodeCall(*z, *W, keep[0], None))
+    sweep.decode_sweep(SweepCall(*z, *W, rank, list(ks), ids))
 
 
 def statistics(size: Size, tokens_per_image: int, classes: int, active: int) -> None:
@@ -112,7 +125,7 @@ def statistics(size: Size, tokens_per_image: int, classes: int, active: int) -> 
     sums, counts, images = meta(size.latents, dtype=torch.float64), i64(size.latents), i64(size.latents)
     totals = (sums, counts, images, meta(size.latents), i64(size.latents), i64(classes, size.latents))
     labels = i64(size.tokens // tokens_per_image)
-    stats.latent_stats_(*csr(size, active), tokens_per_image, 0.2, labels, 0, *totals)
+    stats.latent_stats_(StatsCall(*csr(size, active), tokens_per_image, 0.2, labels, 0, *totals))
 
 
 def stepped(size: Size, tokens_per_image: int, precision: str, active: int, dead: int, budget: int = BUDGET) -> None:
@@ -125,8 +138,9 @@ def stepped(size: Size, tokens_per_image: int, precision: str, active: int, dead
     for rows in {chunk.stop - chunk.start for chunk in step.sparse_chunks(size.tokens, size.width, active, budget)}:
         for found in entries(Size("chunk", rows, size.latents, size.width), 0, active):
             with answered(found):
-                step.sae_step(x, *weights, latents, *options, budget, precision, None, share, "sparse")
-    held = step.Step(x, *weights, None if latents is None else ghost.Dead(latents), *options, precision, budget)
+                step.sae_step(StepCall(x, *weights, latents, *options, budget, precision, None, share, "sparse"))
+    call = StepCall(x, *weights, latents, *options, budget, precision)
+    held = step.Step(call, None if latents is None else ghost.Dead(latents))
     chunks = step.dense_chunks(size.tokens, size.latents, budget, precision)
     for chunk in (chunks[0], chunks[-1]):
         held.add_dense(chunk)
@@ -138,12 +152,13 @@ def recorded(size: Size, tokens_per_image: int, capacity: int, dead_capacity: in
     W_enc, b_enc, b_dec = encoder(size)
     W_dec, dead = meta(size.latents, size.width), meta(size.latents, dtype=torch.bool)
     packed = pack.pack(W_enc, b_enc, "exact")
-    weights, options = (W_enc, b_enc, W_dec, b_dec), (L1, CLS_WEIGHT, tokens_per_image, "exact")
-    step.bounded_step(meta(size.tokens, size.width), *weights, dead, packed, *options, capacity, dead_capacity, BUDGET)
+    weights, options = (W_enc, b_enc, W_dec, b_dec), (L1, CLS_WEIGHT, tokens_per_image, BUDGET, "exact")
+    call = StepCall(meta(size.tokens, size.width), *weights, None, *options, packed)
+    step.bounded_step(call, dead, capacity, dead_capacity)
     for number, weight in enumerate(weights):
         held = [torch.empty_like(weight, dtype=moments) for _ in range(2)]
         extras = adam.Extras(i32(4, 4)[number], packed if number == 0 else None)
-        assert adam.adam_with(extras, weight, weight, *held, 1, 0.0, 0.9, 0.999, 1e-8, number == 2)
+        adam.adam_with(extras, AdamCall(weight, weight, *held, 1, 0.0, 0.9, 0.999, 1e-8, number == 2))
 
 
 def optimised(size: Size, moments: torch.dtype, packed: bool) -> None:
@@ -153,15 +168,15 @@ def optimised(size: Size, moments: torch.dtype, packed: bool) -> None:
     for number, weight in enumerate((W_enc, b_enc, meta(size.latents, size.width), b_dec)):
         held = [torch.empty_like(weight, dtype=moments) for _ in range(2)]
         extras = adam.Extras(packed=rows if number == 0 else None)
-        assert adam.adam_with(extras, weight, weight, *held, 7, RATE, 0.9, 0.999, 1e-8, number == 2)
+        adam.adam_with(extras, AdamCall(weight, weight, *held, 7, RATE, 0.9, 0.999, 1e-8, number == 2))
 
 
 def differentiated(size: Size, active: int) -> None:
     """Gradients of `pk.encode` and `pk.decode` through autograd."""
     values, *pattern = csr(size, active)
     x, (W_enc, _, b_dec), W_dec = meta(size.tokens, size.width), encoder(size), meta(size.latents, size.width)
-    backward.decode_backward(x, values, *pattern, W_dec, BUDGET)
-    backward.encode_backward(values, *pattern, x, W_enc, b_dec, False)
+    backward.decode_backward(DecodeBackwardCall(x, values, *pattern, W_dec, BUDGET))
+    backward.encode_backward(EncodeBackwardCall(values, *pattern, x, W_enc, b_dec, False))
 
 
 def screened(size: Size) -> None:
@@ -171,7 +186,8 @@ def screened(size: Size) -> None:
 def repaired(size: Size, activation: str, k: int, precision: str) -> None:
     """What encode does again for tokens that found no room: one, a few, or a multiple of what alignment looks at."""
     W_enc, b_enc, b_dec = encoder(size)
-    call = encode.request(W_enc, b_enc, b_dec, [], threshold(size, activation), k, precision, BUDGET)
+    options = threshold(size, activation), activation, k, precision, BUDGET
+    call = encode.request(EncodeCall(meta(0, size.width), W_enc, b_enc, b_dec, [], *options))
     exact = replace(call, weights=pack.pack(W_enc, b_enc, "fp32"), precision="fp32") if call.exact else call
     slots = triton.next_power_of_2(call.weights.low.shape[0]) if k else call.slots
     for again in (replace(call, places=call.slots), replace(exact, slots=slots, fused=True)):
@@ -191,5 +207,5 @@ def crowded(size: Size, activation: str, k: int, precision: str, active: int) ->
 def revived(size: Size, k: int) -> None:
     """`pk.reconstruct_dead` and its gradients; the latents of ``size`` are the dead ones."""
     encoded(size, "topk", k, "exact", k)
-    decode.decode(*csr(size, k), meta(size.latents, size.width), meta(size.width))
+    decode.decode(DecodeCall(*csr(size, k), meta(size.latents, size.width), meta(size.width)))
     differentiated(size, k)

@@ -13,6 +13,18 @@ import triton
 from torch import Tensor
 
 from benches.gpu import sizes, small
+from patchsae_kernels.calls import (
+    AdamCall,
+    BoundedEncodeCall,
+    DecodeBackwardCall,
+    DecodeCall,
+    EncodeBackwardCall,
+    EncodeCall,
+    MaskedDecodeCall,
+    StatsCall,
+    StepCall,
+    SweepCall,
+)
 from patchsae_kernels.triton import (
     adam,
     backward,
@@ -65,29 +77,29 @@ def calls_of_decode() -> list[Call]:
     ):
         rows = slice_of_csr(size) if size is TAILS else csr(size, dtype=values)
         words = f"{size.name} {name_of(values)} {name_of(weights)}"
-        matrices = meta(size.latents, size.width, dtype=weights), meta(size.width)
+        held = (*rows, meta(size.latents, size.width, dtype=weights), meta(size.width))
         keep, rank = meta(size.latents, dtype=torch.bool), i32(size.latents)
         class_keep, class_rank = meta(CLASSES, size.latents, dtype=torch.bool), i32(CLASSES, size.latents)
         ids, x = i64(size.tokens), meta(size.tokens, size.width)
         calls += [
             Call(f"{name} {words}", function, arguments, slow=size is not PAPER)
             for name, function, arguments in (
-                ("decode", decode.decode, (*rows, *matrices)),
-                ("decode_masked", decode.decode_masked, (*rows, keep, *matrices, None)),
-                ("decode_masked, classes,", decode.decode_masked, (*rows, class_keep, *matrices, ids)),
-                ("decode_with_losses", decode.decode_with_losses, (*rows, *matrices, x)),
-                ("decode_sweep", sweep.decode_sweep, (*rows, rank, KS, *matrices, None)),
-                ("decode_sweep, classes,", sweep.decode_sweep, (*rows, class_rank, KS, *matrices, ids)),
+                ("decode", decode.decode, (DecodeCall(*held),)),
+                ("decode_masked", decode.decode_masked, (MaskedDecodeCall(*held, keep, None),)),
+                ("decode_masked, classes,", decode.decode_masked, (MaskedDecodeCall(*held, class_keep, ids),)),
+                ("decode_with_losses", decode.decode_with_losses, (DecodeCall(*held), x)),
+                ("decode_sweep", sweep.decode_sweep, (SweepCall(*held, rank, KS, None),)),
+                ("decode_sweep, classes,", sweep.decode_sweep, (SweepCall(*held, class_rank, KS, ids),)),
             )
         ]
     matrices = meta(PAPER.latents, PAPER.width), meta(PAPER.width)
     for dtype in (BF16, F16):
         x = meta(PAPER.tokens, PAPER.width, dtype=dtype)
-        arguments = (*csr(PAPER), *matrices, x)
+        arguments = (DecodeCall(*csr(PAPER), *matrices), x)
         calls.append(Call(f"decode_with_losses {name_of(dtype)} tokens", decode.decode_with_losses, arguments))
     for count in (1, 127, 128):
-        arguments = (*csr(PAPER), i32(PAPER.latents), list(range(count)), *matrices, None)
-        calls.append(Call(f"decode_sweep {count} ks", sweep.decode_sweep, arguments))
+        call = SweepCall(*csr(PAPER), *matrices, i32(PAPER.latents), list(range(count)), None)
+        calls.append(Call(f"decode_sweep {count} ks", sweep.decode_sweep, (call,)))
     return calls
 
 
@@ -100,9 +112,9 @@ def calls_of_stats() -> list[Call]:
         classes = i64(CLASSES, size.latents) if labelled else None
         sums, counts, images = meta(size.latents, dtype=torch.float64), i64(size.latents), i64(size.latents)
         best, place = meta(size.latents), i64(size.latents)
-        arguments = (*rows, tokens_per_image, 0.2, labels, 128, sums, counts, images, best, place, classes)
+        call = StatsCall(*rows, tokens_per_image, 0.2, labels, 128, sums, counts, images, best, place, classes)
         name = f"latent_stats {size.name} {name_of(dtype)} {'labels' if labelled else ''}"
-        calls.append(Call(name, stats.latent_stats_, arguments, slow=size is not PAPER))
+        calls.append(Call(name, stats.latent_stats_, (call,), slow=size is not PAPER))
     return calls
 
 
@@ -112,11 +124,11 @@ def calls_of_backward() -> list[Call]:
         values, *pattern = slice_of_csr(size) if size is TAILS else csr(size)
         x, W, b_dec = meta(size.tokens, size.width, dtype=dtype), meta(size.latents, size.width), meta(size.width)
         words = f"{size.name} {name_of(dtype)}"
-        arguments = (values, *pattern, x, W.t(), b_dec)
-        calls.append(Call(f"encode_backward {words}", backward.encode_backward, arguments, slow=size is not PAPER))
+        call = EncodeBackwardCall(values, *pattern, x, W.t(), b_dec)
+        calls.append(Call(f"encode_backward {words}", backward.encode_backward, (call,), slow=size is not PAPER))
         if dtype == F32:
-            arguments = (x, values, *pattern, W, BUDGET)
-            calls.append(Call(f"decode_backward {words}", backward.decode_backward, arguments, slow=size is not PAPER))
+            other = DecodeBackwardCall(x, values, *pattern, W, BUDGET)
+            calls.append(Call(f"decode_backward {words}", backward.decode_backward, (other,), slow=size is not PAPER))
     return calls
 
 
@@ -125,9 +137,9 @@ def calls_of_adam() -> list[Call]:
     for size in (PAPER, LARGE, TAILS, WIDE):
         rows, bias = meta(size.latents, size.width), meta(size.latents)
         for parameter, unit_rows in ((rows, True), (rows.t(), False), (rows[:, :-1], False), (bias, False)):
-            arguments = (*(parameter for _ in range(4)), 7, 4e-4, 0.9, 0.999, 1e-8, unit_rows)
+            call = AdamCall(*(parameter for _ in range(4)), 7, 4e-4, 0.9, 0.999, 1e-8, unit_rows)
             name = f"adam {size.name} {tuple(parameter.shape)} {'unit rows' if unit_rows else ''}"
-            calls.append(Call(name, adam.adam_step_, arguments, slow=size is not PAPER))
+            calls.append(Call(name, adam.adam_step_, (call,), slow=size is not PAPER))
         calls += [
             Call(f"adam {size.name} {precision} packed", packing_adam, (size, precision), slow=size is not PAPER)
             for precision in ("exact", "bf16")
@@ -141,9 +153,8 @@ def packing_adam(size: Size, precision: str) -> None:
     packed = pack.pack(rows.t(), meta(size.latents), precision)
     for held in (moments, rows):
         for extras in (adam.Extras(packed=packed), adam.Extras(i32(4), packed)):
-            arguments = (rows.t(), rows.t(), held.t(), held.t(), 7, 4e-4, 0.9, 0.999, 1e-8, False)
-            assert adam.adam_with(extras, *arguments)
-    assert adam.adam_with(adam.Extras(i32(4)), rows, rows, moments, moments, 7, 4e-4, 0.9, 0.999, 1e-8, True)
+            adam.adam_with(extras, AdamCall(rows.t(), rows.t(), held.t(), held.t(), 7, 4e-4, 0.9, 0.999, 1e-8, False))
+    adam.adam_with(adam.Extras(i32(4)), AdamCall(rows, rows, moments, moments, 7, 4e-4, 0.9, 0.999, 1e-8, True))
 
 
 def calls_of_step() -> list[Call]:
@@ -174,14 +185,14 @@ def bounded_step(size: Size, precision: str) -> None:
     room = size.tokens * 256, size.latents // 8
     dead = meta(size.latents, dtype=torch.bool)
     x = meta(size.tokens, size.width)
-    step.bounded_step(x, *weights, dead, None, 8e-5, 1.0, 197, precision, *room, BUDGET)
+    step.bounded_step(StepCall(x, *weights, None, 8e-5, 1.0, 197, BUDGET, precision), dead, *room)
 
 
 def new_step(size: Size, precision: str) -> step.Step:
     W_enc, b_enc, b_dec = encoder(size)
-    dead = ghost.Dead(i64(size.latents // 5))
-    arguments = (W_enc, b_enc, meta(size.latents, size.width), b_dec, dead, 8e-5, 1.0, 197, precision, BUDGET)
-    return step.Step(meta(size.tokens, size.width), *arguments)
+    x, W_dec = meta(size.tokens, size.width), meta(size.latents, size.width)
+    call = StepCall(x, W_enc, b_enc, W_dec, b_dec, None, 8e-5, 1.0, 197, BUDGET, precision)
+    return step.Step(call, ghost.Dead(i64(size.latents // 5)))
 
 
 def calls_of_batch_topk() -> list[Call]:
@@ -220,9 +231,9 @@ def calls_of_encode() -> list[Call]:
 def encode_call(size: Size, dtype: torch.dtype, activation: str, k: int, precision: str) -> Call:
     threshold = meta(size.latents) if activation == "jumprelu" else None
     x = meta(size.tokens, size.width, dtype=dtype)
-    arguments = (x, *encoder(size), [], threshold, activation, k, precision, BUDGET, size.tokens * 512)
+    call = BoundedEncodeCall(x, *encoder(size), [], threshold, activation, k, precision, BUDGET, size.tokens * 512)
     name = f"encode {size.name} {name_of(dtype)} {activation} {k or ''} {precision}"
-    return Call(name, encode.encode_bounded, arguments, slow=size is not PAPER)
+    return Call(name, encode.encode_bounded, (call,), slow=size is not PAPER)
 
 
 def repair_call(k: int) -> Call:
@@ -232,8 +243,8 @@ def repair_call(k: int) -> Call:
 def repair(x: Tensor, W_enc: Tensor, b_enc: Tensor, b_dec: Tensor, k: int) -> None:
     """What encode does for tokens with more candidates than slots: float32, every latent a possible candidate."""
     slots = triton.next_power_of_2(W_enc.shape[1])
-    call = replace(encode.request(W_enc, b_enc, b_dec, [], None, k, "fp32", BUDGET), fused=True, slots=slots)
-    encode.encode_into(x, call, x.shape[0] * 512)
+    call = EncodeCall(x, W_enc, b_enc, b_dec, [], None, "topk" if k else "relu", k, "fp32", BUDGET)
+    encode.encode_into(x, replace(encode.request(call), fused=True, slots=slots), x.shape[0] * 512)
 
 
 def encoder(size: Size) -> tuple[Tensor, Tensor, Tensor]:

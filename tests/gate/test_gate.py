@@ -9,6 +9,7 @@ import pytest
 from torch import Tensor
 from triton.compiler.errors import CompilationError
 
+from patchsae_kernels.calls import DecodeCall
 from patchsae_kernels.triton import decode
 from tests.gate import broken_kernels, races
 from tests.gate.arguments import BF16, F16, F32, PAPER, Call, csr, meta, misaligned
@@ -84,7 +85,7 @@ def test_narrow_loads_are_refused() -> None:
 
 
 def complaints_of_decode(W: Tensor) -> list[str]:
-    found = cases(SM_90, [Call("decode", decode.decode, (*csr(PAPER), W, meta(PAPER.width)))])
+    found = cases(SM_90, [Call("decode", decode.decode, (DecodeCall(*csr(PAPER), W, meta(PAPER.width)),))])
     (case,) = (case for case in found if case.name == "decode_kernel")
     return complaints(case, resources(case))
 

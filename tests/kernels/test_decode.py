@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 import patchsae_kernels as pk
 from patchsae_kernels import cpu, reference
+from patchsae_kernels.calls import DecodeBackwardCall
 from tests.kernels.cases import latents, random_latents
 
 
@@ -77,8 +78,8 @@ def test_decode_backward_in_pieces_changes_nothing():
     z = double(random_latents(2, 8, 9, 0.6))
     W, _ = dictionary(9, 5)
     grad = torch.randn(8, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
-    whole = reference.decode_backward(grad, z.values, z.indices, z.indptr, W.double(), 2**28)
-    pieces = reference.decode_backward(grad, z.values, z.indices, z.indptr, W.double(), 200)
+    whole = reference.decode_backward(DecodeBackwardCall(grad, z.values, z.indices, z.indptr, W.double(), 2**28))
+    pieces = reference.decode_backward(DecodeBackwardCall(grad, z.values, z.indices, z.indptr, W.double(), 200))
     for a, b in zip(whole, pieces, strict=True):
         assert torch.equal(a, b)
 

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 import patchsae_kernels as pk
 from patchsae_kernels import cpu, reference
+from patchsae_kernels.calls import DecodeCall, SweepCall
 from patchsae_kernels.cpu.extension import levels, native
 from patchsae_kernels.reference import checked
 from tests.kernels.cases import latents, random_latents
@@ -149,7 +150,7 @@ def test_large_sweep_outputs_are_whole():
     rank = torch.arange(64).int()
     ks = [0, 5, 9, 13, 21, 34, 40, 50, 60, 64, 64, 64, 64]
     on, off = pk.decode_sweep(z, rank, ks, W, b)
-    expected = checked.decode_sweep(*csr(z), rank, ks, W, b, None)
+    expected = checked.decode_sweep(SweepCall(*csr(z), W, b, rank, ks, None))
     torch.testing.assert_close((on, off), expected, rtol=1e-4, atol=1e-4)
 
 
@@ -158,7 +159,7 @@ def test_float64_takes_the_reference():
     z = z.with_values(z.values.double())
     W, b = (t.double() for t in dictionary(11, 6))
     rank = torch.arange(11).int()
-    assert torch.equal(pk.decode(z, W, b), reference.decode(*csr(z), W, b))
+    assert torch.equal(pk.decode(z, W, b), reference.decode(DecodeCall(*csr(z), W, b)))
     assert pk.decode_masked(z, rank < 4, W, b).dtype == torch.float64
     assert pk.decode_sweep(z, rank, [4], W, b)[0].dtype == torch.float64
 

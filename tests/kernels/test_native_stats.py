@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 import patchsae_kernels as pk
 from patchsae_kernels import cpu, reference
+from patchsae_kernels.calls import PoolCall, StatsCall
 from patchsae_kernels.reference import checked
 from tests.kernels.cases import assert_same, random_latents
 
@@ -41,7 +42,7 @@ def batches(draw):
 def by_reference(z, tokens, threshold, labels, first_image=0):
     e = pk.LatentStats.empty(z.shape[1], tokens, None if labels is None else CLASSES)
     totals = (e.sums, e.counts, e.image_counts, e.max_values, e.max_position, e.class_counts)
-    checked.latent_stats_(z.values, z.indices, z.indptr, tokens, threshold, labels, first_image, *totals)
+    checked.latent_stats_(StatsCall(z.values, z.indices, z.indptr, tokens, threshold, labels, first_image, *totals))
     return e
 
 
@@ -126,7 +127,7 @@ def test_pooled_tokens_have_the_bits_of_the_reference(batch, threads):
         ours = pk.pool_tokens(z, tokens).validate()
     finally:
         torch.set_num_threads(before)
-    expected = reference.pool_tokens(z.values, z.indices, z.indptr, z.shape[1], tokens, 2**20)
+    expected = reference.pool_tokens(PoolCall(z.values, z.indices, z.indptr, z.shape[1], tokens, 2**20))
     assert ours.values.dtype == z.values.dtype
     assert_same(ours, pk.SparseLatents(*expected, ours.shape))
 

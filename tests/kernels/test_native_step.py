@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 import patchsae_kernels as pk
 from patchsae_kernels import cpu, reference
+from patchsae_kernels.calls import AdamCall, DecodeBackwardCall, EncodeBackwardCall
 from patchsae_kernels.cpu import step as native_step
 from patchsae_kernels.cpu.extension import levels, native
 from patchsae_kernels.cpu.ghost import Rows
@@ -169,7 +170,7 @@ def test_dense_and_sparse_agree(monkeypatch):
     sparse, sparse_grads = pk.sae_step(case.x, parameters(case), l1=0.1)
     called = []
     dense_step = reference.sae_step
-    monkeypatch.setattr(reference, "sae_step", lambda *a: called.append(1) or dense_step(*a))
+    monkeypatch.setattr(reference, "sae_step", lambda call: called.append(1) or dense_step(call))
     monkeypatch.setattr(native_step, "DENSE_FROM", 0.1)
     dense, dense_grads = pk.sae_step(case.x, parameters(case), l1=0.1)
     assert called
@@ -236,7 +237,7 @@ def test_adam_is_the_reference_in_float64_for_any_strides(shape, unit_rows, same
     settings = (3, 0.01, 0.9, 0.999, 1e-8, unit_rows)
     kept = grad.clone()
     OPS.adam_step_(p, grad, m, v, *settings)
-    reference.adam_step_(*exact, *settings)
+    reference.adam_step_(AdamCall(*exact, *settings))
     for ours, wanted in zip((p, m, v), (exact[0], exact[2], exact[3]), strict=True):
         torch.testing.assert_close(ours.double(), wanted, rtol=1e-4, atol=1e-5)
     assert torch.equal(grad, kept)
@@ -250,7 +251,7 @@ def test_adam_at_every_level(level, width, eps):
     v = v.square() + 0.1
     exact = [t.double() for t in (p, grad, m, v)]
     OPS.adam_step_(p, grad, m, v, 7, 0.01, 0.8, 0.99, eps, True)
-    reference.adam_step_(*exact, 7, 0.01, 0.8, 0.99, eps, True)
+    reference.adam_step_(AdamCall(*exact, 7, 0.01, 0.8, 0.99, eps, True))
     torch.testing.assert_close(p.double(), exact[0], rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(p.norm(dim=1), torch.ones(50), rtol=1e-6, atol=1e-6)
 
@@ -284,13 +285,15 @@ def test_backwards_are_the_reference_in_float64(n, d, s, density, seed):
     csr = (z.values, z.indices, z.indptr)
     ours = OPS.decode_backward(case.x, *csr, case.W_dec, BUDGET)
     exact = reference.decode_backward(
-        case.x.double(), z.values.double(), z.indices, z.indptr, case.W_dec.double(), BUDGET
+        DecodeBackwardCall(case.x.double(), z.values.double(), z.indices, z.indptr, case.W_dec.double(), BUDGET)
     )
     for a, b in zip(ours, exact, strict=True):
         torch.testing.assert_close(a.double(), b, rtol=1e-4, atol=1e-5)
     ours = OPS.encode_backward(*csr, case.x, case.W_enc, case.b_dec)
     exact = reference.encode_backward(
-        z.values.double(), z.indices, z.indptr, case.x.double(), case.W_enc.double(), case.b_dec.double()
+        EncodeBackwardCall(
+            z.values.double(), z.indices, z.indptr, case.x.double(), case.W_enc.double(), case.b_dec.double()
+        )
     )
     for a, b in zip(ours, exact, strict=True):
         torch.testing.assert_close(a.double(), b, rtol=1e-4, atol=1e-5)
@@ -301,7 +304,9 @@ def test_backwards_of_unsorted_rows_and_of_rows_that_repeat_a_latent():
     values, indices = torch.tensor([1.0, 2.0, 3.0, 4.0]), torch.tensor([2, 0, 1, 1], dtype=torch.int32)
     indptr, g, W = torch.tensor([0, 2, 4]), torch.randn(2, 5), torch.randn(3, 5)
     ours = OPS.decode_backward(g, values, indices, indptr, W, BUDGET)
-    for a, b in zip(ours, reference.decode_backward(g, values, indices, indptr, W, BUDGET), strict=True):
+    for a, b in zip(
+        ours, reference.decode_backward(DecodeBackwardCall(g, values, indices, indptr, W, BUDGET)), strict=True
+    ):
         torch.testing.assert_close(a, b)
 
 

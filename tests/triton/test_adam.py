@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 import patchsae_kernels as pk
 from patchsae_kernels import reference
+from patchsae_kernels.calls import AdamCall
 from patchsae_kernels.reference import training
 from patchsae_kernels.triton import adam, pack
 from patchsae_kernels.triton.launch import record
@@ -37,8 +38,8 @@ def test_it_is_the_reference_in_float64_for_any_strides(shape, unit_rows, same_l
     exact = [t.double() for t in (p, grad, m, v)]
     settings = (3, 0.01, 0.9, 0.999, 1e-8, unit_rows)
     kept, versions = grad.clone(), [t._version for t in (p, m, v)]
-    adam.adam_step_(p, grad, m, v, *settings)
-    reference.adam_step_(*exact, *settings)
+    torch.ops.patchsae.adam_step_(p, grad, m, v, *settings)
+    reference.adam_step_(AdamCall(*exact, *settings))
     for ours, wanted in zip((p, m, v), (exact[0], exact[2], exact[3]), strict=True):
         torch.testing.assert_close(ours.double(), wanted, rtol=1e-4, atol=1e-5)
     assert torch.equal(grad, kept)
@@ -52,15 +53,15 @@ def test_rows_end_with_unit_norm(width, eps):
     p, grad, m, v = (torch.randn(6, width, generator=g) for _ in range(4))
     v = v.square() + 0.1
     exact = [t.double() for t in (p, grad, m, v)]
-    adam.adam_step_(p, grad, m, v, 7, 0.01, 0.8, 0.99, eps, True)
-    reference.adam_step_(*exact, 7, 0.01, 0.8, 0.99, eps, True)
+    adam.adam_step_(AdamCall(p, grad, m, v, 7, 0.01, 0.8, 0.99, eps, True))
+    reference.adam_step_(AdamCall(*exact, 7, 0.01, 0.8, 0.99, eps, True))
     torch.testing.assert_close(p.double(), exact[0], rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(p.norm(dim=1), torch.ones(6), rtol=1e-6, atol=1e-6)
 
 
 def test_without_eps_nothing_outside_of_a_vector_is_touched():
     p, m, v = torch.ones(5), torch.zeros(5), torch.zeros(5)
-    adam.adam_step_(p, torch.ones(5), m, v, 1, 0.1, 0.9, 0.999, 0.0, False)
+    adam.adam_step_(AdamCall(p, torch.ones(5), m, v, 1, 0.1, 0.9, 0.999, 0.0, False))
     torch.testing.assert_close(p, torch.full((5,), 0.9))
 
 
@@ -70,15 +71,17 @@ def test_a_vector_of_several_programs(monkeypatch):
     p, grad, m, v = (torch.randn(45, generator=g) for _ in range(4))
     v.abs_()
     exact = [t.double() for t in (p, grad, m, v)]
-    adam.adam_step_(p, grad, m, v, 2, 0.1, 0.9, 0.999, 1e-8, False)
-    reference.adam_step_(*exact, 2, 0.1, 0.9, 0.999, 1e-8, False)
+    adam.adam_step_(AdamCall(p, grad, m, v, 2, 0.1, 0.9, 0.999, 1e-8, False))
+    reference.adam_step_(AdamCall(*exact, 2, 0.1, 0.9, 0.999, 1e-8, False))
     torch.testing.assert_close(p.double(), exact[0], rtol=1e-4, atol=1e-5)
 
 
 def test_a_sliced_parameter_leaves_the_rest_alone():
     whole = torch.ones(6, 40)
     p = whole[:, 3:20]
-    adam.adam_step_(p, torch.ones(6, 17), torch.zeros(6, 17), torch.zeros(6, 17), 1, 0.1, 0.9, 0.999, 1e-8, False)
+    adam.adam_step_(
+        AdamCall(p, torch.ones(6, 17), torch.zeros(6, 17), torch.zeros(6, 17), 1, 0.1, 0.9, 0.999, 1e-8, False)
+    )
     assert (whole[:, :3] == 1).all()
     assert (whole[:, 20:] == 1).all()
     torch.testing.assert_close(p, torch.full((6, 17), 0.9))
@@ -88,16 +91,18 @@ def test_float64_and_bfloat16_are_the_reference_s():
     for dtype in (torch.float64, torch.bfloat16):
         tensors = [torch.ones(3, 4, dtype=dtype) for _ in range(4)]
         expected = [t.clone() for t in tensors]
-        adam.adam_step_(*tensors, 1, 0.1, 0.9, 0.999, 1e-8, True)
-        reference.adam_step_(*expected, 1, 0.1, 0.9, 0.999, 1e-8, True)
+        settings = (1, 0.1, 0.9, 0.999, 1e-8, True)
+        assert not adam.serves(AdamCall(*tensors, *settings))
+        torch.ops.patchsae.adam_step_(*tensors, *settings)
+        reference.adam_step_(AdamCall(*expected, *settings))
         assert all(torch.equal(a, b) for a, b in zip(tensors, expected, strict=True))
 
 
 def test_the_host_code_touches_no_data():
     with record() as launches:
         rows = [torch.empty(50, 40, device="meta") for _ in range(4)]
-        adam.adam_step_(*(t.t() for t in rows), 1, 0.1, 0.9, 0.999, 1e-8, False)
-        adam.adam_step_(*rows, 1, 0.1, 0.9, 0.999, 1e-8, True)
+        adam.adam_step_(AdamCall(*(t.t() for t in rows), 1, 0.1, 0.9, 0.999, 1e-8, False))
+        adam.adam_step_(AdamCall(*rows, 1, 0.1, 0.9, 0.999, 1e-8, True))
     assert [launch.grid for launch in launches] == [(2,), (50,)]
 
 
@@ -115,8 +120,8 @@ def test_moments_in_bfloat16_are_the_reference_s(shape, unit_rows, seed):
     v.abs_()
     expected = [t.clone(memory_format=torch.preserve_format) for t in (p, grad, m, v)]
     call = (3, 0.01, 0.9, 0.999, 1e-8, unit_rows, seed)
-    adam.adam_step_(p, grad, m, v, *call)
-    reference.adam_step_(*expected, *call)
+    torch.ops.patchsae.adam_step_(p, grad, m, v, *call)
+    reference.adam_step_(AdamCall(*expected, *call))
     torch.testing.assert_close(p, expected[0], rtol=1e-4, atol=1e-5)
     for ours, wanted in ((m, expected[2]), (v, expected[3])):
         if layout != "sliced" or unit_rows:  # elsewhere the same places have the same noise
@@ -128,7 +133,7 @@ def test_stochastic_rounding_is_unbiased_and_keeps_small_decays():
     p, v = torch.zeros(1, 4096), torch.full((1, 4096), 0.75).bfloat16()
     m = torch.zeros_like(v)
     for step in range(20):  # plain rounding to bfloat16 would leave 0.75 alone
-        adam.adam_step_(p, torch.zeros_like(p), m, v, step + 1, 0.1, 0.9, 0.999, 1e-8, False, step)
+        adam.adam_step_(AdamCall(p, torch.zeros_like(p), m, v, step + 1, 0.1, 0.9, 0.999, 1e-8, False, step))
     torch.testing.assert_close(
         v.double().mean(), torch.tensor(0.75 * 0.999**20, dtype=torch.float64), rtol=3e-4, atol=0
     )
@@ -199,8 +204,8 @@ def test_a_control_of_zero_leaves_everything_alone():
     for go, changed in ((0, False), (1, True)):
         control = adam.control_of(1, 0.1, 0.9, 0.999, 0)
         control[2] = go
-        adam.adam_with(adam.Extras(control=control), *tensors, 9, 9.0, 0.9, 0.999, 1e-8, False)
+        adam.adam_with(adam.Extras(control=control), AdamCall(*tensors, 9, 9.0, 0.9, 0.999, 1e-8, False))
         assert bool((tensors[0] != 1).any()) == changed
     expected = [torch.ones(3, 4) for _ in range(4)]
-    adam.adam_step_(*expected, 1, 0.1, 0.9, 0.999, 1e-8, False)
+    adam.adam_step_(AdamCall(*expected, 1, 0.1, 0.9, 0.999, 1e-8, False))
     assert all(torch.equal(a, b) for a, b in zip(tensors, expected, strict=True))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,6 +11,7 @@ from hypothesis import strategies as st
 
 import patchsae_kernels as pk
 from patchsae_kernels import reference
+from patchsae_kernels.calls import DecodeBackwardCall, EncodeBackwardCall
 from patchsae_kernels.triton import backward, latent_major
 from patchsae_kernels.triton.launch import record
 from tests.kernels.cases import make_case, random_latents
@@ -80,9 +83,9 @@ def test_a_long_latent_has_as_many_segments_as_it_needs():
 
 def check_decode(z, d, spare=0):
     case = make_case(3, z.shape[0], d, z.shape[1])
-    ours = backward.decode_backward(case.x, *padded(z, spare), case.W_dec, BUDGET)
+    ours = backward.decode_backward(DecodeBackwardCall(case.x, *padded(z, spare), case.W_dec, BUDGET))
     exact = reference.decode_backward(
-        case.x.double(), z.values.double(), z.indices, z.indptr, case.W_dec.double(), BUDGET
+        DecodeBackwardCall(case.x.double(), z.values.double(), z.indices, z.indptr, case.W_dec.double(), BUDGET)
     )
     assert_close((ours[0][: z.nnz], *ours[1:]), exact)
 
@@ -90,9 +93,9 @@ def check_decode(z, d, spare=0):
 def check_encode(z, d, dtype=torch.float32):
     case = make_case(4, z.shape[0], d, z.shape[1])
     x = case.x.to(dtype)
-    ours = backward.encode_backward(*csr(z), x, case.W_enc, case.b_dec)
+    ours = backward.encode_backward(EncodeBackwardCall(*csr(z), x, case.W_enc, case.b_dec))
     exact = reference.encode_backward(
-        z.values.double(), z.indices, z.indptr, x.double(), case.W_enc.double(), case.b_dec.double()
+        EncodeBackwardCall(z.values.double(), z.indices, z.indptr, x.double(), case.W_enc.double(), case.b_dec.double())
     )
     assert ours[0].dtype == dtype
     assert ours[1].stride() == case.W_enc.stride() or 1 in ours[1].shape
@@ -121,9 +124,9 @@ def test_a_csr_of_fixed_capacity():
 
 def test_without_the_gradient_of_x_the_others_are_the_same():
     z, case = random_latents(2, 6, 9, 0.4), make_case(4, 6, 8, 9)
-    arguments = (*csr(z), case.x, case.W_enc, case.b_dec)
+    call = EncodeBackwardCall(*csr(z), case.x, case.W_enc, case.b_dec)
     for chosen in (backward.encode_backward, reference.encode_backward):
-        whole, part = chosen(*arguments), chosen(*arguments, False)
+        whole, part = chosen(call), chosen(replace(call, with_x=False))
         assert part[0].shape == (0, 8)
         assert_close(part[1:], whole[1:])
 
@@ -154,10 +157,12 @@ def test_sums_go_on_where_they_were():
 def test_dtypes_that_are_the_reference_s():
     z, case = random_latents(2, 6, 9, 0.4), make_case(4, 6, 8, 9).double()
     values = z.values.double()
-    ours = backward.decode_backward(case.x, values, z.indices, z.indptr, case.W_dec, BUDGET)
-    assert all(t.dtype == torch.float64 for t in ours)
-    ours = backward.encode_backward(values, z.indices, z.indptr, case.x, case.W_enc, case.b_dec)
-    assert all(t.dtype == torch.float64 for t in ours)
+    decoded = (case.x, values, z.indices, z.indptr, case.W_dec, BUDGET)
+    encoded = (values, z.indices, z.indptr, case.x, case.W_enc, case.b_dec)
+    assert not backward.serves(DecodeBackwardCall(*decoded))
+    assert not backward.serves(EncodeBackwardCall(*encoded))
+    for ours in (torch.ops.patchsae.decode_backward(*decoded), torch.ops.patchsae.encode_backward(*encoded)):
+        assert all(t.dtype == torch.float64 for t in ours)
 
 
 @pytest.mark.usefixtures("short_segments")
@@ -165,8 +170,8 @@ def test_the_same_bits_again():
     z, case = random_latents(0, 20, 12, 0.7), make_case(0, 20, 24, 12)
     first, second = (
         [
-            *backward.decode_backward(case.x, *csr(z), case.W_dec, BUDGET),
-            *backward.encode_backward(*csr(z), case.x, case.W_enc, case.b_dec),
+            *backward.decode_backward(DecodeBackwardCall(case.x, *csr(z), case.W_dec, BUDGET)),
+            *backward.encode_backward(EncodeBackwardCall(*csr(z), case.x, case.W_enc, case.b_dec)),
         ]
         for _ in range(2)
     )
@@ -182,7 +187,7 @@ def test_the_host_code_touches_no_data():
     with record() as launches:
         values, indices, indptr = meta(900), meta(900, dtype=torch.int32), meta(8, dtype=torch.int64)
         W, g = meta(50, 40), meta(7, 40)
-        backward.decode_backward(g, values, indices, indptr, W, BUDGET)
+        backward.decode_backward(DecodeBackwardCall(g, values, indices, indptr, W, BUDGET))
     assert [launch.kernel for launch in launches] == [
         latent_major.latent_major_keys_kernel,
         backward.latent_gradients_kernel,

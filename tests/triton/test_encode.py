@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import patchsae_kernels as pk
+from patchsae_kernels.calls import EncodeCall
 from patchsae_kernels.reference import checked
 from patchsae_kernels.triton import encode as fast
 from patchsae_kernels.triton import hits, pick, product, topk, tuning
@@ -19,7 +20,7 @@ ks = st.sampled_from([1, 2, 5, 30])
 
 def oracle(case: Case, activation: str = "relu", k: int = 0, threshold: torch.Tensor | None = None) -> pk.SparseLatents:
     d = case.double()
-    csr = checked.encode(d.x, d.W_enc, d.b_enc, d.b_dec, [], threshold, activation, k, "fp32", 2**28)
+    csr = checked.encode(EncodeCall(d.x, d.W_enc, d.b_enc, d.b_dec, [], threshold, activation, k, "fp32", 2**28))
     return pk.SparseLatents(*csr, (d.x.shape[0], d.W_enc.shape[1]))
 
 

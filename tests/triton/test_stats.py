@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from patchsae_kernels import reference
+from patchsae_kernels.calls import StatsCall
 from patchsae_kernels.latents import SparseLatents
 from patchsae_kernels.stats import LatentStats
 from patchsae_kernels.triton import stats as kernels
@@ -26,7 +27,7 @@ def fold(implementation, z, tokens, threshold, labels, first_image=0, previous=N
     """A new LatentStats: ``previous`` and the images of ``z``."""
     start = previous or LatentStats.empty(z.shape[1], tokens, None if labels is None else CLASSES)
     copies = [None if t is None else t.clone() for t in totals(start)]
-    implementation(z.values, z.indices, z.indptr, tokens, threshold, labels, first_image, *copies)
+    implementation(StatsCall(z.values, z.indices, z.indptr, tokens, threshold, labels, first_image, *copies))
     names = ("sums", *EXACT)
     return replace(start, **dict(zip(names, copies, strict=True)), images=start.images + z.shape[0] // tokens)
 
@@ -135,8 +136,8 @@ def test_entries_behind_the_last_row_are_ignored():
     z = random_latents(6, 6, 20, 0.5)
     padded = (torch.cat([z.values, torch.full((9,), 5.0)]), torch.cat([z.indices, torch.full((9,), 3).int()]))
     expected, found = (LatentStats.empty(20, 3) for _ in range(2))
-    kernels.latent_stats_(z.values, z.indices, z.indptr, 3, 0.2, None, 0, *totals(expected))
-    kernels.latent_stats_(*padded, z.indptr, 3, 0.2, None, 0, *totals(found))
+    kernels.latent_stats_(StatsCall(z.values, z.indices, z.indptr, 3, 0.2, None, 0, *totals(expected)))
+    kernels.latent_stats_(StatsCall(*padded, z.indptr, 3, 0.2, None, 0, *totals(found)))
     assert_same_bits(found, expected)
 
 
@@ -145,14 +146,19 @@ def test_a_label_out_of_range_is_an_error_and_nothing_is_added(wrong):
     z = random_latents(0, 4, 5, 0.9)
     s = LatentStats.empty(5, 2, CLASSES)
     with pytest.raises(ValueError, match="labels reach"):
-        kernels.latent_stats_(z.values, z.indices, z.indptr, 2, 0.2, torch.tensor([0, wrong]), 0, *totals(s))
+        kernels.latent_stats_(StatsCall(z.values, z.indices, z.indptr, 2, 0.2, torch.tensor([0, wrong]), 0, *totals(s)))
     assert_same_bits(s, LatentStats.empty(5, 2, CLASSES))
 
 
 def test_what_the_kernels_do_not_take():
-    assert kernels.can_latent_stats(torch.empty(0), kernels.MOST_TOKENS)
-    assert not kernels.can_latent_stats(torch.empty(0), kernels.MOST_TOKENS + 1)
-    assert not kernels.can_latent_stats(torch.empty(0, dtype=torch.float64), 197)
+    def served(dtype, tokens):
+        z, s = random_latents(0, 0, 5), LatentStats.empty(5, tokens)
+        csr = z.values.to(dtype), z.indices, z.indptr
+        return kernels.serves(StatsCall(*csr, tokens, 0.2, None, 0, *totals(s)))
+
+    assert served(torch.float32, kernels.MOST_TOKENS)
+    assert not served(torch.float32, kernels.MOST_TOKENS + 1)
+    assert not served(torch.float64, 197)
 
 
 def test_strided_inputs_mean_what_they_hold():

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 import patchsae_kernels as pk
 from patchsae_kernels import reference
+from patchsae_kernels.calls import StepCall
 from patchsae_kernels.triton import backward, dense, latent_major, step, tuning
 from patchsae_kernels.triton.ghost import Dead
 from patchsae_kernels.triton.launch import record
@@ -176,8 +177,8 @@ def test_bfloat16_products_are_those_of_the_reference(path, ghost):
 def test_the_reference_rounds_the_operands_of_its_products():
     case = make_case(3, 24, 24, 40).double()
     w = [getattr(case, name) for name in PARAMETERS]
-    rounded = reference.sae_step(case.x, *w, None, 0.1, 1.0, 0, 2**28, "bf16")
-    exact = reference.sae_step(case.x, *w, None, 0.1, 1.0, 0, 2**28)
+    rounded = reference.sae_step(StepCall(case.x, *w, None, 0.1, 1.0, 0, 2**28, "bf16"))
+    exact = reference.sae_step(StepCall(case.x, *w, None, 0.1, 1.0, 0, 2**28))
     for ours, wanted in zip(rounded[7:], exact[7:], strict=True):
         assert 1e-5 < (ours - wanted).norm() / wanted.norm() < 0.02
 
@@ -278,7 +279,9 @@ def test_any_layout_of_the_parameters(path):
 def test_float64_is_the_reference_s():
     case = make_case(5, 6, 5, 9).double()
     terms, _ = pk.sae_step(case.x, parameters(case), l1=0.1)
-    expected = reference.sae_step(*case[:1], *(getattr(case, n) for n in PARAMETERS), None, 0.1, 1.0, 0, 2**28)
+    expected = reference.sae_step(
+        StepCall(*case[:1], *(getattr(case, n) for n in PARAMETERS), None, 0.1, 1.0, 0, 2**28)
+    )
     assert torch.equal(terms.total, expected[0])
 
 
@@ -356,7 +359,7 @@ def test_the_host_code_touches_no_data():
     with record() as launches:
         x, W, b, b_dec = meta(40, 16), meta(700, 16), meta(700), meta(16)
         dead = Dead(meta(30, dtype=torch.int64))
-        held = step.Step(x, W.t(), b, W, b_dec, dead, 0.1, 2.0, 4, "exact", 2**28)
+        held = step.Step(StepCall(x, W.t(), b, W, b_dec, None, 0.1, 2.0, 4, 2**28), dead)
         held.add_sparse(slice(0, 40), meta(900), meta(900, dtype=torch.int32), meta(41, dtype=torch.int64))
         held.add_dense(slice(0, 40))
         terms = held.finish(W.t(), W)

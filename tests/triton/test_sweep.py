@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 import patchsae_kernels as pk
 from patchsae_kernels import reference
+from patchsae_kernels.calls import DecodeCall, MaskedDecodeCall, SweepCall
 from patchsae_kernels.triton import decode, sweep
 from patchsae_kernels.triton.launch import record
 from tests.kernels.cases import random_latents
@@ -34,14 +35,14 @@ def sweeps(draw):
 def test_the_sweep_is_2k_masked_dense_products(case, d):
     z, rank, ks, ids = case
     W, b = dictionary(z.shape[1], d)
-    on, off = sweep.decode_sweep(*csr(z), rank, ks, W, b, ids)
+    on, off = sweep.decode_sweep(SweepCall(*csr(z), W, b, rank, ks, ids))
     assert on.shape == off.shape == (len(ks), z.shape[0], d)
     for i, k in enumerate(ks):
         kept = rank < k if ids is None else (rank < k)[ids]
         dense = z.to_dense().double()
         assert_near(on[i], torch.where(kept, dense, 0) @ W.double() + b.double())
         assert_near(off[i], torch.where(kept, 0, dense) @ W.double() + b.double())
-        assert_near(on[i], decode.decode_masked(*csr(z), rank < k, W, b, ids).double())
+        assert_near(on[i], decode.decode_masked(MaskedDecodeCall(*csr(z), W, b, rank < k, ids)).double())
 
 
 @settings(max_examples=30, deadline=None)
@@ -69,12 +70,12 @@ def test_everything_kept_is_the_decode_and_everything_dropped_is_exactly_the_bia
     z = random_latents(1, 6, 40, 0.5)
     W, b = dictionary(40, 20)
     rank = random_rank(40, None, torch.Generator().manual_seed(0))
-    on, off = sweep.decode_sweep(*csr(z), rank, [0, 40, 41, 2**40], W, b, None)
+    on, off = sweep.decode_sweep(SweepCall(*csr(z), W, b, rank, [0, 40, 41, 2**40], None))
     assert torch.equal(on[0], b.expand(6, 20))
     for full in (1, 2, 3):
         assert torch.equal(off[full], b.expand(6, 20))
-        assert_near(on[full], decode.decode(*csr(z), W, b).double())
-    assert_near(off[0], decode.decode(*csr(z), W, b).double())
+        assert_near(on[full], decode.decode(DecodeCall(*csr(z), W, b)).double())
+    assert_near(off[0], decode.decode(DecodeCall(*csr(z), W, b)).double())
 
 
 def test_the_order_of_ks_is_the_order_of_the_outputs():
@@ -83,8 +84,8 @@ def test_the_order_of_ks_is_the_order_of_the_outputs():
     rank = random_rank(40, None, torch.Generator().manual_seed(0))
     shuffled, ascending = [20, 3, 20, 0, 11], [0, 3, 11, 20, 20]
     for given_, sorted_ in zip(
-        sweep.decode_sweep(*csr(z), rank, shuffled, W, b, None),
-        sweep.decode_sweep(*csr(z), rank, ascending, W, b, None),
+        sweep.decode_sweep(SweepCall(*csr(z), W, b, rank, shuffled, None)),
+        sweep.decode_sweep(SweepCall(*csr(z), W, b, rank, ascending, None)),
         strict=True,
     ):
         assert torch.equal(given_, sorted_[[4, 1, 3, 0, 2]])
@@ -95,9 +96,9 @@ def test_more_ks_than_one_pass_takes(monkeypatch):
     W, b = dictionary(30, 16)
     rank = random_rank(30, None, torch.Generator().manual_seed(0))
     ks = [7, 30, 0, 12, 3]
-    whole = sweep.decode_sweep(*csr(z), rank, ks, W, b, None)
+    whole = sweep.decode_sweep(SweepCall(*csr(z), W, b, rank, ks, None))
     monkeypatch.setattr(sweep, "MOST_KS", 2)
-    for a, expected in zip(sweep.decode_sweep(*csr(z), rank, ks, W, b, None), whole, strict=True):
+    for a, expected in zip(sweep.decode_sweep(SweepCall(*csr(z), W, b, rank, ks, None)), whole, strict=True):
         assert_near(a, expected.double())
 
 
@@ -108,7 +109,7 @@ def test_one_k_and_many(count):
     rank = random_rank(70, None, torch.Generator().manual_seed(0))
     ks = list(range(1, count + 1))
     for ours, expected in zip(
-        sweep.decode_sweep(*csr(z), rank, ks, W, b, None), pk.decode_sweep(z, rank, ks, W, b), strict=True
+        sweep.decode_sweep(SweepCall(*csr(z), W, b, rank, ks, None)), pk.decode_sweep(z, rank, ks, W, b), strict=True
     ):
         assert_near(ours, expected.double())
 
@@ -118,12 +119,12 @@ def test_a_slice_of_the_tokens_gives_a_slice_of_the_bits_and_so_does_repetition(
     W, b = dictionary(40, 20)
     rank = random_rank(40, 2, torch.Generator().manual_seed(0))
     ids = torch.tensor([0, 1, 1, 0, 1, 0])
-    whole = sweep.decode_sweep(*csr(z), rank, [4, 20], W, b, ids)
+    whole = sweep.decode_sweep(SweepCall(*csr(z), W, b, rank, [4, 20], ids))
     first, last = z.indptr[2], z.indptr[5]
     part = z.values[first:last], z.indices[first:last], z.indptr[2:6] - first
     for a, again, expected in zip(
-        sweep.decode_sweep(*part, rank, [4, 20], W, b, ids[2:5]),
-        sweep.decode_sweep(*csr(z), rank, [4, 20], W, b, ids),
+        sweep.decode_sweep(SweepCall(*part, W, b, rank, [4, 20], ids[2:5])),
+        sweep.decode_sweep(SweepCall(*csr(z), W, b, rank, [4, 20], ids)),
         whole,
         strict=True,
     ):
@@ -140,7 +141,9 @@ def test_bfloat16_rows_any_strides_and_several_slices(monkeypatch):
     monkeypatch.setattr(sweep, "decode_launch", lambda width, dtype: decode.DecodeLaunch(16))
     monkeypatch.setattr(decode, "decode_launch", lambda width, dtype: decode.DecodeLaunch(16))
     for layout in (W, W.t().contiguous().t()):
-        for ours, right in zip(sweep.decode_sweep(*csr(z), rank, [3, 20], layout, b, None), expected, strict=True):
+        for ours, right in zip(
+            sweep.decode_sweep(SweepCall(*csr(z), layout, b, rank, [3, 20], None)), expected, strict=True
+        ):
             assert_near(ours, right.double())
 
 
@@ -151,9 +154,9 @@ def test_a_class_that_does_not_exist_makes_its_token_nan(classes):
     W, b = dictionary(12, 20)
     rank = torch.arange(12).int().expand(classes, 12)
     ids = torch.tensor([3, -1, 2, 2**40])
-    on, off = sweep.decode_sweep(*csr(z), rank, [0, 5], W, b, ids)
+    on, off = sweep.decode_sweep(SweepCall(*csr(z), W, b, rank, [0, 5], ids))
     known = (ids >= 0) & (ids < classes)
-    without_classes = sweep.decode_sweep(*csr(z), torch.arange(12).int(), [0, 5], W, b, None)
+    without_classes = sweep.decode_sweep(SweepCall(*csr(z), W, b, torch.arange(12).int(), [0, 5], None))
     for ours, right in zip((on, off), without_classes, strict=True):
         assert ours[:, ~known].isnan().all()
         assert torch.equal(ours[:, known], right[:, known])
@@ -163,10 +166,10 @@ def test_a_rank_beyond_every_k_is_always_dropped():
     z = random_latents(2, 4, 12, 0.8)
     W, b = dictionary(12, 20)
     never = torch.full((12,), 2**31 - 1, dtype=torch.int32)
-    on, off = sweep.decode_sweep(*csr(z), never, [0, 12, 2**31], W, b, None)
+    on, off = sweep.decode_sweep(SweepCall(*csr(z), W, b, never, [0, 12, 2**31], None))
     assert torch.equal(on, b.expand(3, 4, 20))
     for dropped in off:
-        torch.testing.assert_close(dropped, decode.decode(*csr(z), W, b))
+        torch.testing.assert_close(dropped, decode.decode(DecodeCall(*csr(z), W, b)))
 
 
 def test_the_host_code_touches_no_data():
@@ -174,6 +177,6 @@ def test_the_host_code_touches_no_data():
         values, indices = torch.empty(90), torch.empty(90, dtype=torch.int32)
         indptr, W, b = torch.empty(8, dtype=torch.int64), torch.empty(50, 40), torch.empty(40)
         rank = torch.empty(50, dtype=torch.int32)
-        on, off = sweep.decode_sweep(values, indices, indptr, rank, [3, 1], W, b, None)
+        on, off = sweep.decode_sweep(SweepCall(values, indices, indptr, W, b, rank, [3, 1], None))
     assert on.shape == off.shape == (2, 7, 40)
     assert [launch.kernel for launch in launches] == [sweep.decode_sweep_segments_kernel, sweep.decode_sweep_kernel]

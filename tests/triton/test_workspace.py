@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import patchsae_kernels as pk
+from patchsae_kernels.calls import BoundedEncodeCall, DecodeCall, EncodeCall, ReconstructCall
 from patchsae_kernels.triton import decode, encode, reconstruct, tuning
 from patchsae_kernels.triton import encode as fast
 from patchsae_kernels.triton.launch import Launch, record
@@ -95,7 +96,9 @@ def test_no_program_of_an_encode_waits_long_for_one_token(activation, k, precisi
     x, W, b, b_dec = meta(TOKENS, WIDTH), meta(LATENTS, WIDTH).t(), meta(LATENTS), meta(WIDTH)
     threshold = meta(LATENTS) if activation == "jumprelu" else None
     with tuning.assume(part), record() as launches:
-        encode.encode_bounded(x, W, b, b_dec, [], threshold, activation, k, precision, 2**28, TOKENS * 512)
+        encode.encode_bounded(
+            BoundedEncodeCall(x, W, b, b_dec, [], threshold, activation, k, precision, 2**28, TOKENS * 512)
+        )
     assert_bounded(launches, kinds)
 
 
@@ -103,7 +106,9 @@ def test_no_program_of_a_decode_waits_long_for_one_token():
     csr = meta(TOKENS * 149), meta(TOKENS * 149, dtype=torch.int32), meta(TOKENS + 1, dtype=torch.int64)
     for dtype in (torch.float32, torch.bfloat16):
         with tuning.assume("sm_90"), record() as launches:
-            decode.decode_with_losses(*csr, meta(LATENTS, WIDTH, dtype=dtype), meta(WIDTH), meta(TOKENS, WIDTH))
+            decode.decode_with_losses(
+                DecodeCall(*csr, meta(LATENTS, WIDTH, dtype=dtype), meta(WIDTH)), meta(TOKENS, WIDTH)
+            )
         assert_bounded(launches, ["decode"])
 
 
@@ -112,7 +117,9 @@ def test_no_program_of_reconstruct_waits_long_for_one_token(precision, monkeypat
     monkeypatch.setattr(reconstruct.encoding, "read_status", lambda status, x: (0, 0))
     x, W, b, b_dec = meta(TOKENS, WIDTH), meta(LATENTS, WIDTH).t(), meta(LATENTS), meta(WIDTH)
     with tuning.assume("sm_90"), record() as launches:
-        reconstruct.reconstruct(x, W, b, b_dec, [], None, meta(LATENTS, WIDTH), "relu", 0, precision, 2**28)
+        reconstruct.reconstruct(
+            ReconstructCall(x, W, b, b_dec, [], None, "relu", 0, precision, 2**28, meta(LATENTS, WIDTH))
+        )
     assert_bounded(launches, ["exact" if precision == "exact" else "encode", "decode"])
 
 
@@ -134,9 +141,8 @@ def test_tokens_that_their_neighbours_left_no_room_keep_their_bits(places, monke
     assert whole.counts().max() > 12
     monkeypatch.setattr(fast, "SLOTS", 96)
     monkeypatch.setattr(fast, "PLACES", places)
-    flags = encode.encode_into(
-        case.x, encode.request(case.W_enc, case.b_enc, case.b_dec, [], None, 0, "exact", 2**20), 1
-    )
+    call = EncodeCall(case.x, case.W_enc, case.b_enc, case.b_dec, [], None, "relu", 0, "exact", 2**20)
+    flags = encode.encode_into(case.x, encode.request(call), 1)
     assert int(flags[4][1]) > 0, "some found no room"
     assert_same(whole, pk.encode(case.x, w))
 

@@ -10,17 +10,17 @@ import torch
 
 from benches.gpu.bench import Bench
 from benches.gpu.inputs import calibrated_bias
-from benches.gpu.lines import dense_encode, encode_side, floor
+from benches.gpu.lines import dense_encode, floor
 from benches.gpu.measure import spreads
 from benches.gpu.records import Item, Result
-from patchsae.bench import checks
+from patchsae.bench import checks, ours
 from patchsae.bench.case import Side
 from patchsae.bench.encodes import Encode
 from patchsae.bench.findings import Findings, passed
 from patchsae.bench.inputs import Problem
 from patchsae.bench.measure import timed
 from patchsae.bench.timing import spread
-from patchsae_kernels import gpu
+from patchsae_kernels import servers
 
 
 def items(bench: Bench) -> Iterator[Item]:
@@ -53,7 +53,8 @@ def _designs(bench: Bench, spec: Encode, l0: int | None = None) -> Result:
     sides = {}
     for design in tuning.PRODUCTS:
         with tuning.override(product=design):
-            usable = not (gpu.interpreted and spec.precision == "bf16" and design == "fused")  # its bf16 dot is wrong
+            # The interpreter's bf16 dot is wrong.
+            usable = not (servers.interpreted and spec.precision == "bf16" and design == "fused")
             if usable and tuning.product_design(spec.precision) == design:
                 sides[design] = _under(spec, product=design)
     return _timed(bench, p, spec, {**sides, "floor": floor()})
@@ -78,7 +79,9 @@ def _dense_start(bench: Bench, precision: str) -> Result:
     """The released start beside the released encode."""
     start = bench.problem.first_images(bench.size.dense_images)
     p, spec = start.with_bias(torch.zeros_like(start.b_enc)), Encode("relu", precision)
-    return _timed(bench, p, spec, {"encode": encode_side(spec), "addmm + relu, fp32": dense_encode(), "floor": floor()})
+    return _timed(
+        bench, p, spec, {"encode": ours.encode(spec).ours, "addmm + relu, fp32": dense_encode(), "floor": floor()}
+    )
 
 
 def _kernels(bench: Bench, spec: Encode) -> Result:
@@ -101,7 +104,7 @@ def _kernels(bench: Bench, spec: Encode) -> Result:
 
 def _candidates(bench: Bench) -> Result:
     """How many latents a token the exact encode scores again."""
-    if not gpu.serves(bench.device):
+    if not servers.has_triton(bench.device):
         return Result(skipped="the reference serves this device and screens nothing")
     from patchsae_kernels.triton import encode
 
@@ -135,7 +138,7 @@ def _under(spec: Encode, product: str, tile: Any = None) -> Side:
     """`encode` with a design, and maybe a tile, forced."""
     from patchsae_kernels.triton import tuning
 
-    plain = encode_side(spec)
+    plain = ours.encode(spec).ours
 
     def run(p: Problem, turn: int) -> object:
         with tuning.override(product=product, tile=tile):

@@ -24,7 +24,7 @@ from benches.gpu.records import Item, Result
 from patchsae.bench.findings import Finding, Findings
 from patchsae.bench.timing import Pace, interleaved
 from patchsae.disk import environment
-from patchsae_kernels import gpu
+from patchsae_kernels import servers
 
 PACKAGES = (pk, patchsae, benches.gpu)
 QUERY = "name,driver_version,clocks.sm,clocks.mem,clocks.max.sm,clocks.max.mem,power.draw,power.limit,temperature.gpu"
@@ -52,7 +52,7 @@ def machine(device: torch.device) -> dict[str, Any]:
             "open_clip": _version("open_clip_torch"),
         },
         "tf32": _tf32(),
-        "interpreter": gpu.interpreted,
+        "interpreter": servers.interpreted,
         "ops": pk.describe()["ops"],
         "commit": environment.git_commit(),
         "source": source_hash(),
@@ -68,7 +68,7 @@ def _served(bench: Bench) -> Findings:
     """What is measured must be the kernels, not the reference, and of this tree, not an installed copy."""
     here = Path(__file__).resolve().parents[3]
     return (
-        Finding("the reference serves this GPU", float(bench.on_gpu and not gpu.serves(bench.device)), 0),
+        Finding("the reference serves this GPU", float(bench.on_gpu and not servers.has_triton(bench.device)), 0),
         Finding("TF32 is on, so float32 baselines are not", float(_tf32()), 0),
         Finding("packages of another tree", float(any(root != here for root in _roots())), 0),
     )

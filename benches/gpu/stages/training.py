@@ -20,7 +20,7 @@ from patchsae.bench import checks
 from patchsae.bench.findings import Finding
 from patchsae.bench.inputs import Problem
 from patchsae.bench.timing import Pace, interleaved
-from patchsae_kernels import gpu
+from patchsae_kernels import servers
 
 BUDGET = 256 * 2**20
 RECIPE_IMAGES = 2_621_440
@@ -56,7 +56,7 @@ def _twice(bench: Bench) -> Result:
 def _recorded(bench: Bench) -> Result:
     """`pk.StepGraph` against the same two steps op by op: the same bits, and its time beside theirs."""
     p = bench.problem
-    if not gpu.serves(p.device):
+    if not servers.has_triton(p.device):
         return Result(skipped="steps are recorded on a GPU only")
     s = steps.state(p, "trained")
     sides = [steps.copies(s) for _ in range(2)]
@@ -87,7 +87,7 @@ def _recorded(bench: Bench) -> Result:
 def _crossover(bench: Bench, precision: str) -> Result:
     """Times of both steps at two L0; a line through the sparse ones meets the dense time at the entry of DENSE_FROM."""
     p = bench.problem
-    if not gpu.serves(p.device):
+    if not servers.has_triton(p.device):
         return Result(skipped="the choice is made on a GPU only")
     from patchsae_kernels.triton import tuning
 
