@@ -9,7 +9,7 @@ from torch import Tensor
 
 import patchsae_kernels as pk
 from benches.vit import CLASSES, EndToEnd
-from patchsae.bench.case import Side, beside, floor
+from patchsae.bench.case import floor, side, unchecked
 from patchsae.bench.checks import close
 from patchsae.bench.findings import Finding, Findings
 from patchsae.experiments.stream.accumulators import LatentStatistics, image_means
@@ -76,17 +76,15 @@ def _check_halved(case: EndToEnd, found: Found, expected: Found) -> Findings:
     return (Finding("relative difference of the sum of activations", abs(a - b) / b, 0.05),)
 
 
-EXTRACTION = beside(
+EXTRACTION = unchecked(ours).beside(
     "extraction",
-    ours,
-    Side("tower + dense SAE", "fp32", lambda case, _turn: dense(case)),
+    side("tower + dense SAE", dense, "fp32"),
     floor("the tower alone", lambda case: case.clip.residual(case.pixels)),
     check,
 )
-EXTRACTION_BF16 = beside(
+EXTRACTION_BF16 = unchecked(lambda case: _ours(case, case.halved)).beside(
     "extraction, bf16 tower",
-    lambda case: _ours(case, case.halved),
-    Side("fp32 tower + dense SAE", "fp32", lambda case, _turn: dense(case)),
+    side("fp32 tower + dense SAE", dense, "fp32"),
     floor("the tower alone, bf16", lambda case: case.halved.residual(case.pixels)),
     _check_halved,
 )

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from benches.naive_masking import naive_sweep
 from benches.vit import EndToEnd
-from patchsae.bench.case import Side, beside, floor
+from patchsae.bench.case import floor, side, unchecked
 from patchsae.bench.findings import Finding, Findings
 from patchsae.experiments.mask.embeddings import sweep_embeddings
 
@@ -33,10 +33,9 @@ def check(case: EndToEnd, found: Embeddings, expected: Embeddings) -> Findings:
     return Finding("largest difference", largest, 1e-5), Finding("predictions that differ", changed, 0)
 
 
-MASKING = beside(
+MASKING = unchecked(ours).beside(
     "masking",
-    ours,
-    Side("one full pass a mask, dense fp32 SAE", "", lambda case, _turn: naive(case)),
+    side("one full pass a mask, dense fp32 SAE", naive),
     floor("one pass of the tower", lambda case: case.clip.embed(case.clip.residual(case.pixels))),
     check,
 )

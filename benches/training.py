@@ -12,7 +12,7 @@ from torch import Tensor
 import patchsae_kernels as pk
 from benches.dense_training import DenseTrainer, extra_parameters
 from patchsae.bench import checks
-from patchsae.bench.case import Case, Side, beside, floor
+from patchsae.bench.case import Case, floor, side, unchecked
 from patchsae.bench.cases import LR
 from patchsae.bench.findings import Findings
 from patchsae.bench.inputs import Problem, make_problem
@@ -109,10 +109,9 @@ def training_records(size: str, rounds: int, device: str = "cpu") -> Iterator[Re
 
 
 def _case(name: str) -> Case:
-    return beside(
+    return unchecked(lambda t: t.ours.step(t.problem.x)).beside(
         name,
-        lambda t: t.ours.step(t.problem.x),
-        Side("dense autograd + torch.optim.Adam", "fp32", lambda t, _turn: t.dense.step(t.problem.x)),
+        side("dense autograd + torch.optim.Adam", lambda t: t.dense.step(t.problem.x), "fp32"),
         floor(PRODUCT.name, lambda t: PRODUCT.run(t.problem, 0)),
         check,
     )

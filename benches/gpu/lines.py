@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import patchsae_kernels as pk
-from patchsae.bench import checks
-from patchsae.bench.case import Bar, Case, Opponent, Side
+from patchsae.bench import checks, dense, ours
+from patchsae.bench.case import Bar, Case, Opponent, Side, side
 from patchsae.bench.encodes import Encode
 from patchsae.bench.findings import Findings
-from patchsae.bench.inputs import TAU, Problem
+from patchsae.bench.inputs import Problem
 from patchsae.bench.sizes import Size
 
 
@@ -34,10 +34,6 @@ def floor() -> Side:
     return Side("torch.mm of the same shape", "bf16", _floor)
 
 
-def encode_side(spec: Encode) -> Side:
-    return Side("encode", spec.precision, lambda p, turn: spec.run(p, _turn(p.xs, turn)))
-
-
 def dense_encode() -> Side:
     """The released code's encode."""
     return Side("addmm + relu", "fp32", lambda p, turn: _dense_pre(p, turn).relu())
@@ -54,58 +50,33 @@ def _encode_lines(size: Size) -> list[Case]:
         ),
     ]
     for k, limit in zip(size.topk, (1.35, 1.4, 1.6), strict=False):
-        dense = Side("torch.mm + relu + torch.topk", "bf16", functools.partial(_dense_topk, k))
-        against = (Opponent(dense, Bar(False, 2)), Opponent(floor(), Bar(True, limit)))
+        product = Side("torch.mm + relu + torch.topk", "bf16", functools.partial(_dense_topk, k))
+        against = (Opponent(product, Bar(False, 2)), Opponent(floor(), Bar(True, limit)))
         lines.append(_encode_line(Encode("topk", "bf16", k), f"encode top-k {k}", against))
     return lines
 
 
 def _encode_line(spec: Encode, name: str, opponents: tuple[Opponent, ...]) -> Case:
-    return Case(f"{name}, {spec.precision}", encode_side(spec), opponents, lambda p, z: checks.encode(p, spec, z))
+    return ours.encode(spec).against(f"{name}, {spec.precision}", *opponents)
 
 
 def _decode_lines(size: Size) -> list[Case]:
     lines = []
     for precision, limit in (("bf16", 1.5), ("fp32", 8.0)):
-        dense = Side("dense product", precision, functools.partial(_dense_decode, precision))
-        lines.append(
-            Case(
-                f"decode, L0 {size.l0}, {precision}",
-                decode_side(precision),
-                (Opponent(dense, Bar(False, limit), _same_reconstruction),),
-                functools.partial(_check_decode, precision),
-            )
-        )
+        dense_side = side("dense product", functools.partial(dense.decode, precision=precision), precision)
+        opponent = Opponent(dense_side, Bar(False, limit), _same_reconstruction)
+        lines.append(ours.decode(precision).against(f"decode, L0 {size.l0}, {precision}", opponent))
     for precision in ("bf16", "fp32"):
-        bag = Side("F.embedding_bag", precision, functools.partial(_bag, precision))
-        lines.append(
-            Case(
-                f"decode, k {size.middle_k}, {precision}",
-                Side("decode", precision, functools.partial(_decode_top, precision)),
-                (Opponent(bag, Bar(False, 1.3), _same_but_bias),),
-                functools.partial(_check_top, precision),
-            )
+        bag = Opponent(
+            Side("F.embedding_bag", precision, functools.partial(_bag, precision)), Bar(False, 1.3), _same_but_bias
         )
+        lines.append(ours.decode_topk(precision).against(f"decode, k {size.middle_k}, {precision}", bag))
     for precision in ("bf16", "fp32"):
         once = Side("our decode once + writing the output", precision, functools.partial(_decode_and_write, precision))
-        lines.append(
-            Case(
-                f"decode_sweep, {len(size.sweep)} ks, {precision}",
-                Side("decode_sweep", precision, functools.partial(_sweep, precision)),
-                (Opponent(once, Bar(True, 1.4)),),
-                functools.partial(_check_sweep, precision),
-            )
-        )
-    encodes = tuple(Opponent(encode_side(Encode("relu", precision)), Bar(True, 0.1)) for precision in ("exact", "bf16"))
-    lines.append(
-        Case(
-            f"latent_stats, {size.classes} classes",
-            Side("latent_stats", "fp32", _stats),
-            encodes,
-            lambda p, found: checks.stats(p, p.z, found, TAU),
-        )
-    )
-    return lines
+        name = f"decode_sweep, {len(size.sweep)} ks, {precision}"
+        lines.append(ours.decode_sweep(precision).against(name, Opponent(once, Bar(True, 1.4))))
+    encodes = (Opponent(ours.encode(Encode("relu", precision)).ours, Bar(True, 0.1)) for precision in ("exact", "bf16"))
+    return [*lines, ours.latent_stats().against(f"latent_stats, {size.classes} classes", *encodes)]
 
 
 def _reconstruct_lines(backend: str) -> list[Case]:
@@ -115,16 +86,13 @@ def _reconstruct_lines(backend: str) -> list[Case]:
         two = Side("our encode + decode", precision, functools.partial(_encode_decode, spec, decoded))
         eager = Side("dense autoencoder with loss, eager", "fp32", _eager)
         compiled = Side(f"dense autoencoder with loss, torch.compile ({backend})", "fp32", _compiled_side(backend))
+        same_loss = functools.partial(_same_loss, checks.values_limit(precision))
         lines.append(
-            Case(
+            ours.reconstruct(spec).against(
                 f"encode-ReLU-decode with loss, {precision}",
-                Side("reconstruct", precision, functools.partial(_reconstruct, spec, decoded)),
-                (
-                    Opponent(two, Bar(True, 1.15)),
-                    Opponent(eager, Bar(False, 6), functools.partial(_same_loss, checks.values_limit(precision))),
-                    Opponent(compiled, Bar(False, 5), functools.partial(_same_loss, checks.values_limit(precision))),
-                ),
-                functools.partial(_check_reconstruct, spec, decoded),
+                Opponent(two, Bar(True, 1.15)),
+                Opponent(eager, Bar(False, 6), same_loss),
+                Opponent(compiled, Bar(False, 5), same_loss),
             )
         )
     return lines
@@ -145,17 +113,9 @@ def _further_lines(size: Size) -> list[Case]:
         _encode_line(spec, f"encode {spec.activation}{f' {spec.k}' if spec.k else ''}", (Opponent(floor()),))
         for spec in specs
     ]
-    masked = Case(
-        f"decode_masked, {size.classes} classes, fp32",
-        Side("decode_masked", "fp32", _masked),
-        (Opponent(decode_side("fp32")),),
-        lambda p, y: checks.decode(p, p.z, y, p.W_dec, p.keep[p.class_ids[p.rows]]),
-    )
-    return [*lines, masked]
-
-
-def decode_side(precision: str) -> Side:
-    return Side("decode", precision, functools.partial(_decode, precision))
+    masked = ours.decode_masked("fp32")
+    decoded = Opponent(ours.decode("fp32").ours)
+    return [*lines, masked.against(f"decode_masked, {size.classes} classes, fp32", decoded)]
 
 
 def dense_autoencoder(x: Tensor, W_enc: Tensor, b_enc: Tensor, W_dec: Tensor, b_dec: Tensor) -> tuple[Tensor, ...]:
@@ -170,94 +130,44 @@ def compiled(backend: str) -> Callable[..., tuple[Tensor, ...]]:
     return torch.compile(dense_autoencoder, fullgraph=True, backend=backend)
 
 
-def _turn(sets: tuple[Any, ...], turn: int) -> Any:
-    return sets[turn % len(sets)]
-
-
 def _floor(p: Problem, turn: int) -> Tensor:
     out = p.cached("product", lambda: torch.empty(*p.size.shape[::2], dtype=torch.bfloat16, device=p.device))
-    return torch.mm(_turn(p.xs_bf16, turn), p.W_enc_bf16, out=out)
+    return torch.mm(ours.in_turn(p.xs_bf16, turn), p.W_enc_bf16, out=out)
 
 
 def _dense_pre(p: Problem, turn: int) -> Tensor:
-    return torch.addmm(p.b_enc, _turn(p.xs, turn) - p.b_dec, p.W_enc_rows)
+    return torch.addmm(p.b_enc, ours.in_turn(p.xs, turn) - p.b_dec, p.W_enc_rows)
 
 
 def _dense_topk(k: int, p: Problem, turn: int) -> Any:
-    return torch.topk(torch.mm(_turn(p.xs_bf16, turn), p.W_enc_bf16).relu_(), k, dim=1)
-
-
-def _decode(precision: str, p: Problem, turn: int) -> Tensor:
-    return pk.decode(_turn(p.zs, turn), p.dictionary(precision), p.b_dec)
-
-
-def _dense_decode(precision: str, p: Problem, turn: int) -> Tensor:
-    W = p.dictionary(precision)
-    return torch.addmm(p.b_dec.to(W.dtype), p.dense(precision), W)
-
-
-def _check_decode(precision: str, p: Problem, y: Tensor) -> Findings:
-    return checks.decode(p, p.z, y, p.dictionary(precision))
-
-
-def _decode_top(precision: str, p: Problem, turn: int) -> Tensor:
-    return pk.decode(_turn(p.top_zs, turn), p.dictionary(precision), p.b_dec)
-
-
-def _check_top(precision: str, p: Problem, y: Tensor) -> Findings:
-    return checks.decode(p, p.top_zs[0], y, p.dictionary(precision))
+    return torch.topk(torch.mm(ours.in_turn(p.xs_bf16, turn), p.W_enc_bf16).relu_(), k, dim=1)
 
 
 def _bag(precision: str, p: Problem, turn: int) -> Tensor:
-    z, W = _turn(p.top_zs, turn), p.dictionary(precision)
+    z, W = ours.in_turn(p.top_zs, turn), p.dictionary(precision)
     place = turn % len(p.top_zs)
     indices = p.cached(f"bag indices {place}", lambda: z.indices.long())
     values = p.cached(f"bag values {precision} {place}", lambda: z.values.to(W.dtype))
     return F.embedding_bag(indices, W, z.indptr, mode="sum", per_sample_weights=values, include_last_offset=True)
 
 
-def _sweep(precision: str, p: Problem, turn: int) -> tuple[Tensor, Tensor]:
-    return pk.decode_sweep(_turn(p.zs, turn), p.rank, p.size.sweep, p.dictionary(precision), p.b_dec, p.class_ids)
-
-
-def _check_sweep(precision: str, p: Problem, found: tuple[Tensor, Tensor]) -> Findings:
-    return checks.sweep(p, p.z, *found, p.dictionary(precision))
-
-
 def _decode_and_write(precision: str, p: Problem, turn: int) -> Tensor:
     shape = (2 * len(p.size.sweep), *p.x.shape)
     out = p.cached("sweep output", lambda: torch.empty(shape, device=p.device))
-    _decode(precision, p, turn)
+    ours.decode(precision).ours.run(p, turn)
     return out.fill_(turn + 1.0)
 
 
-def _stats(p: Problem, turn: int) -> pk.LatentStats:
-    return pk.latent_stats(_turn(p.zs, turn), p.size.tokens, TAU, p.labels, p.size.classes)
-
-
-def _masked(p: Problem, turn: int) -> Tensor:
-    keep = p.cached("keep", lambda: p.keep)
-    return pk.decode_masked(_turn(p.zs, turn), keep, p.W_dec, p.b_dec, p.class_ids)
-
-
-def _reconstruct(spec: Encode, decoded: str, p: Problem, turn: int) -> Any:
-    return spec.reconstruct(p, p.dictionary(decoded), _turn(p.xs, turn))
-
-
-def _check_reconstruct(spec: Encode, decoded: str, p: Problem, found: Any) -> Findings:
-    return checks.reconstruction(p, spec, found, p.dictionary(decoded))
-
-
 def _encode_decode(spec: Encode, decoded: str, p: Problem, turn: int) -> Tensor:
-    return pk.decode(spec.run(p, _turn(p.xs, turn)), p.dictionary(decoded), p.b_dec)
+    return pk.decode(spec.run(p, ours.in_turn(p.xs, turn)), p.dictionary(decoded), p.b_dec)
 
 
 def _eager(p: Problem, turn: int) -> tuple[Tensor, ...]:
-    return dense_autoencoder(_turn(p.xs, turn), p.W_enc_rows, p.b_enc, p.W_dec, p.b_dec)
+    return dense_autoencoder(ours.in_turn(p.xs, turn), p.W_enc_rows, p.b_enc, p.W_dec, p.b_dec)
 
 
 def _compiled_side(backend: str) -> Callable[[Problem, int], tuple[Tensor, ...]]:
-    return lambda p, turn: compiled(backend)(_turn(p.xs, turn), p.W_enc_rows, p.b_enc, p.W_dec, p.b_dec)
+    return lambda p, turn: compiled(backend)(ours.in_turn(p.xs, turn), p.W_enc_rows, p.b_enc, p.W_dec, p.b_dec)
 
 
 def _same_sampled_latents(p: Problem, z: pk.SparseLatents, dense: Tensor) -> Findings:

@@ -79,7 +79,7 @@ def _step_line(name: str, kind: str, *against: Any, ours: str = "fp32") -> Case:
         for precision, bar in pairs
     )
     side = Side("sae_step", "exact" if ours == "fp32" else ours, functools.partial(_ours, kind, ours))
-    return Case(name, side, opponents, functools.partial(_check_step, kind, ours), SLOW)
+    return Case(name, side, functools.partial(_check_step, kind, ours), opponents, SLOW)
 
 
 def _limits(kind: str) -> dict[str, float]:
@@ -91,8 +91,8 @@ def _topk_line(k: int) -> Case:
     return Case(
         f"top-k {k} step",
         Side("encode + decode + autograd", "bf16", functools.partial(topk_gradients, k)),
-        (Opponent(eager, Bar(False, 3)),),
         functools.partial(_check_topk, k),
+        (Opponent(eager, Bar(False, 3)),),
     )
 
 
@@ -100,7 +100,7 @@ def _adam_line() -> Case:
     """28 bytes an element."""
     copy = Side("copy of the bytes it must move", "fp32", functools.partial(_copy, 28))
     return Case(
-        "Adam, projection, unit rows", Side("adam_step", "fp32", _adam), (Opponent(copy, Bar(True, 1.25)),), _check_adam
+        "Adam, projection, unit rows", Side("adam_step", "fp32", _adam), _check_adam, (Opponent(copy, Bar(True, 1.25)),)
     )
 
 
@@ -110,8 +110,8 @@ def _packing_adam_line() -> Case:
     return Case(
         "Adam, bfloat16 moments, encoder packed",
         Side("adam_step", "fp32", _packing_adam),
-        (Opponent(copy, Bar(True, 1.25)),),
         _check_packing_adam,
+        (Opponent(copy, Bar(True, 1.25)),),
     )
 
 

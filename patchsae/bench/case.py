@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from patchsae.bench.findings import Findings
@@ -51,21 +51,27 @@ class Case:
 
     name: str
     ours: Side
-    opponents: tuple[Opponent, ...]
     check: Callable[[Any, Any], Findings] | None = None
+    opponents: tuple[Opponent, ...] = ()
     pace: Pace | None = None
 
+    def against(self, name: str, *opponents: Opponent) -> Case:
+        """The same ours, measured."""
+        return replace(self, name=name, opponents=opponents)
 
-def beside(
-    name: str,
-    ours: Callable[[Any], Any],
-    baseline: Side,
-    limit: Side,
-    check: Callable[[Any, Any, Any], Findings],
-) -> Case:
-    """Ours, plain PyTorch, which ``check`` compares it with, and the `floor` that no implementation can pass."""
-    against = Opponent(baseline, check=check), Opponent(limit)
-    return Case(name, Side("ours", "", lambda inputs, _turn: ours(inputs)), against)
+    def beside(self, name: str, baseline: Side, limit: Side, check: Callable[[Any, Any, Any], Findings]) -> Case:
+        """Against plain PyTorch, which ``check`` compares it with, and the `floor` that no implementation can pass."""
+        return self.against(name, Opponent(baseline, check=check), Opponent(limit))
+
+
+def unchecked(run: Callable[[Any], Any]) -> Case:
+    """A case to be measured `beside` others, whose results are all its check."""
+    return Case("", side("ours", run))
+
+
+def side(name: str, run: Callable[[Any], Any], precision: str = "") -> Side:
+    """The same on every turn."""
+    return Side(name, precision, lambda inputs, _turn: run(inputs))
 
 
 def floor(name: str, run: Callable[[Any], Any]) -> Side:
@@ -73,4 +79,4 @@ def floor(name: str, run: Callable[[Any], Any]) -> Side:
 
     The share of the limit is its time over ours.
     """
-    return Side(name, "", lambda inputs, _turn: run(inputs))
+    return side(name, run)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 import patchsae_kernels as pk
-from patchsae.bench import checks, dense
-from patchsae.bench.case import Case, Side, beside, floor
+from patchsae.bench import checks, dense, ours
+from patchsae.bench.case import Case, floor, side, unchecked
 from patchsae.bench.encodes import Encode
 from patchsae.bench.findings import Finding, Findings
 from patchsae.bench.inputs import TAU, Problem
@@ -38,67 +38,36 @@ def named(names: Sequence[str]) -> list[Case]:
     return [cases[name] for name in names] if names else list(cases.values())
 
 
-def _fp32(name: str, run: Callable[[Problem], Any]) -> Side:
-    """Plain PyTorch."""
-    return Side(name, "fp32", lambda p, _turn: run(p))
-
-
 def _encode_cases() -> list[Case]:
-    relu, jump = Encode("relu", "exact"), Encode("jumprelu", "exact")
+    relu, jump = side("addmm + relu", dense.relu, "fp32"), side("addmm + compare + multiply", dense.jumprelu, "fp32")
     return [
-        beside("encode", relu.run, _fp32("addmm + relu", dense.relu), product_floor(), partial(_check_encode, relu)),
+        ours.encode(Encode("relu", "exact")).beside("encode", relu, product_floor(), _same_latents),
         *(_topk_case(k) for k in (32, 64)),
-        beside(
-            "encode_jumprelu",
-            jump.run,
-            _fp32("addmm + compare + multiply", dense.jumprelu),
-            product_floor(),
-            partial(_check_encode, jump),
-        ),
+        ours.encode(Encode("jumprelu", "exact")).beside("encode_jumprelu", jump, product_floor(), _same_latents),
     ]
 
 
 def _topk_case(k: int) -> Case:
-    spec = Encode("topk", "exact", k)
-
-    def check(p: Problem, z: pk.SparseLatents, top: Any) -> Findings:
-        h = torch.zeros(z.shape, device=p.device).scatter_(1, top.indices, top.values)
-        return _check_encode(spec, p, z, h)
-
-    baseline = _fp32(f"addmm + relu + topk {k}", partial(dense.topk, k=k))
-    return beside(f"encode_topk_{k}", spec.run, baseline, product_floor(), check)
+    baseline = side(f"addmm + relu + topk {k}", partial(dense.topk, k=k), "fp32")
+    return ours.encode(Encode("topk", "exact", k)).beside(f"encode_topk_{k}", baseline, product_floor(), _same_topk)
 
 
 def _decode_cases() -> list[Case]:
-    once = "reading W_dec's rows once, writing y"
+    read = floor("reading W_dec's rows once, writing y", lambda p: _move_decode_bytes(p, _rows_used(p)))
     return [
-        beside(
-            "decode",
-            _decode,
-            _fp32("dense product", dense.decode),
-            floor(once, lambda p: _move_decode_bytes(p, _rows_used(p))),
-            _check_decode,
-        ),
-        beside(
-            "decode_bag",
-            _decode,
-            _fp32("embedding_bag", dense.bag),
-            floor(once, lambda p: _move_decode_bytes(p, _rows_used(p))),
-            _check_decode,
-        ),
-        beside(
+        ours.decode("fp32").beside("decode", side("dense product", dense.decode, "fp32"), read, _same_tensor),
+        ours.decode("fp32").beside("decode_bag", side("embedding_bag", dense.bag, "fp32"), read, _same_tensor),
+        Case("", side("ours", _decode_masked), _check_masked).beside(
             "decode_masked",
-            lambda p: pk.decode_masked(p.z, p.rank < KEPT, p.W_dec, p.b_dec, p.class_ids),
-            _fp32("mask + dense product", partial(dense.masked, k=KEPT)),
-            floor(once, lambda p: _move_decode_bytes(p, _rows_kept(p))),
-            _check_masked,
+            side("mask + dense product", partial(dense.masked, k=KEPT), "fp32"),
+            floor(read.name, lambda p: _move_decode_bytes(p, _rows_kept(p))),
+            _same_tensor,
         ),
-        beside(
+        ours.decode_sweep("fp32").beside(
             "decode_sweep",
-            lambda p: pk.decode_sweep(p.z, p.rank, p.size.sweep, p.W_dec, p.b_dec, p.class_ids),
-            _fp32("2K masked dense products", dense.sweep),
+            side("2K masked dense products", dense.sweep, "fp32"),
             floor("writing the output", lambda p: p.x.new_zeros(2 * len(p.size.sweep), *p.x.shape)),
-            _check_sweep,
+            lambda p, found, other: (*_same_tensor(p, found[0], other[0]), *_same_tensor(p, found[1], other[1])),
         ),
     ]
 
@@ -106,51 +75,40 @@ def _decode_cases() -> list[Case]:
 def _statistics_cases() -> list[Case]:
     copied = floor("copy of z", lambda p: (p.z.values.clone(), p.z.indices.clone()))
     return [
-        beside(
-            "latent_stats",
-            lambda p: pk.latent_stats(p.z, p.size.tokens, TAU, p.labels, p.size.classes),
-            Side("dense sums, counts, maxima", "", lambda p, _turn: dense.stats(p, TAU)),
-            copied,
-            _check_stats,
+        ours.latent_stats().beside(
+            "latent_stats", side("dense sums, counts, maxima", partial(dense.stats, tau=TAU)), copied, _same_stats
         ),
-        beside(
+        unchecked(lambda p: pk.pool_tokens(p.z, p.size.tokens)).beside(
             "pool_tokens",
-            lambda p: pk.pool_tokens(p.z, p.size.tokens),
-            Side("dense sum over tokens", "", lambda p, _turn: dense.pooled(p)),
+            side("dense sum over tokens", dense.pooled),
             copied,
-            lambda p, z, h: (checks.close("sums", z.to_dense(), h, atol=1e-4),),
+            lambda p, z, h: _same_tensor(p, z.to_dense(), h),
         ),
     ]
 
 
 def _training_cases() -> list[Case]:
     return [
-        beside(
-            "sae_step",
-            lambda p: pk.sae_step(p.images(), p.parameters, l1=L1),
-            _fp32("dense autograd step", partial(dense.step, l1=L1)),
-            product_floor(),
-            _check_step,
+        unchecked(lambda p: pk.sae_step(p.images(), p.parameters, l1=L1)).beside(
+            "sae_step", side("dense autograd step", partial(dense.step, l1=L1), "fp32"), product_floor(), _same_step
         ),
-        beside(
+        unchecked(_our_adam).beside(
             "adam_step",
-            _our_adam,
-            Side("torch.optim.Adam + projection + rescaling", "", lambda p, _turn: _torch_adam(p)),
+            side("torch.optim.Adam + projection + rescaling", _torch_adam),
             floor("the bytes it moves: 6 arrays updated in place, 2 read", _move_adam_bytes),
             lambda p, ours, theirs: (checks.close("W_dec", ours, theirs, atol=1e-5),),
         ),
-        beside(
+        unchecked(_our_training_step).beside(
             "training_step",
-            _our_training_step,
-            _fp32("dense autograd step + torch.optim.Adam", _dense_training_step),
+            side("dense autograd step + torch.optim.Adam", _dense_training_step, "fp32"),
             product_floor(),
-            _check_training_step,
+            _same_training_step,
         ),
     ]
 
 
-def _decode(p: Problem) -> Tensor:
-    return pk.decode(p.z, p.W_dec, p.b_dec)
+def _decode_masked(p: Problem) -> Tensor:
+    return pk.decode_masked(p.z, p.rank < KEPT, p.W_dec, p.b_dec, p.class_ids)
 
 
 def _move_decode_bytes(p: Problem, rows: int) -> tuple[Tensor, Tensor]:
@@ -232,33 +190,29 @@ def _dense_training_step(p: Problem) -> tuple[Tensor, Tensor]:
     return total.detach(), params["W_dec"].detach()
 
 
-def _check_encode(spec: Encode, p: Problem, z: pk.SparseLatents, h: Tensor) -> Findings:
-    return (*checks.encode(p, spec, z), *checks.same_latents(z, h))
+def _check_masked(p: Problem, y: Tensor) -> Findings:
+    return checks.decode(p, p.z, y, p.W_dec, (p.rank < KEPT)[p.class_ids[p.rows]])
 
 
-def _check_decode(p: Problem, y: Tensor, other: Tensor) -> Findings:
-    return (*checks.decode(p, p.z, y, p.W_dec), checks.close("y", y, other, atol=1e-4))
+def _same_latents(p: Problem, z: pk.SparseLatents, h: Tensor) -> Findings:
+    return checks.same_latents(z, h)
 
 
-def _check_masked(p: Problem, y: Tensor, other: Tensor) -> Findings:
-    keep = (p.rank < KEPT)[p.class_ids[p.rows]]
-    return (*checks.decode(p, p.z, y, p.W_dec, keep), checks.close("y", y, other, atol=1e-4))
+def _same_topk(p: Problem, z: pk.SparseLatents, top: Any) -> Findings:
+    return checks.same_latents(z, torch.zeros(z.shape, device=p.device).scatter_(1, top.indices, top.values))
 
 
-def _check_sweep(p: Problem, found: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> Findings:
-    pairs = zip(("on", "off"), found, other, strict=True)
-    agree = (checks.close(name, ours, theirs, atol=1e-4) for name, ours, theirs in pairs)
-    return (*checks.sweep(p, p.z, *found, p.W_dec), *agree)
+def _same_tensor(p: Problem, found: Tensor, other: Tensor) -> Findings:
+    return (checks.close("result", found, other, atol=1e-4),)
 
 
-def _check_stats(p: Problem, found: pk.LatentStats, other: tuple[Tensor, ...]) -> Findings:
+def _same_stats(p: Problem, found: pk.LatentStats, other: tuple[Tensor, ...]) -> Findings:
     assert found.class_counts is not None
     counted = found.counts, found.max_values, found.class_counts.float()
-    sums = checks.close("sums", found.sums.float(), other[0], atol=1e-3)
-    return (*checks.stats(p, p.z, found, TAU), sums, checks.same_bits(counted, other[1:]))
+    return checks.close("sums", found.sums.float(), other[0], atol=1e-3), checks.same_bits(counted, other[1:])
 
 
-def _check_step(p: Problem, ours: Any, other: tuple[Tensor, list[Tensor]]) -> Findings:
+def _same_step(p: Problem, ours: Any, other: tuple[Tensor, list[Tensor]]) -> Findings:
     terms, grads = ours
     pairs = zip(grads.items(), other[1], strict=True)
     apart = ((name, (mine - theirs).abs().max() / theirs.abs().max()) for (name, mine), theirs in pairs)
@@ -268,5 +222,5 @@ def _check_step(p: Problem, ours: Any, other: tuple[Tensor, list[Tensor]]) -> Fi
     )
 
 
-def _check_training_step(p: Problem, ours: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> Findings:
+def _same_training_step(p: Problem, ours: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> Findings:
     return (checks.close("total", ours[0], other[0]), checks.stepped("W_dec", ours[1], other[1], LR))

@@ -17,7 +17,7 @@ import patchsae_kernels as pk
 from patchsae.bench.encodes import Encode
 from patchsae.bench.findings import Finding, Findings
 from patchsae.bench.inputs import Problem
-from patchsae_kernels import servers
+from patchsae_kernels.parts import interpreted
 
 OPS = torch.ops.patchsae
 """Given float64 they are the definition of correct: no kernel serves it."""
@@ -34,7 +34,7 @@ EDGE = {"exact": 64 * 2.0**-24, "fp32": 64 * 2.0**-24, "bf16": 1.1 * 2.0**-8}
 
 def values_limit(precision: str) -> float:
     """The entry of `VALUES`, or what the interpreter needs."""
-    return VALUES[precision] * (TRUNCATION if precision == "bf16" and servers.interpreted else 1)
+    return VALUES[precision] * (TRUNCATION if precision == "bf16" and interpreted else 1)
 
 
 class Truth(NamedTuple):

@@ -30,8 +30,9 @@ def jumprelu(p: Problem) -> Tensor:
     return pre * (pre > p.threshold)
 
 
-def decode(p: Problem) -> Tensor:
-    return torch.addmm(p.b_dec, p.dense(), p.W_dec)
+def decode(p: Problem, precision: str = "fp32") -> Tensor:
+    W = p.dictionary(precision)
+    return torch.addmm(p.b_dec.to(W.dtype), p.dense(precision), W)
 
 
 def masked(p: Problem, k: int) -> Tensor:

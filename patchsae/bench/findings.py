@@ -34,16 +34,6 @@ def faults(findings: Iterable[Finding]) -> str:
     return "; ".join(f"{f.name} is {f.value:.3g}, limit {f.limit:.3g}" for f in findings if not f.ok)
 
 
-def worst(findings: Iterable[Finding]) -> Findings:
-    """Of findings of the same name, the one with the largest value; NaN is larger than everything."""
-    kept: dict[str, Finding] = {}
-    for finding in findings:
-        other = kept.get(finding.name)
-        if other is None or math.isnan(finding.value) or finding.value > other.value:
-            kept[finding.name] = finding
-    return tuple(kept.values())
-
-
 def as_json(document: Any) -> str:
     """Indented, NaN and infinities as strings."""
     return json.dumps(strict(document), indent=1, allow_nan=False) + "\n"

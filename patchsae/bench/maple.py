@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from patchsae.bench import checks
-from patchsae.bench.case import Case, Side, beside, floor
+from patchsae.bench.case import Case, floor, side, unchecked
 from patchsae.bench.findings import Findings
 from patchsae.bench.inputs import Problem
 
@@ -18,10 +18,9 @@ if TYPE_CHECKING:
 
 
 def maple_case() -> Case:
-    return beside(
+    return unchecked(_our_maple).beside(
         "maple_forward",
-        _our_maple,
-        Side("CLIP on as many tokens", "", lambda p, _turn: _clip_forward(p, _maple(p).prompt_tokens)),
+        side("CLIP on as many tokens", lambda p: _clip_forward(p, _maple(p).prompt_tokens)),
         floor("CLIP without prompt tokens", lambda p: _clip_forward(p, 0)),
         _check_maple,
     )
@@ -62,7 +61,7 @@ def _clip_forward(p: Problem, more: int) -> Tensor:
 
 
 @torch.no_grad()
-def _check_maple(p: Problem, ours: Tensor, _: Tensor) -> Findings:
+def _check_maple(p: Problem, found: Tensor, _: Tensor) -> Findings:
     """The published forward pass, block by block."""
     maple = _maple(p)
     visual, learned, images = maple.clip.model.visual, maple.trainable(), maple.image_tokens
@@ -80,4 +79,4 @@ def _check_maple(p: Problem, ours: Tensor, _: Tensor) -> Findings:
             tokens = torch.cat([tokens[:, :images], prompts[n].expand(len(tokens), -1, -1)], dim=1)
         tokens = block(tokens)
     expected = F.normalize(visual._pool(tokens[:, :images])[0] @ visual.proj, dim=-1)
-    return (checks.close("embeddings", ours, expected, atol=1e-5),)
+    return (checks.close("embeddings", found, expected, atol=1e-5),)

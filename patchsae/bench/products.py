@@ -8,7 +8,7 @@ import torch
 
 from patchsae.bench.case import Side, floor
 from patchsae.bench.inputs import Problem
-from patchsae_kernels.cpu import peak
+from patchsae_kernels.parts import spend
 
 
 def product_floor() -> Side:
@@ -18,5 +18,5 @@ def product_floor() -> Side:
 
 def _product(p: Problem) -> Any:
     if p.device.type == "cpu":
-        return peak.spend(2 * len(p.x) * p.size.d_in * p.size.d_sae)
+        return spend(2 * len(p.x) * p.size.d_in * p.size.d_sae)
     return torch.mm(p.x.bfloat16(), p.W_enc.bfloat16())

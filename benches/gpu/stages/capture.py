@@ -11,7 +11,7 @@ from torch import Tensor
 import patchsae_kernels as pk
 from benches.gpu.bench import Bench
 from benches.gpu.records import Item, Result
-from benches.gpu.stages.determinism import _csr
+from benches.gpu.stages.determinism import tensors
 from patchsae.bench import checks
 from patchsae.bench.encodes import Encode
 from patchsae.bench.findings import Finding
@@ -39,7 +39,7 @@ def _bounded(bench: Bench, spec: Encode) -> Result:
     except OverflowError:
         missed = 0.0
     unreported = Finding("overflows that were not reported", missed, 0)
-    return Result((checks.same_bits(_csr(found), _csr(expected)), unreported))
+    return Result((checks.same_bits(tensors(found), tensors(expected)), unreported))
 
 
 def _captured(bench: Bench, spec: Encode) -> Result:
@@ -52,7 +52,7 @@ def _captured(bench: Bench, spec: Encode) -> Result:
     replay = _capture(lambda: _encode_bounded(p, spec, x, expected.nnz + p.size.n))
     x.copy_(p.xs[-1])
     found = pk.check_bounded(*replay())
-    return Result((checks.same_bits(_csr(found), _csr(expected)),))
+    return Result((checks.same_bits(tensors(found), tensors(expected)),))
 
 
 def _capture(run: Callable[[], Bounded]) -> Callable[[], Bounded]:

@@ -10,10 +10,10 @@ import torch
 
 from benches.gpu.bench import Bench
 from benches.gpu.inputs import calibrated_bias
-from benches.gpu.lines import dense_encode, encode_side, floor
+from benches.gpu.lines import dense_encode, floor
 from benches.gpu.measure import spreads
 from benches.gpu.records import Item, Result
-from patchsae.bench import checks
+from patchsae.bench import checks, ours
 from patchsae.bench.case import Side
 from patchsae.bench.encodes import Encode
 from patchsae.bench.findings import Findings, passed
@@ -79,7 +79,9 @@ def _dense_start(bench: Bench, precision: str) -> Result:
     """The released start beside the released encode."""
     start = bench.problem.first_images(bench.size.dense_images)
     p, spec = start.with_bias(torch.zeros_like(start.b_enc)), Encode("relu", precision)
-    return _timed(bench, p, spec, {"encode": encode_side(spec), "addmm + relu, fp32": dense_encode(), "floor": floor()})
+    return _timed(
+        bench, p, spec, {"encode": ours.encode(spec).ours, "addmm + relu, fp32": dense_encode(), "floor": floor()}
+    )
 
 
 def _kernels(bench: Bench, spec: Encode) -> Result:
@@ -136,7 +138,7 @@ def _under(spec: Encode, product: str, tile: Any = None) -> Side:
     """`encode` with a design, and maybe a tile, forced."""
     from patchsae_kernels.triton import tuning
 
-    plain = encode_side(spec)
+    plain = ours.encode(spec).ours
 
     def run(p: Problem, turn: int) -> object:
         with tuning.override(product=product, tile=tile):

@@ -82,7 +82,7 @@ def _measure(bench: Bench, sweep: Sweep, precision: str) -> Result:
     side = Side("sweep_embeddings", f"tower {precision}, SAE exact", lambda _p, _turn: sweep.ours(clip))
     passes = f"{1 + 2 * len(sweep.case.ks)} full passes, dense SAE"
     naive = Side(passes, "fp32", lambda _p, _turn: sweep.naive())
-    case = Case(NAME, side, (Opponent(naive, Bar(False, 100)),))
+    case = Case(NAME, side, opponents=(Opponent(naive, Bar(False, 100)),))
     pace = Pace(min(6.0, max(0.0, bench.left / 3)), 2, 7, 0) if bench.on_gpu else bench.pace
     data = as_data(case, timed({OURS: side, against(0): naive, against(1): side}, None, bench.device, pace))
     data["against"][0]["met"] &= agreement["differ"] == 0
