@@ -9,12 +9,13 @@ from benches.vit import EndToEnd
 from patchsae.bench.case import floor, side, unchecked
 from patchsae.bench.findings import Finding, Findings
 from patchsae.experiments.mask.embeddings import sweep_embeddings
+from patchsae.experiments.mask.options import TopKOptions
 
 Embeddings = dict[tuple[str, str, int], Tensor]
 
 
 def ours(case: EndToEnd) -> Embeddings:
-    swept = sweep_embeddings(case.clip, case.sae, case.pixels, case.labels, case.rankings, case.ks)
+    swept = sweep_embeddings(case.clip, case.sae, case.pixels, case.labels, case.rankings, TopKOptions(case.ks))
     return {tuple(variant): embedding for variant, embedding in swept.items()}
 
 

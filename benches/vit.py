@@ -11,7 +11,7 @@ from torch import Tensor
 
 from patchsae.experiments.classes.rankings import random_rank
 from patchsae.experiments.mask.embeddings import sweep_ks
-from patchsae.experiments.options import KS
+from patchsae.experiments.mask.options import KS
 from patchsae.models.clip import SplitCLIP, load_clip
 from patchsae.models.sae import SparseAutoencoder
 from patchsae.models.sae_config import SAEConfig

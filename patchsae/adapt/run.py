@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, TypeAlias
 
 import torch
 
@@ -23,29 +23,23 @@ from patchsae.data import ImageDataset
 from patchsae.data.left_out import left_out
 from patchsae.disk import checksums
 from patchsae.disk.runs import Stage
+from patchsae.experiments.stream.job import Job
 from patchsae.models import prompts
 from patchsae.models.clip import SplitCLIP
+from patchsae.report import Section
 from patchsae.words import percent
 
+Adapted: TypeAlias = tuple[checkpoint.TrainState, list[PartResult]]
 
-def adapt(
-    clip: SplitCLIP,
-    task: Task,
-    options: AdaptOptions,
-    stage: Stage,
-    *,
-    settings: Mapping[str, Any] | None = None,
-    overwrite: bool = False,
-) -> list[results.Row]:
+
+def adapt(clip: SplitCLIP, task: Task, job: Job | Stage, options: AdaptOptions) -> list[results.Row]:
     """Train and test an adapter, or go on where a killed or interrupted run of the same settings stopped.
 
     Args:
         clip: nothing of it is changed.
-        stage: receives ``adapter.safetensors``, for MaPLe also ``MultiModalPromptLearner/model.pth.tar-EPOCHS`` in the
-            official layout, ``metrics.jsonl``, ``accuracy.csv``, ``classes.csv``, ``few_shot.csv`` (the images trained
-            on) and a report section.
-        settings: what the caller wants recorded, and compared on resume, beside the options.
-        overwrite: start afresh whatever the stage holds.
+        job: its stage receives ``adapter.safetensors``, for MaPLe also ``MultiModalPromptLearner/model.pth.tar-EPOCHS``
+            in the official layout, ``metrics.jsonl``, ``accuracy.csv``, ``classes.csv``, ``few_shot.csv`` (the images
+            trained on) and a report section.
 
     Returns:
         The lines of accuracy.csv; those of the stage if it had finished already.
@@ -54,6 +48,7 @@ def adapt(
         NonFiniteStep, Interrupted, BadImage: as `train_adapter`.
         ValueError: a setting that the adapter or the CLIP does not have.
     """
+    job = Job.of(job)
     adapted, recipe = build(clip, task, options)
     made_from = {
         "clip": clip.fingerprint,
@@ -61,12 +56,25 @@ def adapt(
         "training": task.training.fingerprint,
         "parts": [f"{part.name} {part.dataset.fingerprint}" for part in task.parts],
     }
-    told = {**clip.metadata, **(settings or {}), **dataclasses.asdict(options)}
+    told = {**clip.metadata, **job.settings, **dataclasses.asdict(options)}
     config = {**told, "recipe": recipe, "made_from": made_from}
-    with stage:
-        if stage.begin(config, overwrite, device=str(clip.device), may_differ=MAY_DIFFER):
-            _fill(stage, adapted, task, recipe, options)
-    return results.rows(results.load_parts(stage), options.setting)
+
+    def compute() -> Adapted:
+        _write_few(job.stage, task.training)
+        state = train_adapter(adapted, task.training, recipe, options, job.stage)
+        _save(job.stage, adapted, recipe)
+        return state, _evaluate(job.stage, adapted, task, options)
+
+    def write(stage: Stage, done: Adapted) -> Section:
+        state, parts = done
+        results.write_tables(stage, parts, options.setting)
+        by_seed = results.over_seeds(stage, options.setting, parts)
+        section = adaptation_section(stage, adapted, task, recipe, options, state, parts, by_seed)
+        _say(stage.name, done, task, options)
+        return section
+
+    job.make(config, compute, write, device=clip.device, may_differ=MAY_DIFFER, spent=checkpoint.FILE)
+    return results.rows(results.load_parts(job.stage), options.setting)
 
 
 def build(clip: SplitCLIP, task: Task, options: AdaptOptions) -> tuple[AdaptedCLIP, Recipe]:
@@ -96,19 +104,12 @@ def _start_from_words(adapted: AdaptedCLIP, words: str) -> None:
     context.copy_(TextTower(adapted.clip).embedding_of(ids))
 
 
-def _fill(stage: Stage, adapted: AdaptedCLIP, task: Task, recipe: Recipe, options: AdaptOptions) -> None:
-    _write_few(stage, task.training)
-    state = train_adapter(adapted, task.training, recipe, options, stage)
-    _save(stage, adapted, recipe)
-    parts = _evaluate(stage, adapted, task, options)
-    results.write_tables(stage, parts, options.setting)
-    by_seed = results.over_seeds(stage, options.setting, parts)
-    adaptation_section(stage, adapted, task, recipe, options, state, parts, by_seed).write(stage)
-    stage.finish(checkpoint.FILE)
+def _say(name: str, done: Adapted, task: Task, options: AdaptOptions) -> None:
+    state, parts = done
     for line in left_out(state.bad, len(task.training)):
         print(line, file=sys.stderr)
     for row in results.rows(parts, options.setting):
-        print(f"{stage.name}: {row.part}: {percent(row.accuracy, 2)} (CLIP {percent(row.clip, 2)})")
+        print(f"{name}: {row.part}: {percent(row.accuracy, 2)} (CLIP {percent(row.clip, 2)})")
 
 
 def _write_few(stage: Stage, few: ImageDataset) -> None:

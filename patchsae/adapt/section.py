@@ -12,12 +12,12 @@ from patchsae.adapt.results import Row, rows, summary
 from patchsae.adapt.task import Task
 from patchsae.adapters import AdaptedCLIP
 from patchsae.disk.runs import Stage
+from patchsae.experiments.shown import SHOWN_CLASSES
 from patchsae.report import Section
 from patchsae.report.plots import class_dots, training_curves
 from patchsae.words import counted, percent, signed
 
 PANELS = (("Loss", ("loss",)), ("Accuracy on the batches", ("accuracy",)), ("Learning rate", ("lr",)))
-_SHOWN_CLASSES = 40
 _KINDS = {
     "maple": "MaPLe",
     "coop": "CoOp",
@@ -83,7 +83,7 @@ def adaptation_section(
 def _classes(section: Section, parts: Sequence[PartResult]) -> None:
     for part in parts:
         seen = [label for label, images in enumerate(part.images) if images]
-        shown = seen[:_SHOWN_CLASSES]
+        shown = seen[:SHOWN_CLASSES]
         if not shown:
             continue
         series = {

@@ -10,9 +10,8 @@ from patchsae.cli import opening
 from patchsae.cli.choices import Images, Model, Sides
 from patchsae.data import ImageDataset
 from patchsae.experiments.any_clip import AnyCLIP, kind_of
-from patchsae.experiments.compare.experiment import Side
-from patchsae.experiments.table.cells import Cell
-from patchsae.experiments.table.experiment import OpenCell
+from patchsae.experiments.compare import Side
+from patchsae.experiments.table import Cell, OpenCell
 from patchsae.models.clip import SplitCLIP
 from patchsae.models.sae import SparseAutoencoder
 

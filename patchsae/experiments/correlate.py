@@ -7,19 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from patchsae.disk.hashing import fingerprint
+from patchsae.disk.runs import Stage
 from patchsae.experiments.compare.result import Comparison
 from patchsae.experiments.extract.result import Extraction
-from patchsae.experiments.provenance import stage_config
+from patchsae.experiments.stream.job import Job
 from patchsae.report import Section, figures, plots
-
-if TYPE_CHECKING:
-    from patchsae.disk.runs import Stage
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +57,7 @@ def correlations(counts: Sequence[Tensor]) -> Tensor:
     NaN where one of the two is the same for all latents (nothing fired), for then there is none.
     """
     centred = torch.stack([vector.double() - vector.double().mean() for vector in counts])
-    norms = centred.norm(dim=1)
+    norms: Tensor = centred.norm(dim=1)
     products = centred @ centred.T / (norms[:, None] * norms[None])
     constant = norms == 0
     products.fill_diagonal_(1)  # as it is but for rounding
@@ -68,36 +66,35 @@ def correlations(counts: Sequence[Tensor]) -> Tensor:
 
 def run(
     found: Sequence[Activity],
-    stage: Stage,
-    *,
-    settings: Mapping[str, Any] | None = None,
-    overwrite: bool = False,
+    job: Job | Stage,
 ) -> Tensor:
     """Correlate every two of n activities and leave ``correlation.csv`` (a row and a column each), a heat map
-    ``correlation.png`` and a report section.
+    ``correlation.png`` and a report section in the stage.
 
     Returns float64 [n, n] as :func:`correlations`.
 
     Raises ValueError for fewer than two, two of one name, or different autoencoders or thresholds.
     """
+    job = Job.of(job)
     _require_comparable(found)
     names = [activity.name for activity in found]
     matrix = correlations([activity.counts for activity in found])
     made_from = {"counts": fingerprint({activity.name: activity.counts for activity in found}), "names": names}
-    with stage:
-        if stage.begin(stage_config(None, settings, **made_from), overwrite):
-            values = [[None if value != value else value for value in row] for row in matrix.tolist()]
-            stage.write_table("correlation.csv", {"name": names, **dict(zip(names, values, strict=True))})
-            figure = plots.heat(matrix.numpy(), names, names, "correlation")
-            stage.write_bytes("correlation.png", figures.png(figure))
-            lead = (
-                f"Correlation over {found[0].counts.numel():,} latents of how many tokens each has above "
-                f"{found[0].threshold:g} in {len(names)} pairs of a dataset and a model."
-            )
-            section = Section("Correlation of datasets", lead)
-            section.figure(figure, "1 is the same latents in the same proportions, 0 nothing to do with each other.")
-            section.write(stage)
-            stage.finish()
+
+    def write(stage: Stage, matrix: Tensor) -> Section:
+        values = [[None if value != value else value for value in row] for row in matrix.tolist()]
+        stage.write_table("correlation.csv", {"name": names, **dict(zip(names, values, strict=True))})
+        figure = plots.heat(matrix.numpy(), names, names, "correlation")
+        stage.write_bytes("correlation.png", figures.png(figure))
+        lead = (
+            f"Correlation over {found[0].counts.numel():,} latents of how many tokens each has above "
+            f"{found[0].threshold:g} in {len(names)} pairs of a dataset and a model."
+        )
+        section = Section("Correlation of datasets", lead)
+        section.figure(figure, "1 is the same latents in the same proportions, 0 nothing to do with each other.")
+        return section
+
+    job.make(job.config(None, **made_from), lambda: matrix, write)
     return matrix
 
 

@@ -3,19 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any
 
 from patchsae.data import ImageDataset
 from patchsae.disk.hashing import fingerprint
 from patchsae.experiments.any_clip import AnyCLIP, kind_of
 from patchsae.models.sae import SparseAutoencoder
-
-
-def stage_config(options: Any, settings: Mapping[str, Any] | None, **made_from: Any) -> dict[str, Any]:
-    """The configuration of a stage: the caller's settings, the experiment's options (or None), what it is made from."""
-    chosen = {} if options is None else asdict(options)
-    return {**(settings or {}), **chosen, "made_from": made_from}
 
 
 def describe_model(clip: AnyCLIP) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from patchsae.adapt.run import adapt
 from patchsae.adapt.task import Task, make_task
 from patchsae.data import open_images
 from patchsae.disk.runs import Run, Stage
+from patchsae.experiments import Job
 from patchsae.models.clip import SplitCLIP, load_clip
 
 SIZES = {
@@ -59,7 +60,7 @@ def adapt_in(
     root: Path, clip: SplitCLIP, chosen: AdaptOptions, name: str = "adapt", overwrite: bool = False
 ) -> tuple[list[Row], Stage]:
     stage = Run(root).stage(name)
-    return adapt(clip, task(chosen), chosen, stage, settings={"images": TRAIN}, overwrite=overwrite), stage
+    return adapt(clip, task(chosen), Job(stage, {"images": TRAIN}, overwrite), chosen), stage
 
 
 def timeless(stage: Stage) -> list[dict[str, Any]]:

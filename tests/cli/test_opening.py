@@ -11,7 +11,7 @@ from PIL import Image
 
 from patchsae.cli import opening
 from patchsae.cli.choices import FewImages, Images, Model
-from patchsae.experiments.options import ExtractOptions
+from patchsae.experiments.extract.options import ExtractOptions
 from patchsae.models.clip import load_clip
 from tests.small_clips import write_clip
 

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import os
 import signal
-from dataclasses import replace
 from pathlib import Path
 
 from patchsae.data import BadImage, Sample
 from patchsae.data.shapes import ShapesWorld
 from patchsae.disk.runs import Run
-from patchsae.experiments.classes.experiment import Rankings
-from patchsae.experiments.compare import experiment as adaptation
-from patchsae.experiments.compare.experiment import Side
-from patchsae.experiments.extract import experiment as extract
-from patchsae.experiments.mask import experiment as masking
-from patchsae.experiments.options import CompareOptions, ExtractOptions, MaskOptions
+from patchsae.experiments import Job, compare, extract, mask
+from patchsae.experiments.classes import Rankings
+from patchsae.experiments.compare import Side
+from patchsae.experiments.compare.options import CompareOptions
+from patchsae.experiments.extract.options import ExtractOptions
+from patchsae.experiments.mask.options import MaskOptions
 from patchsae.interrupt import Interrupted
 from patchsae.parallel.base import Parallel
 from tests.experiments.worlds import make_clip, make_images, make_sae
@@ -42,13 +41,17 @@ class Torn(ShapesWorld):
         return super().sample(i)
 
 
+def job(run: Path, name: str, parallel: Parallel) -> Job:
+    return Job(Run(run).stage(name), parallel=parallel)
+
+
 def extracted(parallel: Parallel, clips: Path, run: Path, down: bool) -> int:
     """The signal that stopped it, or 0."""
     dataset = Torn(n=N)
     dataset.down = down
     clip = make_clip(clips)
     try:
-        found = extract.run(clip, make_sae(), dataset, Run(run).stage("extract"), EXTRACT, parallel=parallel)
+        found = extract.run(clip, make_sae(), dataset, job(run, "extract", parallel), EXTRACT)
     except Interrupted as stop:
         return stop.signum
     assert found.images == N - 7
@@ -56,8 +59,8 @@ def extracted(parallel: Parallel, clips: Path, run: Path, down: bool) -> int:
 
 
 def masked(parallel: Parallel, clips: Path, rankings: Path, run: Path) -> None:
-    found, stage = Rankings.load(Run(rankings).stage("classes")), Run(run).stage("mask")
-    masking.run(make_clip(clips), make_sae(), make_images(N, "val"), found, stage, MASK, parallel=parallel)
+    found = Rankings.load(Run(rankings).stage("classes"))
+    mask.run(make_clip(clips), make_sae(), make_images(N, "val"), found, job(run, "mask", parallel), MASK)
 
 
 def compared(parallel: Parallel, clips: Path, run: Path, same: bool) -> None:
@@ -67,4 +70,4 @@ def compared(parallel: Parallel, clips: Path, run: Path, same: bool) -> None:
         sides = Side("A", clip, make_images(N)), Side("B", make_clip(clips.with_name("second"), 1), make_images(N))
     else:
         sides = Side("A", clip, make_images(N)), Side("B", clip, make_images(N, seed=1))
-    adaptation.run(*sides, make_sae(), Run(run).stage("compare"), replace(COMPARE), parallel=parallel)
+    compare.run(*sides, make_sae(), job(run, "compare", parallel), COMPARE)

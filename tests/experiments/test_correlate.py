@@ -11,12 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from patchsae.disk.runs import Run
-from patchsae.experiments import correlate as correlation
-from patchsae.experiments.compare import experiment as adaptation
-from patchsae.experiments.compare.experiment import Side
+from patchsae.experiments import compare, correlate, extract
+from patchsae.experiments.compare import Side
+from patchsae.experiments.compare.options import CompareOptions
 from patchsae.experiments.correlate import Activity, correlations
-from patchsae.experiments.extract import experiment as extract
-from patchsae.experiments.options import CompareOptions, ExtractOptions
+from patchsae.experiments.extract.options import ExtractOptions
 from tests.experiments.worlds import make_images, make_sae
 
 vectors = st.lists(st.lists(st.integers(0, 50), min_size=7, max_size=7), min_size=2, max_size=4)
@@ -54,17 +53,17 @@ def run(clip, other_clip, sae, tmp_path_factory) -> Run:
         extract.run(clip, sae, make_images(6, seed=seed), run.stage(name), options)
     extract.run(clip, make_sae(seed=1), make_images(6), run.stage("stranger"), options)
     sides = [Side(name, model, make_images(6)) for name, model in (("before", clip), ("after", other_clip))]
-    compare = CompareOptions(show_latents=0, templates=("a {}.",))
-    adaptation.run(*sides, sae, run.stage("compare"), compare)
+    chosen = CompareOptions(show_latents=0, templates=("a {}.",))
+    compare.run(*sides, sae, run.stage("compare"), chosen)
     return run
 
 
 def test_extractions_and_comparisons_stand_side_by_side(run) -> None:
-    found = [a for name in ("first", "second", "compare") for a in correlation.activities(run.stage(name))]
+    found = [a for name in ("first", "second", "compare") for a in correlate.activities(run.stage(name))]
     names = ["first", "second", "compare: before", "compare: after"]
     assert [activity.name for activity in found] == names
     stage = run.stage("correlate")
-    matrix = correlation.run(found, stage)
+    matrix = correlate.run(found, stage)
     assert matrix[0, 2] == pytest.approx(1)  # the same images in the same model
     assert float(matrix[0, 3]) < 0.99
     table = stage.read_table("correlation.csv")
@@ -76,8 +75,8 @@ def test_extractions_and_comparisons_stand_side_by_side(run) -> None:
 
 
 def test_what_cannot_be_compared_is_refused(run, tmp_path) -> None:
-    (first,) = correlation.activities(run.stage("first"))
-    (stranger,) = correlation.activities(run.stage("stranger"))
+    (first,) = correlate.activities(run.stage("first"))
+    (stranger,) = correlate.activities(run.stage("stranger"))
     stage = Run(tmp_path).stage("correlate")
     for found, message in (
         ([first], "expected at least 2"),
@@ -86,7 +85,7 @@ def test_what_cannot_be_compared_is_refused(run, tmp_path) -> None:
         ([first, replace(first, name="other", threshold=0.5)], "above 0.5; expected 0.2"),
     ):
         with pytest.raises(ValueError, match=message):
-            correlation.run(found, stage)
+            correlate.run(found, stage)
     assert not stage.path.exists()
 
 
@@ -96,11 +95,11 @@ def test_a_stage_of_another_kind_is_refused(tmp_path) -> None:
         stage.begin({})
         stage.finish()
     with pytest.raises(ValueError, match="neither an extraction nor a comparison"):
-        correlation.activities(stage)
+        correlate.activities(stage)
 
 
 def test_nothing_correlates_with_silence(tmp_path) -> None:
     found = [Activity(name, counts, 0.2, {}) for name, counts in (("a", torch.arange(4)), ("b", torch.zeros(4).long()))]
     stage = Run(tmp_path).stage("correlate")
-    correlation.run(found, stage)
+    correlate.run(found, stage)
     assert stage.read_table("correlation.csv")["b"] == [None, None]

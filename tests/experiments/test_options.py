@@ -7,15 +7,12 @@ import sys
 
 import pytest
 
-from patchsae.experiments.options import (
-    ClassesOptions,
-    CompareOptions,
-    DisplayOptions,
-    EvaluateOptions,
-    ExtractOptions,
-    MaskOptions,
-    StreamOptions,
-)
+from patchsae.experiments.classes.options import ClassesOptions
+from patchsae.experiments.compare.options import CompareOptions
+from patchsae.experiments.evaluate.options import EvaluateOptions
+from patchsae.experiments.extract.options import ExtractOptions
+from patchsae.experiments.mask.options import MaskOptions
+from patchsae.experiments.options import DisplayOptions, StreamOptions
 
 
 @pytest.mark.parametrize(

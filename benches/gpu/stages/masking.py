@@ -40,9 +40,10 @@ class Sweep:
     def ours(self, clip: SplitCLIP) -> Embeddings:
         """(mode, k) -> [B, E]."""
         from patchsae.experiments.mask.embeddings import sweep_embeddings
+        from patchsae.experiments.mask.options import TopKOptions
 
         c = self.case
-        swept = sweep_embeddings(clip, c.sae, c.pixels, c.labels, c.rankings, c.ks)
+        swept = sweep_embeddings(clip, c.sae, c.pixels, c.labels, c.rankings, TopKOptions(c.ks))
         return {(variant.mode, variant.k): e for variant, e in swept.items() if variant.mode != "reconstruction"}
 
     @cached_property

@@ -35,6 +35,7 @@ def adapt(
     from patchsae.adapt.task import make_task
     from patchsae.cli import opening
     from patchsae.disk.runs import Run
+    from patchsae.experiments import Job
 
     options.require_targets(images.targets)
     require_prompts(options.templates)
@@ -45,7 +46,7 @@ def adapt(
     clip = opening.clip(model, origin)
     opening.say_what_is_used(clip, task.training)
     stage = stage_of(run, name or f"adapt-{options.adapter}-seed{options.seed}", "adapt")
-    train_and_test(clip, task, options, stage, settings=found | {"dtype": model.dtype}, overwrite=overwrite)
+    train_and_test(clip, task, Job(stage, found | {"dtype": model.dtype}, overwrite), options)
     renew_report(run)
 
 

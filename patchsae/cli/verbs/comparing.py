@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 from patchsae.cli.choices import Images, Model, Sides
 from patchsae.cli.verbs.shared import PLAIN, renew_report, require_prompts, stage_of, together
-from patchsae.experiments.options import CellOptions, CompareOptions, SweepOptions, cross_options
+from patchsae.experiments.compare.options import CompareOptions, cross_options
+from patchsae.experiments.mask.options import TopKOptions
+from patchsae.experiments.table.options import CellOptions, TableOptions
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ def compare(
     model: Model,
     sides: Sides,
     options: CompareOptions,
-    sweep: SweepOptions,
+    sweep: TopKOptions,
 ) -> None:
     """Two models on the same images, or one model on two datasets, through one SAE: what changes.
 
@@ -64,8 +66,9 @@ def compare(
     from patchsae.cli import opening
     from patchsae.cli.sides import open_sides
     from patchsae.disk.runs import Run
+    from patchsae.experiments import Job
+    from patchsae.experiments import compare as experiment
     from patchsae.experiments.compare import crossed
-    from patchsae.experiments.compare import experiment as adaptation
 
     sides.require_two()
     require_prompts(options.templates)
@@ -75,28 +78,15 @@ def compare(
         options = opening.as_trained(options, found.settings)
         given = {} if how.sae is None else {"sae": how.sae}
         pair = (found.first, found.second, reader)
-        compared = adaptation.run(
-            *pair,
-            stage_of(how.run, how.name, "compare"),
-            options,
-            settings=found.settings | given,
-            overwrite=how.overwrite,
-            parallel=parallel,
-        )
+        job = Job(stage_of(how.run, how.name, "compare"), found.settings | given, how.overwrite, parallel)
+        compared = experiment.run(*pair, job, options)
         if found.tested is not None:
-            crossed.run(
-                *pair,
-                compared,
-                found.tested,
-                stage_of(how.run, f"{how.name}-test", "compare"),
-                cross_options(options, sweep),
-                settings=found.test_settings | given,
-                overwrite=how.overwrite,
-                parallel=parallel,
-            )
+            stage = stage_of(how.run, f"{how.name}-test", "compare")
+            job = replace(job, stage=stage, settings=found.test_settings | given)
+            crossed.run(*pair, compared, found.tested, job, cross_options(options, sweep))
 
 
-def table(how: Annotated[Tabulating, PLAIN], model: Model, sweep: SweepOptions, options: CellOptions) -> None:
+def table(how: Annotated[Tabulating, PLAIN], model: Model, sweep: TopKOptions, options: CellOptions) -> None:
     """One table of what adaptation changes, over any list of datasets and adapters, as in the paper.
 
     A table that was stopped goes on with the first cell that is not finished; new cells may be added to the list.
@@ -104,28 +94,22 @@ def table(how: Annotated[Tabulating, PLAIN], model: Model, sweep: SweepOptions, 
     from patchsae.cli import opening
     from patchsae.cli.sides import open_cell
     from patchsae.disk.runs import Run
-    from patchsae.experiments.table import experiment
+    from patchsae.experiments import Job
+    from patchsae.experiments import table as experiment
     from patchsae.experiments.table.cells import read_cells
+    from patchsae.experiments.table.experiment import require_share
 
     listed = read_cells(how.cells)
-    experiment.require_share(how.share)
+    require_share(how.share)
     for cell in listed:
         require_prompts(cell.templates or options.templates)
         if cell.adapter is not None:
             opening.adapter_folder(cell.adapter)
     autoencoder = opening.autoencoder(Run(how.run), how.sae, opening.device(model))
     clip = opening.clip(model, autoencoder.config.metadata)
-    experiment.run(
-        listed,
-        partial(open_cell, clip=clip),
-        autoencoder,
-        Run(how.run / f"{how.name}-cells"),
-        stage_of(how.run, how.name, "table"),
-        options,
-        cross_options(options, sweep, swept=how.mask),
-        share=how.share,
-        overwrite=how.overwrite,
-    )
+    job = Job(stage_of(how.run, how.name, "table"), overwrite=how.overwrite)
+    chosen = TableOptions(options, sweep, how.mask, how.share)
+    experiment.run(listed, partial(open_cell, clip=clip), autoencoder, job, chosen)
     print((how.run / how.name / "table.md").read_text(), end="")
     renew_report(how.run)
 
@@ -141,10 +125,11 @@ def correlate(run: Path, stages: tuple[str, ...], name: str = "correlate", overw
     """
     from patchsae.cli import opening
     from patchsae.disk.runs import Run
-    from patchsae.experiments import correlate as correlation
+    from patchsae.experiments import Job
+    from patchsae.experiments import correlate as experiment
 
     made_by = {stage: "compare" if stage.startswith("compare") else "extract" for stage in stages}
     finished = [opening.finished_stage(Run(run), stage, made_by[stage], "other --stages") for stage in stages]
-    found = [activity for stage in finished for activity in correlation.activities(stage)]
-    correlation.run(found, stage_of(run, name, "correlate"), settings={"stages": list(stages)}, overwrite=overwrite)
+    found = [activity for stage in finished for activity in experiment.activities(stage)]
+    experiment.run(found, Job(stage_of(run, name, "correlate"), {"stages": list(stages)}, overwrite))
     renew_report(run)

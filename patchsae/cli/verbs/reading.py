@@ -10,12 +10,16 @@ import tyro
 
 from patchsae.cli.choices import Images, Model
 from patchsae.cli.verbs.shared import PLAIN, renew_report, require_prompts, stage_of, together
-from patchsae.experiments.options import ClassesOptions, EvaluateOptions, ExplainOptions, ExtractOptions, MaskOptions
+from patchsae.experiments.classes.options import ClassesOptions
+from patchsae.experiments.evaluate.options import EvaluateOptions
+from patchsae.experiments.explain.options import ExplainOptions
+from patchsae.experiments.extract.options import ExtractOptions
+from patchsae.experiments.mask.options import MaskOptions
 
 if TYPE_CHECKING:
     from patchsae.data import ImageDataset
     from patchsae.disk.runs import Run
-    from patchsae.experiments.explain.experiment import References
+    from patchsae.experiments.explain import References
     from patchsae.models.clip import SplitCLIP
     from patchsae.models.sae import SparseAutoencoder
 
@@ -59,16 +63,15 @@ def evaluate(
         overwrite: start again.
     """
     from patchsae.cli import opening
-    from patchsae.experiments.evaluate import experiment
+    from patchsae.experiments import Job
+    from patchsae.experiments import evaluate as experiment
 
     require_prompts(options.templates)
     with together(run, model) as (model, parallel):
         clip, autoencoder, dataset, origin = _open(run, sae, images, model)
         options = opening.as_trained(options, origin)
-        stage = stage_of(run, name, "evaluate")
-        experiment.run(
-            clip, autoencoder, dataset, stage, options, settings=origin, overwrite=overwrite, parallel=parallel
-        )
+        job = Job(stage_of(run, name, "evaluate"), origin, overwrite, parallel)
+        experiment.run(clip, autoencoder, dataset, job, options)
 
 
 def extract(
@@ -91,15 +94,14 @@ def extract(
         overwrite: start again.
     """
     from patchsae.cli import opening
-    from patchsae.experiments.extract import experiment
+    from patchsae.experiments import Job
+    from patchsae.experiments import extract as experiment
 
     with together(run, model) as (model, parallel):
         clip, autoencoder, dataset, origin = _open(run, sae, images, model)
         options = opening.as_trained(options, origin)
-        stage = stage_of(run, name, "extract")
-        experiment.run(
-            clip, autoencoder, dataset, stage, options, settings=origin, overwrite=overwrite, parallel=parallel
-        )
+        job = Job(stage_of(run, name, "extract"), origin, overwrite, parallel)
+        experiment.run(clip, autoencoder, dataset, job, options)
 
 
 def classes(
@@ -115,11 +117,12 @@ def classes(
     """
     from patchsae.cli import opening
     from patchsae.disk.runs import Run
-    from patchsae.experiments.classes import experiment
-    from patchsae.experiments.extract.result import Extraction
+    from patchsae.experiments import Job
+    from patchsae.experiments import classes as experiment
+    from patchsae.experiments.extract import Extraction
 
     found = Extraction.load(opening.finished_stage(Run(run), extract, "extract", "--extract NAME"))
-    experiment.run(found, stage_of(run, name, "classes"), options, settings={"extract": extract}, overwrite=overwrite)
+    experiment.run(found, Job(stage_of(run, name, "classes"), {"extract": extract}, overwrite), options)
     renew_report(run)
 
 
@@ -147,25 +150,17 @@ def mask(
     """
     from patchsae.cli import opening
     from patchsae.disk.runs import Run
-    from patchsae.experiments.classes.experiment import Rankings
-    from patchsae.experiments.mask import experiment as masking
+    from patchsae.experiments import Job
+    from patchsae.experiments import mask as experiment
+    from patchsae.experiments.classes import Rankings
 
     require_prompts(options.templates)
     rankings = Rankings.load(opening.finished_stage(Run(run), classes, "classes", "--classes NAME"))
     with together(run, model) as (model, parallel):
         clip, autoencoder, dataset, origin = _open(run, sae, images, model)
         options = opening.as_trained(options, origin)
-        masking.run(
-            clip,
-            autoencoder,
-            dataset,
-            rankings,
-            stage_of(run, name, "mask"),
-            options,
-            settings=origin,
-            overwrite=overwrite,
-            parallel=parallel,
-        )
+        job = Job(stage_of(run, name, "mask"), origin, overwrite, parallel)
+        experiment.run(clip, autoencoder, dataset, rankings, job, options)
 
 
 def explain(how: Annotated[Explaining, PLAIN], images: Images, model: Model, options: ExplainOptions) -> None:
@@ -177,7 +172,8 @@ def explain(how: Annotated[Explaining, PLAIN], images: Images, model: Model, opt
     from patchsae.data import load_image
     from patchsae.disk.names import written
     from patchsae.disk.runs import Run
-    from patchsae.experiments.explain import experiment
+    from patchsae.experiments import Job
+    from patchsae.experiments import explain as experiment
     from patchsae.words import counted
 
     if not how.paths and not how.index:
@@ -192,8 +188,8 @@ def explain(how: Annotated[Explaining, PLAIN], images: Images, model: Model, opt
     references = _references(Run(how.run), how.extract)
     clip = opening.clip(model, autoencoder.config.metadata)
     opening.say_what_is_used(clip, dataset, counted(len(pictures), "image"))
-    stage = stage_of(how.run, how.name, "explain")
-    experiment.run(clip, autoencoder, pictures, stage, options, references=references, overwrite=True)
+    job = Job(stage_of(how.run, how.name, "explain"), overwrite=True)
+    experiment.run(clip, autoencoder, pictures, job, options, references=references)
     renew_report(how.run)
 
 
@@ -213,8 +209,8 @@ def _open(
 def _references(run: Run, extract: str | None) -> References | None:
     """The extraction with the images it refers to; None where none was named and there is none."""
     from patchsae.cli import opening
-    from patchsae.experiments.explain.experiment import References
-    from patchsae.experiments.extract.result import Extraction
+    from patchsae.experiments.explain import References
+    from patchsae.experiments.extract import Extraction
 
     if extract is None and not run.stage("extract").finished:
         return None

@@ -113,7 +113,7 @@ def sweep(how: Annotated[Sweeping, PLAIN], images: Images, tower: Tower, grid: G
     from patchsae import report
     from patchsae.cli import opening
     from patchsae.disk.runs import Run
-    from patchsae.experiments.frontier import experiment as frontier
+    from patchsae.experiments import Job, frontier
     from patchsae.experiments.options import StreamOptions
     from patchsae.parallel import open_parallel
     from patchsae.training.loggers import check_names
@@ -134,17 +134,9 @@ def sweep(how: Annotated[Sweeping, PLAIN], images: Images, tower: Tower, grid: G
         )
         if parallel.is_first:
             report.build(saes)
-        frontier.run(
-            clip,
-            members,
-            test,
-            stage_of(how.run, how.name, "sweep"),
-            StreamOptions(workers=how.workers, on_bad_image=grid.on_bad_image),
-            memory=memory,
-            settings=tested,
-            overwrite=how.overwrite,
-            parallel=parallel,
-        )
+        job = Job(stage_of(how.run, how.name, "sweep"), tested, how.overwrite, parallel)
+        judging = StreamOptions(workers=how.workers, on_bad_image=grid.on_bad_image)
+        frontier.run(clip, members, test, job, judging, memory=memory)
         if parallel.is_first:
             renew_report(how.run)
 

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from patchsae.disk.hashing import fingerprint
-from patchsae.experiments.classes import section as classes_section
+from patchsae.disk.runs import Stage
+from patchsae.experiments.classes.options import ClassesOptions
 from patchsae.experiments.classes.rankings import common_latents, order_of, random_rank, rank_by
+from patchsae.experiments.classes.section import section, shared_latents
 from patchsae.experiments.extract.result import Extraction
-from patchsae.experiments.options import ClassesOptions
-from patchsae.experiments.provenance import stage_config
 from patchsae.experiments.stored import require_range, require_shapes
-from patchsae.report import figures
-
-if TYPE_CHECKING:
-    from patchsae.disk.runs import Stage
+from patchsae.experiments.stream.job import Job
+from patchsae.report import Section, figures
 
 _SHAPES = {"class": "int32 C S", "dataset": "int32 S", "random": "int32 S"}
 
@@ -72,26 +70,21 @@ def rankings(extraction: Extraction, options: ClassesOptions | None = None) -> R
 
 def run(
     extraction: Extraction,
-    stage: Stage,
+    job: Job | Stage,
     options: ClassesOptions | None = None,
-    *,
-    settings: Mapping[str, Any] | None = None,
-    overwrite: bool = False,
 ) -> Rankings:
     """Rank the latents and leave a table, a plot, the rankings and a report section in the stage.
 
     Args:
         extraction: of labelled images, S latents, C classes.
-        stage: folder of the results: ``rankings.safetensors``, ``classes.json``, ``top_latents.csv``,
+        job: its stage receives ``rankings.safetensors``, ``classes.json``, ``top_latents.csv``,
             ``shared_latents.png`` and the report's section.
         options: see :class:`ClassesOptions`.
-        settings: what the caller wants recorded, and compared on resume, beside these.
-        overwrite: begin again even if the stage is finished.
 
     Raises:
         ValueError: the images of the extraction have no labels.
     """
-    options = options or ClassesOptions()
+    job, options = Job.of(job), options or ClassesOptions()
     counts = {"counts": extraction.counts}
     if extraction.class_counts is not None:
         counts["class_counts"] = extraction.class_counts
@@ -101,17 +94,17 @@ def run(
         "counts": fingerprint(counts),
         **extraction.made_from,
     }
-    with stage:
-        if stage.begin(stage_config(options, settings, extraction=made_from), overwrite):
-            result = rankings(extraction, options)
-            stage.save_tensors("rankings", result.ranks)
-            stage.save_json("classes", {"classnames": list(result.classnames), "made_from": result.made_from})
-            columns = top_latents(extraction, result, options.top)
-            stage.write_table("top_latents.csv", columns)
-            stage.write_bytes("shared_latents.png", figures.png(classes_section.shared_latents(extraction, columns)))
-            classes_section.section(extraction, columns, options).write(stage)
-            stage.finish()
-    return Rankings.load(stage)
+
+    def write(stage: Stage, found: Rankings) -> Section:
+        stage.save_tensors("rankings", found.ranks)
+        stage.save_json("classes", {"classnames": list(found.classnames), "made_from": found.made_from})
+        columns = top_latents(extraction, found, options.top)
+        stage.write_table("top_latents.csv", columns)
+        stage.write_bytes("shared_latents.png", figures.png(shared_latents(extraction, columns)))
+        return section(extraction, columns, options)
+
+    job.make(job.config(options, extraction=made_from), partial(rankings, extraction, options), write)
+    return Rankings.load(job.stage)
 
 
 def top_latents(extraction: Extraction, rankings: Rankings, top: int) -> dict[str, list[Any]]:

@@ -8,12 +8,11 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from patchsae.experiments.classes.options import ClassesOptions
 from patchsae.experiments.extract.result import Extraction
-from patchsae.experiments.options import ClassesOptions
+from patchsae.experiments.shown import SHOWN_CLASSES
 from patchsae.report import Section, plots
 from patchsae.words import counted, number
-
-_SHOWN_CLASSES = 40
 
 
 def section(extraction: Extraction, columns: Mapping[str, Sequence[Any]], options: ClassesOptions) -> Section:
@@ -30,7 +29,7 @@ def section(extraction: Extraction, columns: Mapping[str, Sequence[Any]], option
             "every class."
         )
     latents = first_latents(columns, len(names))
-    shown = min(len(names), _SHOWN_CLASSES)
+    shown = min(len(names), SHOWN_CLASSES)
     rest = f" The first {shown} of {len(names):,} classes; all are in top_latents.csv." if shown < len(names) else ""
     part.figure(
         shared_latents(extraction, columns),
@@ -50,7 +49,7 @@ def section(extraction: Extraction, columns: Mapping[str, Sequence[Any]], option
 
 def shared_latents(extraction: Extraction, columns: Mapping[str, Sequence[Any]]) -> Figure:
     """Heat map of :func:`shared_counts` for the first 40 classes."""
-    names = (extraction.classnames or ())[:_SHOWN_CLASSES]
+    names = (extraction.classnames or ())[:SHOWN_CLASSES]
     return plots.heat(shared_counts(first_latents(columns, len(names))), names, names, "shared latents")
 
 

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 from patchsae import lazy
 
 if TYPE_CHECKING:
-    from patchsae.experiments.compare.experiment import Side as Side
     from patchsae.experiments.compare.experiment import run as run
     from patchsae.experiments.compare.result import Comparison as Comparison
+    from patchsae.experiments.compare.side import Side as Side
 
 _HOMES = {
     "run": "experiment",
-    "Side": "experiment",
+    "Side": "side",
     "Comparison": "result",
 }
 

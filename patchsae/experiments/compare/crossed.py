@@ -8,43 +8,42 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from functools import partial
+from typing import Any
 
 from torch import Tensor
 
 from patchsae.data import Batch, ImageDataset
 from patchsae.disk.hashing import fingerprint
+from patchsae.disk.runs import Stage
 from patchsae.experiments.any_clip import AnyCLIP
 from patchsae.experiments.classes.experiment import Rankings
 from patchsae.experiments.classes.rankings import rank_by
 from patchsae.experiments.compare.crossed_result import SIDES, CrossedResult
 from patchsae.experiments.compare.crossed_section import crossed_curves, recall_maps, section
-from patchsae.experiments.compare.experiment import Side, require_same_tokens
+from patchsae.experiments.compare.options import CrossOptions
 from patchsae.experiments.compare.result import Comparison
+from patchsae.experiments.compare.side import Side, require_same_tokens
 from patchsae.experiments.extract.experiment import require_fit
 from patchsae.experiments.groups import class_groups
-from patchsae.experiments.mask.embeddings import ABLATE, KEEP, sweep_ks, variants
-from patchsae.experiments.mask.experiment import checked_ranks, swept
+from patchsae.experiments.mask.embeddings import ABLATE, KEEP, sweep_embeddings, sweep_ks, variants
+from patchsae.experiments.mask.experiment import checked_ranks
 from patchsae.experiments.mask.recall import RecallCounts
 from patchsae.experiments.mask.result import MaskResult
 from patchsae.experiments.mask.section import ON_RANKED_IMAGES
-from patchsae.experiments.options import MAY_DIFFER, CrossOptions
 from patchsae.experiments.provenance import (
     describe_images,
     describe_model,
     describe_sae,
     require_same_models,
-    stage_config,
 )
-from patchsae.experiments.stream.fold import FoldResult, discard_state, fold
+from patchsae.experiments.stream.fold import FoldResult
+from patchsae.experiments.stream.job import Job
 from patchsae.experiments.zero_shot import zero_shot
 from patchsae.models import prompts
 from patchsae.models.sae import SparseAutoencoder
-from patchsae.parallel.base import Alone, Parallel
-from patchsae.report import figures
-
-if TYPE_CHECKING:
-    from patchsae.disk.runs import Stage
+from patchsae.report import Section, figures
 
 AGAIN = "`patchsae compare --overwrite`"
 
@@ -55,12 +54,8 @@ def run(
     sae: SparseAutoencoder,
     comparison: Comparison,
     test: ImageDataset,
-    stage: Stage,
+    job: Job | Stage,
     options: CrossOptions | None = None,
-    *,
-    settings: Mapping[str, Any] | None = None,
-    overwrite: bool = False,
-    parallel: Parallel | None = None,
 ) -> CrossedResult:
     """Classify images with both models under the masks of both rankings; a stopped run goes on.
 
@@ -70,48 +65,42 @@ def run(
         comparison: of these sides, from :func:`patchsae.experiments.compare.run`; its class counts are the rankings.
         test: images to classify, with the classes that were compared. Use another split than the one that was ranked;
             where they are the same images, stderr and the report say so.
-        stage: folder of the results: ``accuracy.csv`` (the models as they are), ``masks.csv`` (a row per model, group
+        job: its stage receives ``accuracy.csv`` (the models as they are), ``masks.csv`` (a row per model, group
             of classes and variant), ``recall.csv`` (a row per model, variant and class), ``masks_a.png`` and
             ``masks_b.png`` (accuracy over k in either model), ``recall_keep.png`` and ``recall_ablate.png`` (class by
             k), tensors and the report's section.
         options: see :class:`CrossOptions`; without ``sweep`` there are no masks and only the accuracies.
-        settings: what the caller wants recorded, and compared on resume, beside these (how things were opened).
-        overwrite: begin again even if the stage is finished or holds part of a run.
-        parallel: the processes that share the images (see `fold`), all of which call this; None is this one alone.
 
     Raises:
         ValueError: the comparison has no labels, or was made with another autoencoder or other models; the classes of
             ``test`` are others, an image of it has no label; the models preprocess images differently.
     """
-    options = options or CrossOptions()
+    job, options = Job.of(job), options or CrossOptions()
     require_same_tokens(first, second)
     ranks, ranked = _ranks(first, second, sae, comparison, test, options)
     templates = prompts.resolve(options.templates)
     class_groups(options.groups, len(comparison.classnames or ()))
-    sides = {
+    named = {
         f"side_{letter}": {"name": side.name, "clip": describe_model(side.clip)}
         for letter, side in zip(SIDES, (first, second), strict=True)
     }
-    made_from = {"sae": describe_sae(sae), **sides, "dataset": describe_images(test), "ranked": ranked}
+    made_from = {"sae": describe_sae(sae), **named, "dataset": describe_images(test), "ranked": ranked}
     same_images = test.fingerprint in {first.dataset.fingerprint, second.dataset.fingerprint}
-    parallel = parallel or Alone()
-    writes, device = parallel.is_first, str(first.clip.device)
-    if same_images and ranks and writes:
-        print(f"{stage.name}: {ON_RANKED_IMAGES}; another split tells whether the ranking generalises", file=sys.stderr)
-    with stage:
-        config = stage_config(options, settings, **made_from)
-        if parallel.broadcast(writes and stage.begin(config, overwrite, device=device, may_differ=MAY_DIFFER)):
-            result, folded = _sweep((first, second), sae, test, ranks, templates, stage, options, parallel)
-            if writes:
-                result.save(stage)
-                if ranks:
-                    _write_figures(result, stage)
-                clips = (first.clip, second.clip)
-                section(result, clips, test, folded, options, on_ranked_images=same_images).write(stage)
-                discard_state(stage)
-                stage.finish()
-            parallel.barrier()
-    return CrossedResult.load(stage)
+    if same_images and ranks and job.parallel.is_first:
+        name = job.stage.name
+        print(f"{name}: {ON_RANKED_IMAGES}; another split tells whether the ranking generalises", file=sys.stderr)
+
+    def write(stage: Stage, found: tuple[CrossedResult, FoldResult]) -> Section:
+        result, folded = found
+        result.save(stage)
+        if ranks:
+            _write_figures(result, stage)
+        clips = (first.clip, second.clip)
+        return section(result, clips, test, folded, options, on_ranked_images=same_images)
+
+    compute = partial(_sweep, (first, second), sae, test, ranks, templates, job, options)
+    job.make(job.config(options, **made_from), compute, write, device=first.clip.device)
+    return CrossedResult.load(job.stage)
 
 
 def _ranks(
@@ -139,26 +128,25 @@ def _sweep(
     test: ImageDataset,
     ranks: Mapping[str, Tensor],
     templates: Sequence[str],
-    stage: Stage,
+    job: Job,
     options: CrossOptions,
-    parallel: Parallel,
 ) -> tuple[CrossedResult, FoldResult]:
     """The result of all images, where this is the first process."""
     assert test.classnames is not None
-    classnames, ks = tuple(test.classnames), sweep_ks(options.ks, sae.config.d_sae)
-    found = variants(list(ranks), ks)
+    classnames, options = tuple(test.classnames), replace(options, ks=sweep_ks(options.ks, sae.config.d_sae))
+    found = variants(list(ranks), options.ks)
     clips: list[AnyCLIP] = [side.clip for side in sides]
     counts = [RecallCounts(found, zero_shot(clip, classnames, templates, options, options.groups)) for clip in clips]
     on_device = [{name: rank.to(clip.device) for name, rank in ranks.items()} for clip in clips]
 
     def update(batch: Batch) -> None:
         for clip, count, rankings in zip(clips, counts, on_device, strict=True):
-            count.update(swept(clip, sae, batch, rankings, ks, options), batch.labels)
+            embeddings = sweep_embeddings(clip, sae, batch.pixels, batch.labels, rankings, options)
+            count.update(embeddings, batch.labels)
 
     parts = {f"recall_{letter}": count for letter, count in zip(SIDES, counts, strict=True)}
-    folded = fold(test, clips[0].preprocess, update, parts, options, label="masks", stage=stage, parallel=parallel)
-    if folded.used == 0:
-        raise ValueError(f"no image of dataset {test.name!r} could be read; expected at least one")
+    folded = job.fold(test, clips[0].preprocess, update, parts, options, label="masks")
+    folded.require_images(test)
     first, second = (MaskResult(count.variants, classnames, *count.finalize()) for count in counts)
     return CrossedResult((sides[0].name, sides[1].name), options.groups, (first, second)), folded
 

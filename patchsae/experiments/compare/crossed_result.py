@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
+from patchsae.disk.runs import Stage
 from patchsae.experiments.accuracies import accuracy_columns
 from patchsae.experiments.compare.result import side_names
 from patchsae.experiments.groups import class_groups
 from patchsae.experiments.mask.embeddings import RECONSTRUCTION, UNMODIFIED, Variant
 from patchsae.experiments.mask.result import MaskResult
 from patchsae.experiments.stored import require_shapes
-
-if TYPE_CHECKING:
-    from patchsae.disk.runs import Stage
 
 SIDES = ("a", "b")
 

@@ -11,15 +11,15 @@ from patchsae.data import ImageDataset
 from patchsae.experiments.accuracies import accuracy_facts
 from patchsae.experiments.any_clip import AnyCLIP, prompts_in_words
 from patchsae.experiments.compare.crossed_result import SIDES, CrossedResult
+from patchsae.experiments.compare.options import CrossOptions
 from patchsae.experiments.mask.embeddings import ABLATE, KEEP, RECONSTRUCTION, UNMODIFIED, Variant
 from patchsae.experiments.mask.section import ON_RANKED_IMAGES, replaced_tokens
-from patchsae.experiments.options import CrossOptions
+from patchsae.experiments.shown import rest_of_classes, shown_labels
 from patchsae.experiments.stream.fold import FoldResult
 from patchsae.report import Section, plots
 from patchsae.report.panels import recall_panels
 from patchsae.words import counted
 
-_SHOWN_CLASSES = 40
 _MODES = {KEEP: "kept", ABLATE: "ablated"}
 
 
@@ -63,8 +63,7 @@ def section(
         part.figure(crossed_curves(result, side), f"Accuracy of {name} with the class rankings of either side.")
     for mode, word in _MODES.items():
         part.table(_accuracies(result, mode), f"Accuracy in per cent with the first k latents {word}.")
-    shown = len(_seen(result))
-    rest = "" if shown == len(result.classnames) else f" {shown} of {len(result.classnames):,} classes are shown."
+    rest = rest_of_classes(len(_seen(result)), len(result.classnames))
     for mode, word in _MODES.items():
         caption = f"Share of every class classified correctly with the first k latents {word}.{rest} All: recall.csv."
         part.figure(recall_maps(result, mode), caption)
@@ -99,7 +98,7 @@ def recall_maps(result: CrossedResult, mode: str) -> Figure:
 
 
 def _seen(result: CrossedResult) -> list[int]:
-    return [label for label, images in enumerate(result.models[0].images.tolist()) if images][:_SHOWN_CLASSES]
+    return shown_labels(result.models[0].images.tolist())
 
 
 def _overview(result: CrossedResult) -> dict[str, list[Any]]:

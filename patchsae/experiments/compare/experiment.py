@@ -5,58 +5,43 @@ A model is a CLIP or an adapted one. Statistics see image tokens only, never the
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 import patchsae_kernels as pk
 from patchsae.data import Batch, ImageDataset
+from patchsae.disk.runs import Stage
 from patchsae.experiments.accuracies import accuracy_columns
-from patchsae.experiments.any_clip import AnyCLIP
+from patchsae.experiments.compare.options import CompareOptions
 from patchsae.experiments.compare.pair_table import PairTable
 from patchsae.experiments.compare.pairing import ByClass, Pairing, SameImages
 from patchsae.experiments.compare.result import Comparison
 from patchsae.experiments.compare.section import section, shift_histogram
+from patchsae.experiments.compare.side import Side, describe_side, require_same_tokens
 from patchsae.experiments.compare.transition_table import transition_columns
 from patchsae.experiments.extract.experiment import require_fit
 from patchsae.experiments.groups import class_groups
-from patchsae.experiments.options import MAY_DIFFER, CompareOptions
-from patchsae.experiments.provenance import describe_images, describe_model, describe_sae, stage_config
+from patchsae.experiments.provenance import describe_sae
 from patchsae.experiments.stream.accumulators import LatentStatistics, TopImages, image_means
-from patchsae.experiments.stream.fold import FoldResult, discard_state, fold
+from patchsae.experiments.stream.fold import FoldResult
+from patchsae.experiments.stream.job import Job
 from patchsae.experiments.zero_shot import zero_shot
 from patchsae.models import prompts
 from patchsae.models.sae import SparseAutoencoder
-from patchsae.parallel.base import Alone, Parallel
-from patchsae.report import figures
-
-if TYPE_CHECKING:
-    from patchsae.disk.runs import Stage
-
-
-@dataclass(frozen=True, eq=False)
-class Side:
-    """A model and the images it looks at."""
-
-    name: str
-    """What tables and the report call it."""
-    clip: AnyCLIP
-    dataset: ImageDataset
+from patchsae.report import Section, figures
 
 
 def run(
     first: Side,
     second: Side,
     sae: SparseAutoencoder,
-    stage: Stage,
+    job: Job | Stage,
     options: CompareOptions | None = None,
-    *,
-    settings: Mapping[str, Any] | None = None,
-    overwrite: bool = False,
-    parallel: Parallel | None = None,
 ) -> Comparison:
     """Compare side A with side B and leave tables, figures and a report section in the stage; a stopped run goes on.
 
@@ -67,18 +52,15 @@ def run(
         first, second: sides A and B. Their models must preprocess images alike and have tokens of the autoencoder's
             width.
         sae: the autoencoder that reads both, S latents.
-        stage: folder of the results: ``accuracy.csv``, ``classes.csv`` and ``transitions.csv`` (with labels),
+        job: its stage receives ``accuracy.csv``, ``classes.csv`` and ``transitions.csv`` (with labels),
             ``images.parquet``, ``latents.parquet``, tensors, ``shift.png`` and the report's section.
         options: see :class:`CompareOptions`.
-        settings: what the caller wants recorded, and compared on resume, beside these (how things were opened).
-        overwrite: begin again even if the stage is finished or holds part of a run.
-        parallel: the processes that share the images (see `fold`), all of which call this; None is this one alone.
 
     Raises:
         ValueError: the sides cannot be compared: other preprocessing, another grid, or two datasets without common
             classes; or a template is neither a prompt nor a name.
     """
-    options = options or CompareOptions()
+    job, options = Job.of(job), options or CompareOptions()
     pairing = _pairing(first, second)
     templates = prompts.resolve(options.templates)
     for side in (first, second):
@@ -86,40 +68,19 @@ def run(
     if first.dataset.classnames:
         class_groups(options.groups, len(first.dataset.classnames))  # too few of them are refused before the work
     made_from = {"sae": describe_sae(sae), "side_a": describe_side(first), "side_b": describe_side(second)}
-    config = stage_config(options, settings, **made_from)
-    parallel = parallel or Alone()
-    with stage:
-        writes, device = parallel.is_first, str(first.clip.device)
-        if parallel.broadcast(writes and stage.begin(config, overwrite, device=device, may_differ=MAY_DIFFER)):
-            collected, folded = _compare(first, second, sae, pairing, templates, stage, options, parallel)
-            if writes:
-                comparison = _comparison((first, second), *collected, made_from, options)
-                comparison.save(stage)
-                _write_tables(comparison, (first.dataset, second.dataset), stage)
-                stage.write_bytes("shift.png", figures.png(shift_histogram(comparison)))
-                clips, datasets = (first.clip, second.clip), (first.dataset, second.dataset)
-                section(comparison, clips, datasets, sae, folded, options).write(stage)
-                discard_state(stage)
-                stage.finish()
-            parallel.barrier()
-    return Comparison.load(stage)
+    sides = (first, second)
 
+    def write(stage: Stage, found: tuple[list[_SideCollector], PairTable, FoldResult]) -> Section:
+        collectors, table, folded = found
+        comparison = _comparison(sides, collectors, table, made_from, options)
+        comparison.save(stage)
+        _write_tables(comparison, (first.dataset, second.dataset), stage)
+        stage.write_bytes("shift.png", figures.png(shift_histogram(comparison)))
+        return section(comparison, sides, sae, folded, options)
 
-def describe_side(side: Side) -> dict[str, Any]:
-    """Name, model and images of a side."""
-    return {"name": side.name, "clip": describe_model(side.clip), "dataset": describe_images(side.dataset)}
-
-
-def require_same_tokens(first: Side, second: Side) -> None:
-    """ValueError unless both models see the same pixels of an image, cut into the same tokens."""
-    ours, theirs = repr(first.clip.preprocess), repr(second.clip.preprocess)
-    if ours != theirs:
-        raise ValueError(f"{second.name} preprocesses images by {theirs}; expected what {first.name} does, {ours}")
-    if first.clip.image_tokens != second.clip.image_tokens:
-        raise ValueError(
-            f"{second.name} has {second.clip.image_tokens} tokens per image; "
-            f"expected those of {first.name}, {first.clip.image_tokens}"
-        )
+    compute = partial(_compare, sides, sae, pairing, templates, job, options)
+    job.make(job.config(options, **made_from), compute, write, device=first.clip.device)
+    return Comparison.load(job.stage)
 
 
 def _pairing(first: Side, second: Side) -> Pairing:
@@ -153,17 +114,15 @@ class _SideCollector:
 
 
 def _compare(
-    first: Side,
-    second: Side,
+    sides: tuple[Side, Side],
     sae: SparseAutoencoder,
     pairing: Pairing,
     templates: Sequence[str],
-    stage: Stage,
+    job: Job,
     options: CompareOptions,
-    parallel: Parallel,
-) -> tuple[tuple[list[_SideCollector], PairTable], FoldResult]:
+) -> tuple[list[_SideCollector], PairTable, FoldResult]:
     """What was collected of all pairs, where this is the first process."""
-    collectors = [_SideCollector(side, sae, templates, options) for side in (first, second)]
+    collectors = [_SideCollector(side, sae, templates, options) for side in sides]
     table = PairTable(options.top)
 
     @torch.no_grad()
@@ -181,9 +140,8 @@ def _compare(
     for letter, collector in zip("ab", collectors, strict=True):
         parts |= {f"statistics_{letter}": collector.statistics, f"top_images_{letter}": collector.top_images}
     streaming = replace(options, batch_size=options.batch_size * pairing.images_per_pair)
-    preprocess, label = first.clip.preprocess, "compare"
-    folded = fold(pairing.stream, preprocess, update, parts, streaming, label=label, stage=stage, parallel=parallel)
-    return (collectors, table), folded
+    folded = job.fold(pairing.stream, sides[0].clip.preprocess, update, parts, streaming, label="compare")
+    return collectors, table, folded
 
 
 def _comparison(

@@ -4,23 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from patchsae.data import ImageDataset
+from patchsae.disk.runs import Stage
 from patchsae.experiments.accuracies import improvement
 from patchsae.experiments.classes.rankings import order_of, rank_by
-from patchsae.experiments.compare.moved import ClassShift, class_shift, class_shift_columns
+from patchsae.experiments.compare.class_shift import ClassShift, class_shift, class_shift_columns
 from patchsae.experiments.compare.pair_table import Pairs, listed, overlap
 from patchsae.experiments.compare.transitions import Transitions, transitions
 from patchsae.experiments.groups import class_groups, reported_groups
 from patchsae.experiments.stored import require_range, require_shapes
-
-if TYPE_CHECKING:
-    from patchsae.disk.runs import Stage
 
 _TENSORS = ("mean_activation", "noise", "frequency", "counts", "top_images")
 _SHAPES = {

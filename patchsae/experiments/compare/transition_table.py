@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from patchsae.experiments.compare.result import Comparison
 from patchsae.experiments.compare.transitions import KINDS, NORMALISATIONS, Transitions
-
-if TYPE_CHECKING:
-    from patchsae.experiments.compare.result import Comparison
 
 
 def transition_columns(comparison: Comparison) -> dict[str, list[Any]]:

@@ -6,47 +6,42 @@ does, so that many autoencoders can share a pass.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import partial
 
 import torch
 from torch import Tensor
 
 import patchsae_kernels as pk
 from patchsae.data import Batch, ImageDataset, shuffled_order
+from patchsae.disk.runs import Stage
 from patchsae.experiments.evaluate.concept_truth import Truth, concepts_of, truth_of
 from patchsae.experiments.evaluate.concepts import ConceptCounts
 from patchsae.experiments.evaluate.contrastive import ContrastiveSums
+from patchsae.experiments.evaluate.options import EvaluateOptions
 from patchsae.experiments.evaluate.quality import QualityCounts
 from patchsae.experiments.evaluate.result import CLS_ONLY, VARIANTS, EvaluateResult
 from patchsae.experiments.evaluate.section import section
 from patchsae.experiments.extract.experiment import require_fit
 from patchsae.experiments.mask.embeddings import RECONSTRUCTION, UNMODIFIED
 from patchsae.experiments.mask.recall import RecallCounts
-from patchsae.experiments.options import MAY_DIFFER, EvaluateOptions
-from patchsae.experiments.provenance import describe_sources, stage_config
-from patchsae.experiments.stream.fold import Accumulator, FoldResult, discard_state, fold
+from patchsae.experiments.provenance import describe_sources
+from patchsae.experiments.stream.fold import FoldResult
+from patchsae.experiments.stream.fold_state import Accumulator
+from patchsae.experiments.stream.job import Job
 from patchsae.experiments.zero_shot import zero_shot
 from patchsae.models import prompts
 from patchsae.models.clip import SplitCLIP
 from patchsae.models.sae import SparseAutoencoder
-from patchsae.parallel.base import Alone, Parallel
-
-if TYPE_CHECKING:
-    from patchsae.disk.runs import Stage
+from patchsae.report import Section
 
 
 def run(
     clip: SplitCLIP,
     sae: SparseAutoencoder,
     dataset: ImageDataset,
-    stage: Stage,
+    job: Job | Stage,
     options: EvaluateOptions | None = None,
-    *,
-    settings: Mapping[str, Any] | None = None,
-    overwrite: bool = False,
-    parallel: Parallel | None = None,
 ) -> EvaluateResult:
     """Evaluate an autoencoder and leave the figures in the stage; a stopped run goes on.
 
@@ -57,44 +52,37 @@ def run(
         clip: split model whose residual stream [B, T, D] the autoencoder reads.
         sae: autoencoder with d_in = D.
         dataset: images; they are visited in an order shuffled by `options.seed`, so that a batch mixes classes.
-        stage: folder of the results: ``evaluation.json`` (all single figures), ``tokens.csv`` (all, CLS, patches),
+        job: its stage receives ``evaluation.json`` (all single figures), ``tokens.csv`` (all, CLS, patches),
             ``classification.csv``, ``concepts.csv``, ``latents.parquet`` (how often each fires), ``counts.safetensors``
             and the report's section.
         options: see :class:`EvaluateOptions`.
-        settings: what the caller wants recorded, and compared on resume, beside these (how things were opened).
-        overwrite: begin again even if the stage is finished or holds part of a run.
-        parallel: the processes that share the images (see `fold`), all of which call this; None is this one alone.
 
     Raises:
         ValueError: the dataset is empty, the autoencoder is of another width, or a template is neither a prompt nor a
             name.
     """
-    options = options or EvaluateOptions()
+    job, options = Job.of(job), options or EvaluateOptions()
     require_fit(clip, sae, dataset)
-    config = stage_config(options, settings, **describe_sources(clip, sae, dataset))
-    parallel = parallel or Alone()
-    with stage:
-        first, device = parallel.is_first, str(clip.device)
-        if parallel.broadcast(first and stage.begin(config, overwrite, device=device, may_differ=MAY_DIFFER)):
-            result, folded = _evaluate(clip, sae, dataset, stage, options, parallel)
-            if result is not None:
-                result.save(stage)
-                section(result, clip, sae, dataset, folded, options).write(stage)
-                discard_state(stage)
-                stage.finish()
-            parallel.barrier()
-    return EvaluateResult.load(stage)
+
+    def write(stage: Stage, found: tuple[Evaluation, ConceptCounts | None, FoldResult]) -> Section:
+        evaluation, baseline, folded = found
+        result = evaluation.finalize(baseline)
+        result.save(stage)
+        return section(result, clip, sae, dataset, folded, options)
+
+    config = job.config(options, **describe_sources(clip, sae, dataset))
+    job.make(config, partial(_evaluate, clip, sae, dataset, job, options), write, device=clip.device)
+    return EvaluateResult.load(job.stage)
 
 
 def _evaluate(
     clip: SplitCLIP,
     sae: SparseAutoencoder,
     dataset: ImageDataset,
-    stage: Stage,
+    job: Job,
     options: EvaluateOptions,
-    parallel: Parallel,
-) -> tuple[EvaluateResult | None, FoldResult]:
-    """The figures, in the first process, and how the fold went."""
+) -> tuple[Evaluation, ConceptCounts | None, FoldResult]:
+    """What was counted of all images, where this is the first process; the same without an autoencoder."""
     reader = ImageReader(clip, dataset, options)
     evaluation, baseline = Evaluation(reader, sae), raw_dimensions(reader)
 
@@ -106,11 +94,9 @@ def _evaluate(
             baseline.update(raw_latents(images.residual, sae.b_dec), *images.truth)
 
     parts = evaluation.accumulators | ({} if baseline is None else {"raw": baseline})
-    preprocess = clip.preprocess
-    folded = fold(reader.shuffled, preprocess, update, parts, options, label="evaluate", stage=stage, parallel=parallel)
-    if folded.used == 0:
-        raise ValueError(f"no image of dataset {dataset.name!r} could be read; expected at least one")
-    return (evaluation.finalize(baseline) if parallel.is_first else None), folded
+    folded = job.fold(reader.shuffled, clip.preprocess, update, parts, options, label="evaluate")
+    folded.require_images(dataset)
+    return evaluation, baseline, folded
 
 
 @dataclass(frozen=True, eq=False)

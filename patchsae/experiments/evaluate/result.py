@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
+from patchsae.disk.runs import Stage
 from patchsae.experiments.evaluate.concepts import ConceptScores
 from patchsae.experiments.evaluate.contrastive import Contrastive
 from patchsae.experiments.evaluate.quality import Quality, TokenQuality
 from patchsae.experiments.mask.embeddings import RECONSTRUCTION, UNMODIFIED, Variant
-
-if TYPE_CHECKING:
-    from patchsae.disk.runs import Stage
 
 CLS_ONLY = Variant("none", "cls reconstructed", 0)
 VARIANTS = (UNMODIFIED, RECONSTRUCTION, CLS_ONLY)

@@ -13,10 +13,10 @@ from torch import Tensor
 from patchsae.data import ImageDataset
 from patchsae.experiments.any_clip import prompts_in_words
 from patchsae.experiments.evaluate.concepts import ConceptScores
+from patchsae.experiments.evaluate.options import EvaluateOptions
 from patchsae.experiments.evaluate.quality import Quality
 from patchsae.experiments.evaluate.result import CLS_ONLY, VARIANTS, EvaluateResult
 from patchsae.experiments.mask.embeddings import RECONSTRUCTION, UNMODIFIED
-from patchsae.experiments.options import EvaluateOptions
 from patchsae.experiments.stream.fold import FoldResult
 from patchsae.models.clip import SplitCLIP
 from patchsae.models.sae import SparseAutoencoder

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 from patchsae import lazy
 
 if TYPE_CHECKING:
-    from patchsae.experiments.explain.experiment import References as References
     from patchsae.experiments.explain.experiment import run as run
+    from patchsae.experiments.explain.result import References as References
 
 _HOMES = {
     "run": "experiment",
-    "References": "experiment",
+    "References": "result",
 }
 
 __all__ = sorted(_HOMES)

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
 
 import patchsae_kernels as pk
-from patchsae.data import ImageDataset
+from patchsae.disk.runs import Stage
 from patchsae.experiments.any_clip import AnyCLIP
-from patchsae.experiments.explain.picture import explained_picture, marked, own_overlay
+from patchsae.experiments.explain.options import ExplainOptions
+from patchsae.experiments.explain.picture import explained_picture
+from patchsae.experiments.explain.result import Explained, References
+from patchsae.experiments.explain.section import notes, section
 from patchsae.experiments.extract.result import Extraction
 from patchsae.experiments.extract.section import latent_row
-from patchsae.experiments.noise import left_out
-from patchsae.experiments.options import ExplainOptions
 from patchsae.experiments.pictures import (
     CLS_ALONE,
     Activation,
@@ -27,76 +27,46 @@ from patchsae.experiments.pictures import (
     encode_images,
     picture_of,
     reference_images,
-    tiles_of,
 )
 from patchsae.experiments.provenance import (
     describe_images,
     describe_model,
     describe_sae,
     require_same_models,
-    stage_config,
 )
+from patchsae.experiments.shown import left_out
+from patchsae.experiments.stream.job import Job
 from patchsae.models.sae import SparseAutoencoder
-from patchsae.report import Row, Section, Tile, figures
+from patchsae.report import Section, figures
 from patchsae.report.text import without_surrogates
-from patchsae.words import counted
-
-if TYPE_CHECKING:
-    from patchsae.disk.runs import Stage
 
 _DPI = 110  # photographs in a PNG are large
-
-
-@dataclass(frozen=True, eq=False)
-class Explained:
-    """The top latents of one image, best first."""
-
-    name: str
-    latents: tuple[int, ...]
-    values: tuple[float, ...]
-    """Mean activation over the image's tokens, or the activation at the chosen patch."""
-    activations: tuple[Activation, ...]
-    """Where each latent is active in the image."""
-    noisy: int
-    """Active latents that were left out, as `ExplainOptions.noisy_above` asks."""
-
-
-@dataclass(frozen=True, eq=False)
-class References:
-    """What an extract stage knows of the latents, and the images that its positions refer to."""
-
-    extraction: Extraction
-    dataset: ImageDataset
 
 
 def run(
     clip: AnyCLIP,
     sae: SparseAutoencoder,
     images: Mapping[str, Image.Image],
-    stage: Stage,
+    job: Job | Stage,
     options: ExplainOptions | None = None,
     *,
     references: References | None = None,
-    settings: Mapping[str, Any] | None = None,
-    overwrite: bool = False,
 ) -> list[Explained]:
     """Explain images by their latents; write pictures, a table and a report section, and print the table.
 
     Args:
         clip: split model. sae: autoencoder of its residual stream, S latents.
         images: name (a path, for instance) -> RGB picture; at least one.
-        stage: folder of the results: a PNG per image, ``explain.csv`` (a row per image and latent), the report's
+        job: its stage receives a PNG per image, ``explain.csv`` (a row per image and latent), the report's
             section.
         options: see :class:`ExplainOptions`.
         references: statistics and reference images of the latents; without them there are no reference images.
-        settings: what the caller wants recorded, and compared on resume, beside these (how things were opened).
-        overwrite: begin again even if the stage is finished.
 
     Raises:
         ValueError: no images, a patch outside the grid, noisy latents to be left out and no extraction that knows them,
             or an extraction of another autoencoder, CLIP or dataset.
     """
-    options = options or ExplainOptions()
+    job, options = Job.of(job), options or ExplainOptions()
     if not images:
         raise ValueError("images is empty; expected at least one")
     models = {"clip": describe_model(clip), "sae": describe_sae(sae)}
@@ -107,14 +77,18 @@ def run(
             f"noisy_above is {options.noisy_above}, and without an extraction nothing is known of the latents' mean "
             "activations: run `patchsae extract` first, or leave --noisy-above out"
         )
-    explained = explain(clip, sae, images, options, None if references is None else references.extraction)
+    extraction = None if references is None else references.extraction
+    explained = explain(clip, sae, images, options, extraction)
     made_from = {} if references is None else {"references": describe_images(references.dataset)}
-    config = stage_config(options, settings, pictures=list(images), **models, **made_from)
-    with stage:
-        if stage.begin(config, overwrite, device=str(clip.device)):
-            _write(explained, clip, sae, references, stage, options)
-            stage.finish()
-    for line in table_lines(explained, None if references is None else references.extraction, options.noisy_above):
+
+    def write(stage: Stage, explained: Sequence[Explained]) -> Section:
+        seen = {} if references is None else _reference_images(explained, clip, sae, references, options)
+        _write_files(stage, explained, seen, options)
+        return section(explained, references, seen, options)
+
+    config = job.config(options, pictures=list(images), **models, **made_from)
+    job.make(config, lambda: explained, write, device=clip.device)
+    for line in table_lines(explained, extraction, options.noisy_above):
         print(line)
     return explained
 
@@ -219,20 +193,14 @@ def _top(latents: pk.SparseLatents, token: int | None, hidden: Tensor, n: int) -
     return indices[order].tolist(), values[order].tolist(), noisy
 
 
-def _write(
-    explained: Sequence[Explained],
-    clip: AnyCLIP,
-    sae: SparseAutoencoder,
-    references: References | None,
-    stage: Stage,
-    options: ExplainOptions,
+def _write_files(
+    stage: Stage, explained: Sequence[Explained], seen: Mapping[int, Sequence[Seen]], options: ExplainOptions
 ) -> None:
-    seen = _reference_images(explained, clip, sae, references, options)
     pictures = []
     for number, one in enumerate(explained, start=1):
         pictures.append(f"image-{number:03d}.png")
         shown = [seen[latent] for latent in one.latents] if seen else []
-        picture = explained_picture(one, shown, options.patch, _notes(one, options))
+        picture = explained_picture(one, shown, options.patch, notes(one, options))
         stage.write_bytes(pictures[-1], figures.png(picture, _DPI))
     rows = [(number, rank) for number, one in enumerate(explained) for rank in range(len(one.latents))]
     stage.write_table(
@@ -247,61 +215,15 @@ def _write(
             "largest_patch": [float(explained[number].activations[rank].grid.max()) for number, rank in rows],
         },
     )
-    _section(explained, references, seen, options).write(stage)
-
-
-def _notes(one: Explained, options: ExplainOptions) -> list[str]:
-    return [left_out(one.noisy, options.noisy_above)] if one.noisy else []
 
 
 def _reference_images(
     explained: Sequence[Explained],
     clip: AnyCLIP,
     sae: SparseAutoencoder,
-    references: References | None,
+    references: References,
     options: ExplainOptions,
 ) -> dict[int, list[Seen]]:
-    if references is None:
-        return {}
     latents = sorted({latent for one in explained for latent in one.latents})
     positions = references.extraction.top_images.images[latents, : options.show_images]
     return reference_images(clip, sae, references.dataset, latents, positions)
-
-
-def _section(
-    explained: Sequence[Explained],
-    references: References | None,
-    seen: Mapping[int, Sequence[Seen]],
-    options: ExplainOptions,
-) -> Section:
-    of = "the image" if options.patch is None else f"the patch in row {options.patch[0]}, column {options.patch[1]}"
-    lead = f"The {counted(options.show_latents, 'latent')} most active on {of}, and where each is active."
-    if references is not None:
-        lead += f" Beside it: the latent's reference images out of {references.dataset.name}."
-    part = Section("Explained images", lead)
-    for one in explained:
-        part.heading(one.name)
-        for note in _notes(one, options):
-            part.text(note)
-        if not one.latents:
-            part.text("No latent is left to show." if one.noisy else "No latent is active.")
-            continue
-        part.gallery([(marked(one.activations[0].image, one.activations[0], options.patch), "this image")])
-        part.galleries([_latent(one, place, references, seen, options) for place in range(len(one.latents))])
-    return part
-
-
-def _latent(
-    one: Explained,
-    place: int,
-    references: References | None,
-    seen: Mapping[int, Sequence[Seen]],
-    options: ExplainOptions,
-) -> Row:
-    """A row of the gallery: the heatmap of the image, then the reference images with theirs."""
-    latent, where = one.latents[place], one.activations[place]
-    statistics: dict[str, float | int | str | None] = {"activation": one.values[place], "on CLS": where.cls}
-    if references is not None:
-        statistics |= latent_row(references.extraction, latent)
-    own = Tile(own_overlay(where, options.patch), CLS_ALONE if where.on_cls_alone else "in this image")
-    return Row(f"Latent {latent}", statistics, [own, *tiles_of(seen.get(latent, ()))])

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
+from patchsae.experiments.explain.result import Explained
 from patchsae.experiments.pictures import CLS_ALONE, Activation, Seen, scale_of
 from patchsae.report import figures, lettering
 from patchsae.report.figures import INK, MUTED
 from patchsae.report.images import outlined, overlay, thumbnail
 from patchsae.words import number
-
-if TYPE_CHECKING:
-    from patchsae.experiments.explain.experiment import Explained
 
 _CELL, _GAP, _CAPTION = 1.28, 0.08, 0.2  # inches: a picture, between two of them, a line of letters
 _WORDS = 1.75  # inches left of the heatmaps

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 
 from patchsae.data import Batch, ImageDataset
+from patchsae.disk.runs import Stage
 from patchsae.experiments.any_clip import AnyCLIP
-from patchsae.experiments.extract import section as extract_section
+from patchsae.experiments.extract.options import ExtractOptions
 from patchsae.experiments.extract.result import Extraction
-from patchsae.experiments.options import MAY_DIFFER, ExtractOptions
-from patchsae.experiments.provenance import describe_sources, stage_config
+from patchsae.experiments.extract.section import scatter, section
+from patchsae.experiments.provenance import describe_sources
 from patchsae.experiments.stream.accumulators import (
     LatentStatistics,
     TopImages,
@@ -22,25 +23,19 @@ from patchsae.experiments.stream.accumulators import (
     TopPatchesResult,
     image_means,
 )
-from patchsae.experiments.stream.fold import Accumulator, FoldResult, discard_state, fold
+from patchsae.experiments.stream.fold import FoldResult
+from patchsae.experiments.stream.fold_state import Accumulator
+from patchsae.experiments.stream.job import Job
 from patchsae.models.sae import SparseAutoencoder
-from patchsae.parallel.base import Alone, Parallel
-from patchsae.report import figures
-
-if TYPE_CHECKING:
-    from patchsae.disk.runs import Stage
+from patchsae.report import Section, figures
 
 
 def run(
     clip: AnyCLIP,
     sae: SparseAutoencoder,
     dataset: ImageDataset,
-    stage: Stage,
+    job: Job | Stage,
     options: ExtractOptions | None = None,
-    *,
-    settings: Mapping[str, Any] | None = None,
-    overwrite: bool = False,
-    parallel: Parallel | None = None,
 ) -> Extraction:
     """Extract the statistics of every latent and leave them in the stage; a stopped run goes on.
 
@@ -48,12 +43,9 @@ def run(
         clip: split model whose residual stream [B, T, D] the autoencoder reads.
         sae: autoencoder with d_in = D and S latents.
         dataset: images, with or without labels.
-        stage: folder of the results: ``latents``, ``top`` and ``class_counts`` (safetensors), ``latents.parquet`` (a
+        job: its stage receives ``latents``, ``top`` and ``class_counts`` (safetensors), ``latents.parquet`` (a
             row per latent), ``summary.json``, ``scatter.png`` and the report's section.
         options: see :class:`ExtractOptions`.
-        settings: what the caller wants recorded, and compared on resume, beside these (how things were opened).
-        overwrite: begin again even if the stage is finished or holds part of a run.
-        parallel: the processes that share the images (see `fold`), all of which call this; None is this one alone.
 
     Returns:
         The extraction, on the CPU, as read back from the stage.
@@ -61,24 +53,20 @@ def run(
     Raises:
         ValueError: the dataset is empty, or the autoencoder is of another width.
     """
-    options = options or ExtractOptions()
+    job, options = Job.of(job), options or ExtractOptions()
     require_fit(clip, sae, dataset)
     made_from = describe_sources(clip, sae, dataset)
-    config = stage_config(options, settings, **made_from)
-    parallel = parallel or Alone()
-    with stage:
-        writes, device = parallel.is_first, str(clip.device)
-        if parallel.broadcast(writes and stage.begin(config, overwrite, device=device, may_differ=MAY_DIFFER)):
-            extraction, folded = _extract(clip, sae, dataset, made_from, stage, options, parallel)
-            if writes:
-                extraction.save(stage)
-                stage.write_table("latents.parquet", latent_columns(extraction, dataset))
-                stage.write_bytes("scatter.png", figures.png(extract_section.scatter(extraction)))
-                extract_section.section(clip, sae, dataset, extraction, folded, options).write(stage)
-                discard_state(stage)
-                stage.finish()
-            parallel.barrier()
-    return Extraction.load(stage)
+
+    def write(stage: Stage, found: tuple[Extraction, FoldResult]) -> Section:
+        extraction, folded = found
+        extraction.save(stage)
+        stage.write_table("latents.parquet", latent_columns(extraction, dataset))
+        stage.write_bytes("scatter.png", figures.png(scatter(extraction)))
+        return section(clip, sae, dataset, extraction, folded, options)
+
+    compute = partial(_extract, clip, sae, dataset, made_from, job, options)
+    job.make(job.config(options, **made_from), compute, write, device=clip.device)
+    return Extraction.load(job.stage)
 
 
 def require_fit(clip: AnyCLIP, sae: SparseAutoencoder, dataset: ImageDataset) -> None:
@@ -127,9 +115,8 @@ def _extract(
     sae: SparseAutoencoder,
     dataset: ImageDataset,
     made_from: dict[str, Any],
-    stage: Stage,
+    job: Job,
     options: ExtractOptions,
-    parallel: Parallel,
 ) -> tuple[Extraction, FoldResult]:
     """The extraction of all images, where this is the first process."""
     size, tokens = sae.config.d_sae, clip.image_tokens
@@ -146,9 +133,8 @@ def _extract(
         top_patches.update(latents, batch.index)
 
     parts: dict[str, Accumulator] = {"statistics": statistics, "top_images": top_images, "top_patches": top_patches}
-    folded = fold(dataset, clip.preprocess, update, parts, options, label="extract", stage=stage, parallel=parallel)
-    if folded.used == 0:
-        raise ValueError(f"no image of dataset {dataset.name!r} could be read; expected at least one")
+    folded = job.fold(dataset, clip.preprocess, update, parts, options, label="extract")
+    folded.require_images(dataset)
     return _extraction(statistics, top_images, top_patches, dataset, made_from, folded, options.threshold), folded
 
 

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from patchsae.disk.claims import whole_number
+from patchsae.disk.runs import Stage
 from patchsae.experiments.extract.label_spread import label_entropy, label_std, majority_label
 from patchsae.experiments.stored import require_range, require_shapes
 from patchsae.experiments.stream.accumulators import TopImagesResult, TopPatchesResult
-
-if TYPE_CHECKING:
-    from patchsae.disk.runs import Stage
 
 _SHAPES = {
     "sums": "float64 S",

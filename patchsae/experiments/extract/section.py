@@ -11,10 +11,10 @@ from matplotlib.figure import Figure
 from patchsae.data import ImageDataset
 from patchsae.experiments.any_clip import AnyCLIP
 from patchsae.experiments.extract.label_spread import MINIMUM_ENTRIES
+from patchsae.experiments.extract.options import ExtractOptions
 from patchsae.experiments.extract.result import Extraction
-from patchsae.experiments.noise import left_out
-from patchsae.experiments.options import ExtractOptions
 from patchsae.experiments.pictures import reference_images, tiles_of
+from patchsae.experiments.shown import left_out
 from patchsae.experiments.stream.fold import FoldResult
 from patchsae.models.sae import SparseAutoencoder
 from patchsae.report import Row, Section, plots

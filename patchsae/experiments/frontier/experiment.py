@@ -3,31 +3,33 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from patchsae.data import Batch, ImageDataset
+from patchsae.disk.runs import Stage
 from patchsae.experiments.evaluate.concept_truth import Concepts, Truth, concepts_of, truth_of
 from patchsae.experiments.evaluate.concepts import THRESHOLDS, ConceptCounts
 from patchsae.experiments.evaluate.quality import QualityCounts
-from patchsae.experiments.frontier.section import Point, frontier_section
-from patchsae.experiments.options import MAY_DIFFER, StreamOptions
-from patchsae.experiments.provenance import describe_images, stage_config
-from patchsae.experiments.stream.fold import Accumulator, fold
+from patchsae.experiments.frontier.section import Point, section
+from patchsae.experiments.options import StreamOptions
+from patchsae.experiments.provenance import describe_images
+from patchsae.experiments.stream.fold import fold
+from patchsae.experiments.stream.fold_state import Accumulator
+from patchsae.experiments.stream.job import Job
 from patchsae.models.checkpoints.load import load_sae
 from patchsae.models.clip import SplitCLIP
 from patchsae.models.sae import SparseAutoencoder
 from patchsae.models.taps import Taps
-from patchsae.parallel.base import Alone, Parallel
+from patchsae.parallel.base import Parallel
+from patchsae.report import Section
 from patchsae.training.sizes import cut, training_sizes
 from patchsae.training.sweep.train import Member
-
-if TYPE_CHECKING:
-    from patchsae.disk.runs import Stage
 
 TABLE = "frontier.csv"
 DENSE_ABOVE = 0.1
@@ -39,15 +41,12 @@ def run(
     clip: SplitCLIP,
     members: Sequence[Member],
     dataset: ImageDataset,
-    stage: Stage,
+    job: Job | Stage,
     options: StreamOptions,
     *,
     memory: int,
-    settings: Mapping[str, Any] | None = None,
-    overwrite: bool = False,
-    parallel: Parallel | None = None,
 ) -> None:
-    """Judge the members that were trained on `dataset` and leave table, plots and report section in `stage`.
+    """Judge autoencoders that were not trained on `dataset`; leave table, plots and a report section in the stage.
 
     All tokens are judged, or CLS alone where training saw nothing else; concept scores are of the patches all the same.
     One pass of images serves all autoencoders that fit into `memory` bytes together. A judgement that was killed begins
@@ -56,9 +55,9 @@ def run(
     Args:
         members: of `patchsae.training.sweep.train.train_grid`; those that diverged are named in the report.
         dataset: images that were not trained on.
-        stage: ``frontier.csv``, a row per autoencoder, and the section. Written anew where the members have changed.
+        job: its stage receives ``frontier.csv``, a row per autoencoder, and the section; anew where the members have
+            changed.
         memory: of each process.
-        parallel: the processes that share the images (see `fold`), all of which call this; None is this one alone.
 
     Raises:
         ValueError: all members diverged, or no image can be read.
@@ -67,21 +66,16 @@ def run(
     if not trained:
         raise ValueError(f"all {len(members)} autoencoders of the sweep diverged; expected at least one to judge")
     listed = {member.cell.name: member.diverged or "trained" for member in members}
-    parallel = parallel or Alone(clip.device)
-    config = stage_config(options, settings, images=describe_images(dataset)) | {"members": listed}
-    with stage:
-        proceed = False
-        if parallel.is_first:
-            changed = (stage.config or {}).get("members", listed) != listed
-            proceed = stage.begin(config, overwrite or changed, device=str(clip.device), may_differ=MAY_DIFFER)
-        if not parallel.broadcast(proceed):
-            return
-        points = _judge(clip, trained, dataset, options, memory, parallel)
-        if parallel.is_first:
-            stage.write_table(TABLE, columns(points))
-            frontier_section(points, members, dataset.name, stage).write(stage)
-            stage.finish()
-        parallel.barrier()
+    job = Job.of(job)
+    changed = job.parallel.is_first and (job.stage.config or {}).get("members", listed) != listed
+
+    def write(stage: Stage, points: list[Point]) -> Section:
+        stage.write_table(TABLE, columns(points))
+        return section(points, members, dataset.name, stage)
+
+    config = job.config(options, images=describe_images(dataset)) | {"members": listed}
+    compute = partial(_judge, clip, trained, dataset, options, memory, job.parallel)
+    replace(job, overwrite=job.overwrite or changed).make(config, compute, write, device=clip.device)
 
 
 def columns(points: Sequence[Point]) -> dict[str, list[Any]]:
@@ -117,8 +111,7 @@ def _judge(
 
         counts = {f"{i}.{name}": part for i, judge in enumerate(judges) for name, part in judge.accumulators.items()}
         folded = fold(dataset, clip.preprocess, update, counts, options, label=label, parallel=parallel)
-        if folded.used == 0:
-            raise ValueError(f"no image of dataset {dataset.name!r} could be read; expected at least one")
+        folded.require_images(dataset)
         points += [judge.finish() for judge in judges if parallel.is_first]
     return points
 

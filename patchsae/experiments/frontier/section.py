@@ -55,19 +55,19 @@ class Point:
         return self.variant, self.expansion, self.block
 
 
-def frontier_section(points: Sequence[Point], members: Sequence[Member], images: str, stage: Stage) -> Section:
+def section(points: Sequence[Point], members: Sequence[Member], images: str, stage: Stage) -> Section:
     """Plots and table of the points, and the members that have none."""
     lead = (
         f"{counted(len(points), 'sparse autoencoder')} trained on the same tokens, judged on {images}, which they were "
         f"not trained on. Each is a stage of {stage.name}-saes."
     )
-    section = Section("Frontier", lead)
+    part = Section("Frontier", lead)
     for member in members:
         if member.diverged is not None:
-            section.text(f"{member.cell.name} diverged and is left out: {member.diverged}")
+            part.text(f"{member.cell.name} diverged and is left out: {member.diverged}")
     caption = "Sparser is further left, better is further up; along a line only the sparsity option changes."
-    section.figure(frontier_figure(points), caption)
-    section.table(
+    part.figure(frontier_figure(points), caption)
+    part.table(
         {
             "autoencoder": [point.name for point in points],
             "L0": [point.l0 for point in points],
@@ -82,7 +82,7 @@ def frontier_section(points: Sequence[Point], members: Sequence[Member], images:
         "Concept precision and overlap (IoU) are those of the best latent of each concept, chosen on half of the "
         "images and judged on the other, averaged over concepts.",
     )
-    return section
+    return part
 
 
 def frontier_figure(points: Sequence[Point]) -> Figure:

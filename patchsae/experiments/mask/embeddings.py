@@ -12,10 +12,10 @@ from torch import Tensor
 import patchsae_kernels as pk
 from patchsae.adapters.base import AdaptedCLIP
 from patchsae.experiments.any_clip import AnyCLIP
+from patchsae.experiments.mask.options import TopKOptions
 from patchsae.models import tower
 from patchsae.models.sae import SparseAutoencoder
 
-BUDGET_MB = 512
 # Bound on any one tensor of an `embed` call on a CPU. Measured for the CLS-only tail of a ViT-B/16 on two cores (AMX):
 # 1.17 ms a masked image at 2 a call, 0.59 at 8, 0.40 at 27 (16 MB), 0.64 at 48. Every call reads the block's weights,
 # and larger tensors come fresh from the system, page by page. The tiny CLIP has its minimum at 14 MB.
@@ -49,8 +49,6 @@ def variants(rankings: Sequence[str], ks: Sequence[int]) -> list[Variant]:
 
 def sweep_ks(ks: Sequence[int], latents: int) -> tuple[int, ...]:
     """The ks of a sweep over S latents, ascending: those above S are dropped, S itself is always there."""
-    if any(k < 1 for k in ks):
-        raise ValueError(f"ks holds {min(ks)}; expected numbers of latents of at least 1")
     return tuple(sorted({k for k in ks if k < latents} | {latents}))
 
 
@@ -61,11 +59,7 @@ def sweep_embeddings(
     pixels: Tensor,
     labels: Tensor,
     rankings: Mapping[str, Tensor],
-    ks: Sequence[int],
-    *,
-    budget_mb: int = BUDGET_MB,
-    bias_offset: float = 0.0,
-    keep_prompt_tokens: bool = False,
+    options: TopKOptions,
 ) -> dict[Variant, Tensor]:
     """Embed a batch of images with the residual stream replaced by what every mask leaves of it.
 
@@ -77,30 +71,27 @@ def sweep_embeddings(
         pixels: float [B, 3, H, W], preprocessed.
         labels: int64 [B], ground-truth class of every image; chooses its row of a [C, S] ranking.
         rankings: name -> int32 [S] or [C, S], rank of every latent (0 is first).
-        ks: numbers of latents kept or ablated, ascending, each at most S.
-        budget_mb: bound on the reconstructions held at a time, and once more on what embedding them takes beside
-            them; images are cut into chunks that fit it (one image at least), equal to within one image.
-        bias_offset: added to every element of every reconstruction. The released code adds 0.105131256516992.
-        keep_prompt_tokens: leave the tokens after the image's, which a prompted model has, as they are.
+        options: its ks are taken as they are, ascending and each at most S (see :func:`sweep_ks`). Images are cut into
+            chunks that fit its budget (one image at least), equal to within one image.
 
     Returns:
         variant -> float [B, E] of unit norm, one entry for each of :func:`variants`.
     """
-    residual = clip.residual(pixels)
-    replaced = residual[:, : clip.image_tokens] if keep_prompt_tokens else residual
+    ks, residual = options.ks, clip.residual(pixels)
+    replaced = residual[:, : clip.image_tokens] if options.keep_prompt_tokens else residual
     kept = residual[:, replaced.shape[1] :]
     images, tokens, _ = replaced.shape
     held, largest = embedding_bytes(clip, residual.shape[1])
     together = max(1, CPU_TENSOR_BYTES // largest) if residual.device.type == "cpu" else sys.maxsize
 
     latents = sae.encode(replaced)
-    b_dec = sae.b_dec + bias_offset  # part of every reconstruction, so what is added to it is added to all
+    b_dec = sae.b_dec + options.bias_offset  # part of every reconstruction, so what is added to it is added to all
     result = {
         UNMODIFIED: clip.embed(residual),
         RECONSTRUCTION: _embed(clip, [pk.decode(latents, sae.W_dec, b_dec)], kept, together)[0],
     }
     swept: dict[str, list[Tensor]] = {name: [] for name in rankings}
-    for chunk in even_runs(images, images_per_chunk(2 * len(ks) * held, budget_mb)):
+    for chunk in even_runs(images, images_per_chunk(2 * len(ks) * held, options.budget_mb)):
         rows = torch.arange(chunk.start * tokens, chunk.stop * tokens, device=latents.device)
         part = latents if len(rows) == latents.shape[0] else latents.select_rows(rows)
         classes = labels[chunk].to(latents.device).repeat_interleave(tokens)
@@ -122,8 +113,6 @@ def even_runs(count: int, most: int) -> list[slice]:
 
 def images_per_chunk(image_bytes: int, budget_mb: int) -> int:
     """Images that fit the budget at so many bytes each; at least one."""
-    if budget_mb < 1:
-        raise ValueError(f"budget_mb is {budget_mb}; expected at least 1")
     return max(1, (budget_mb << 20) // image_bytes)
 
 
@@ -176,4 +165,5 @@ def _embed(clip: AnyCLIP, reconstructions: Iterable[Tensor], kept: Tensor, toget
                 image = torch.arange(run.start, run.stop, device=kept.device) % images
                 part = torch.cat([part, kept[image].to(part)], dim=1)
             embeddings.append(clip.embed(part))
-    return torch.cat(embeddings).unflatten(0, (-1, images))
+    joined = torch.cat(embeddings)
+    return joined.view(-1, images, joined.shape[-1])

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
+from patchsae.disk.runs import Stage
 from patchsae.experiments.mask.embeddings import RECONSTRUCTION, UNMODIFIED, Variant
 from patchsae.experiments.stored import require_shapes
-
-if TYPE_CHECKING:
-    from patchsae.disk.runs import Stage
 
 UNRANKED = (UNMODIFIED, RECONSTRUCTION)
 

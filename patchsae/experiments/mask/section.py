@@ -7,14 +7,14 @@ from matplotlib.figure import Figure
 from patchsae.data import ImageDataset
 from patchsae.experiments.any_clip import AnyCLIP, prompts_in_words
 from patchsae.experiments.mask.embeddings import ABLATE, KEEP, RECONSTRUCTION, UNMODIFIED, Variant
+from patchsae.experiments.mask.options import MaskOptions, TopKOptions
 from patchsae.experiments.mask.result import MaskResult
-from patchsae.experiments.options import MaskOptions, SweepOptions
+from patchsae.experiments.shown import rest_of_classes, shown_labels
 from patchsae.experiments.stream.fold import FoldResult
 from patchsae.report import Section, plots
 from patchsae.words import counted, percent
 
 ON_RANKED_IMAGES = "Evaluated on the images that were ranked"
-_SHOWN_CLASSES = 40
 _SHOWN_K = 10
 
 
@@ -59,7 +59,7 @@ def section(
     return part
 
 
-def replaced_tokens(options: SweepOptions) -> str:
+def replaced_tokens(options: TopKOptions) -> str:
     """Which tokens a sweep replaces, in words."""
     return "all image tokens" if options.keep_prompt_tokens else "all tokens"
 
@@ -84,7 +84,7 @@ def _per_class(part: Section, result: MaskResult) -> None:
     """Recall of every class at one k, for the ranking that is about classes."""
     ks = [k for k in result.ks if k <= _SHOWN_K]
     name = result.rankings[0]
-    seen = [label for label, images in enumerate(result.images.tolist()) if images][:_SHOWN_CLASSES]
+    seen = shown_labels(result.images.tolist())
     if not ks or not seen:
         return
     chosen = {
@@ -94,8 +94,6 @@ def _per_class(part: Section, result: MaskResult) -> None:
     }
     series = {title: [result.recall(variant)[label] or 0.0 for label in seen] for title, variant in chosen.items()}
     part.heading("Recall per class")
-    rest = (
-        "" if len(seen) == len(result.classnames) else f" {len(seen)} of {len(result.classnames):,} classes are shown."
-    )
+    rest = rest_of_classes(len(seen), len(result.classnames))
     figure = plots.class_dots([result.classnames[label] for label in seen], series, "recall")
     part.figure(figure, f"Share of every class's images classified correctly ({name} ranking).{rest} All: recall.csv.")

@@ -17,7 +17,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -25,13 +25,11 @@ from torch import Tensor
 from patchsae import progress
 from patchsae.data import BadImageRecord, Batch, ImageDataset, batches
 from patchsae.data.left_out import left_out
+from patchsae.disk.runs import Stage
 from patchsae.experiments.options import StreamOptions
-from patchsae.experiments.stream.fold_state import NAME, Accumulator, FoldState
+from patchsae.experiments.stream.fold_state import FILE, Accumulator, FoldState
 from patchsae.interrupt import Interrupted, StopRequest
 from patchsae.parallel.base import Alone, Parallel
-
-if TYPE_CHECKING:
-    from patchsae.disk.runs import Stage
 
 
 @dataclass(frozen=True)
@@ -47,6 +45,11 @@ class FoldResult:
     def used(self) -> int:
         """Images that went into the accumulators."""
         return self.images - len(self.bad)
+
+    def require_images(self, dataset: ImageDataset) -> None:
+        """ValueError where all images of the dataset were left out."""
+        if self.used == 0:
+            raise ValueError(f"no image of dataset {dataset.name!r} could be read; expected at least one")
 
     def lines(self) -> list[str]:
         """A printed line for every image left out; none when all were good."""
@@ -119,7 +122,7 @@ def fold(
 
 def discard_state(stage: Stage) -> None:
     """Remove the saved state of a fold whose results have been written."""
-    stage.remove(f"{NAME}.safetensors")
+    stage.remove(FILE)
 
 
 class _Turns:

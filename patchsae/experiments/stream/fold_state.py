@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from patchsae.parallel.base import Parallel
 
 NAME = "fold"
+FILE = f"{NAME}.safetensors"
 
 
 class Accumulator(Protocol):
@@ -106,7 +107,7 @@ class FoldState:
 
     def _load(self, stage: Stage) -> None:
         parts, parallel = None, self._parallel
-        if parallel.is_first and (stage.path / f"{NAME}.safetensors").exists():
+        if parallel.is_first and (stage.path / FILE).exists():
             with stage.understanding():
                 tensors = stage.load_tensors(NAME)
                 self.position = int(tensors.pop("position"))

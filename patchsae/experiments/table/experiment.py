@@ -7,23 +7,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import Any
 
 from patchsae import words
 from patchsae.data import ImageDataset
-from patchsae.experiments.compare import crossed
-from patchsae.experiments.compare import experiment as adaptation
-from patchsae.experiments.compare.experiment import Side
+from patchsae.disk.runs import Run, Stage
+from patchsae.experiments import compare
+from patchsae.experiments.compare import Side, crossed
+from patchsae.experiments.compare.options import cross_options
 from patchsae.experiments.compare.transitions import KINDS, NORMALISATIONS
-from patchsae.experiments.options import CompareOptions, CrossOptions
-from patchsae.experiments.provenance import stage_config
+from patchsae.experiments.stream.job import Job
 from patchsae.experiments.table.cells import Cell
+from patchsae.experiments.table.options import TableOptions
 from patchsae.experiments.table.result import TableRow, caption, markdown, markdown_columns, table_columns, table_row
 from patchsae.models.sae import SparseAutoencoder
 from patchsae.report import Section, build, plots
-
-if TYPE_CHECKING:
-    from patchsae.disk.runs import Run, Stage
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,13 +43,8 @@ def run(
     cells: Sequence[Cell],
     open_cell: Callable[[Cell], OpenCell],
     sae: SparseAutoencoder,
-    cells_run: Run,
-    stage: Stage,
-    compare: CompareOptions,
-    cross: CrossOptions,
-    *,
-    share: str = "high_either",
-    overwrite: bool = False,
+    job: Job | Stage,
+    options: TableOptions | None = None,
 ) -> list[TableRow]:
     """Run the cells that are not finished yet, then write the table of all anew.
 
@@ -59,31 +53,29 @@ def run(
         open_cell: opens what a cell names. All are opened before the first runs, so that a wrong path is no surprise
             hours later.
         sae: the autoencoder that reads all models.
-        cells_run: where the cells are kept: the stages CELL (:func:`adaptation.run`) and CELL-test
-            (:func:`crossed.run`), and a report of its own.
-        stage: folder of the table: ``table.csv`` (a row per cell and group of classes, every normalisation),
-            ``table.md`` (as the paper prints it) and the report's section.
-        compare, cross: settings of all cells; a cell's templates take the place of theirs.
-        share: normalisation of ``table.md``, one of ``NORMALISATIONS``.
-        overwrite: run finished cells again too.
+        job: its stage receives ``table.csv`` (a row per cell and group of classes, every normalisation), ``table.md``
+            (as the paper prints it) and the report's section. Beside a stage NAME lies the run NAME-cells with the
+            stages CELL (:func:`compare.run`) and CELL-test (:func:`crossed.run`), and a report of its own. Overwriting
+            runs finished cells again, too.
+        options: see :class:`TableOptions`.
 
     Raises:
         ValueError: no cells, an unknown share, images without labels, or what the experiments of a cell raise.
     """
-    require_share(share)
+    job, options = Job.of(job), options or TableOptions()
+    require_share(options.share)
     if not cells:
         raise ValueError("cells is empty; expected at least one")
+    cells_run = Run(job.stage.path.with_name(f"{job.stage.name}-cells"))
     opened = [(cell, _labelled(cell, open_cell(cell))) for cell in cells]
     rows = []
     for number, (cell, found) in enumerate(opened, start=1):
-        print(f"{stage.name}: cell {cell.name} ({number} of {len(cells)})")
-        rows.append(_row(cell, found, sae, cells_run, compare, cross, overwrite))
+        print(f"{job.stage.name}: cell {cell.name} ({number} of {len(cells)})")
+        rows.append(_row(cell, found, sae, cells_run, options, job.overwrite))
         build(cells_run)
-    with stage:
-        made_from = {"cells": {cell.name: asdict(cell) for cell in cells}}
-        stage.begin(stage_config(None, {"share": share}, **made_from), overwrite=True)
-        _write(rows, share, stage, cells_run)
-        stage.finish()
+    anew = replace(job, settings={**job.settings, "share": options.share}, overwrite=True)
+    config = anew.config(None, cells={cell.name: asdict(cell) for cell in cells})
+    anew.make(config, lambda: rows, partial(_write, options.share, cells_run))
     return rows
 
 
@@ -99,33 +91,15 @@ def _row(
     found: OpenCell,
     sae: SparseAutoencoder,
     cells_run: Run,
-    compare: CompareOptions,
-    cross: CrossOptions,
+    options: TableOptions,
     overwrite: bool,
 ) -> TableRow:
     """Run a cell, as far as it is not finished."""
-    templates = cell.templates or compare.templates
-    compared, tested = (cells_run.stage(name, "table") for name in cell.stages)
-    comparison = adaptation.run(
-        found.first,
-        found.second,
-        sae,
-        compared,
-        replace(compare, templates=templates),
-        settings=found.settings,
-        overwrite=overwrite,
-    )
-    classified = crossed.run(
-        found.first,
-        found.second,
-        sae,
-        comparison,
-        found.test,
-        tested,
-        replace(cross, templates=templates),
-        settings=found.settings,
-        overwrite=overwrite,
-    )
+    compared, tested = (Job(cells_run.stage(name, "table"), found.settings, overwrite) for name in cell.stages)
+    chosen = replace(options.cell, templates=cell.templates or options.cell.templates)
+    comparison = compare.run(found.first, found.second, sae, compared, chosen)
+    masked = cross_options(chosen, options.masks, swept=options.mask)
+    classified = crossed.run(found.first, found.second, sae, comparison, found.test, tested, masked)
     return table_row(cell.name, cell.dataset or cell.name, comparison, classified)
 
 
@@ -135,7 +109,7 @@ def require_share(share: str) -> None:
         raise ValueError(f"share is {share!r}; expected one of {', '.join(NORMALISATIONS)}")
 
 
-def _write(rows: Sequence[TableRow], share: str, stage: Stage, cells_run: Run) -> None:
+def _write(share: str, cells_run: Run, stage: Stage, rows: Sequence[TableRow]) -> Section:
     columns, below = markdown_columns(rows, share), caption(rows, share)
     stage.write_table("table.csv", table_columns(rows))
     stage.write_bytes("table.md", markdown(columns, below).encode())
@@ -153,4 +127,4 @@ def _write(rows: Sequence[TableRow], share: str, stage: Stage, cells_run: Run) -
     }
     figure = plots.class_dots(names, series, f"% of {NORMALISATIONS[share]}", percent=False)
     section.figure(figure, f"Latents that stay high, turn low and turn high; mean over {first} classes.")
-    section.write(stage)
+    return section

@@ -9,12 +9,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from patchsae.disk.runs import Run
-from patchsae.experiments.classes import experiment as classes
-from patchsae.experiments.classes.experiment import Rankings
+from patchsae.experiments import classes
+from patchsae.experiments.classes import Rankings
+from patchsae.experiments.classes.experiment import rankings, top_latents
+from patchsae.experiments.classes.options import ClassesOptions
 from patchsae.experiments.classes.rankings import common_latents, order_of, random_rank, rank_by
 from patchsae.experiments.classes.section import first_latents, shared_counts
 from patchsae.experiments.extract.result import Extraction
-from patchsae.experiments.options import ClassesOptions
 from patchsae.experiments.stream.accumulators import TopImagesResult, TopPatchesResult
 
 
@@ -90,7 +91,7 @@ def test_classes_of_one_name_are_ranked_apart(tmp_path) -> None:
 
 
 def test_shared_latents_are_counted_for_every_pair_of_classes() -> None:
-    columns = classes.top_latents(TWINS, classes.rankings(TWINS), top=2)
+    columns = top_latents(TWINS, rankings(TWINS), top=2)
     assert first_latents(columns, 3) == [[0, 2], [1, 2], [2, 0]]
     assert first_latents(columns, 2) == [[0, 2], [1, 2]]
     assert shared_counts([[0, 2], [1, 2], [2, 0], []]).tolist() == [
@@ -112,17 +113,17 @@ def test_the_heat_map_stops_at_forty_classes(tmp_path) -> None:
 
 
 def test_common_latents_go_to_the_end() -> None:
-    ranks = classes.rankings(TWINS, ClassesOptions(common_top=3, common_classes=2)).ranks
+    ranks = rankings(TWINS, ClassesOptions(common_top=3, common_classes=2)).ranks
     assert ranks["class"][:, 2].tolist() == [3, 3, 3]
     assert ranks["dataset"].tolist() == [2, 1, 0, 3]
 
 
 def test_latents_that_a_class_never_saw_are_not_listed() -> None:
-    table = classes.top_latents(TWINS, classes.rankings(TWINS), top=4)
+    table = top_latents(TWINS, rankings(TWINS), top=4)
     assert all(tokens > 0 for tokens in table["tokens"])
 
 
 def test_images_without_labels_have_no_class_ranking() -> None:
     unlabelled = Extraction(**{**vars(TWINS), "class_counts": None, "class_images": None, "classnames": None})
     with pytest.raises(ValueError, match="without labels"):
-        classes.rankings(unlabelled)
+        rankings(unlabelled)

@@ -10,13 +10,13 @@ import torch
 
 from patchsae.data import open_images
 from patchsae.disk.runs import Run
+from patchsae.experiments import compare
 from patchsae.experiments.accuracies import improvement
-from patchsae.experiments.compare import experiment as adaptation
-from patchsae.experiments.compare.experiment import Side
+from patchsae.experiments.compare import Side
 from patchsae.experiments.compare.moved import moved
+from patchsae.experiments.compare.options import CompareOptions
 from patchsae.experiments.compare.pairing import ByClass
 from patchsae.experiments.compare.result import Comparison
-from patchsae.experiments.options import CompareOptions
 from patchsae.report import build
 from tests.experiments.worlds import S, dense_latents, make_images, pixels_of
 
@@ -28,7 +28,7 @@ OPTIONS = CompareOptions(batch_size=4, noisy_above=10, show_latents=4, show_imag
 def two_models(clip, other_clip, sae, tmp_path_factory) -> tuple[Comparison, Run]:
     run = Run(tmp_path_factory.mktemp("models"))
     first, second = (Side(name, model, make_images(N)) for name, model in (("before", clip), ("after", other_clip)))
-    return adaptation.run(first, second, sae, run.stage("compare"), OPTIONS), run
+    return compare.run(first, second, sae, run.stage("compare"), OPTIONS), run
 
 
 def test_two_models_agree_with_a_dense_computation(clip, other_clip, sae, two_models) -> None:
@@ -58,7 +58,7 @@ def test_two_models_agree_with_a_dense_computation(clip, other_clip, sae, two_mo
 
 def test_a_model_against_itself_changes_nothing(clip, sae, tmp_path) -> None:
     side = Side("same", clip, make_images(6))
-    result = adaptation.run(side, side, sae, Run(tmp_path).stage("compare"), OPTIONS)
+    result = compare.run(side, side, sae, Run(tmp_path).stage("compare"), OPTIONS)
     assert result.pairs.shift.tolist() == [0.0] * 6
     assert result.shift.tolist() == [0.0] * S
     columns = result.class_columns()
@@ -90,7 +90,7 @@ def test_what_moved_says_how_many_noisy_latents_are_left_out(clip, other_clip, s
     """All of them, with a young autoencoder; then "none" would be false."""
     stage = Run(tmp_path).stage("compare")
     first, second = Side("before", clip, make_images(6)), Side("after", other_clip, make_images(6))
-    result = adaptation.run(first, second, sae, stage, replace(OPTIONS, noisy_above=0.0))
+    result = compare.run(first, second, sae, stage, replace(OPTIONS, noisy_above=0.0))
     left_out = int((result.noise > 0).any(dim=0).sum())
     assert left_out > 1
     html = stage.load_json("section")["html"]
@@ -100,13 +100,13 @@ def test_what_moved_says_how_many_noisy_latents_are_left_out(clip, other_clip, s
 def test_an_unknown_name_of_templates_is_refused_before_the_stage_begins(clip, sae, tmp_path) -> None:
     stage, side = Run(tmp_path).stage("compare"), Side("same", clip, make_images(4))
     with pytest.raises(ValueError, match="'pet'"):
-        adaptation.run(side, side, sae, stage, replace(OPTIONS, templates=("pet",)))
+        compare.run(side, side, sae, stage, replace(OPTIONS, templates=("pet",)))
     assert not stage.path.exists()
 
 
 def test_two_datasets_are_paired_by_class(clip, sae, tmp_path) -> None:
     first, second = make_images(20), make_images(16, seed=7)
-    result = adaptation.run(
+    result = compare.run(
         Side("one", clip, first), Side("two", clip, second), sae, Run(tmp_path).stage("compare"), OPTIONS
     )
     positions = result.pairs.positions.numpy()
@@ -129,7 +129,7 @@ def test_a_pair_with_a_bad_image_is_left_out_whole(clip, sae, tmp_path) -> None:
     first, second = (open_images(str(tmp_path / side)) for side in ("one", "two"))
     assert len(ByClass(first, second)) == 4
     options = CompareOptions(batch_size=3, on_bad_image="skip", noisy_above=10, show_images=1, templates=("a {}.",))
-    result = adaptation.run(
+    result = compare.run(
         Side("one", clip, first), Side("two", clip, second), sae, Run(tmp_path / "run").stage("compare"), options
     )
     assert len(result.pairs.labels) == 3
@@ -142,7 +142,7 @@ def test_unlabelled_images_are_compared_without_classes(clip, other_clip, sae, t
     for i in range(3):
         make_images(3).sample(i).image.save(folder / f"{i}.png")
     sides = [Side(name, model, open_images(str(folder))) for name, model in (("a", clip), ("b", other_clip))]
-    result = adaptation.run(*sides, sae, Run(tmp_path / "run").stage("compare"), OPTIONS)
+    result = compare.run(*sides, sae, Run(tmp_path / "run").stage("compare"), OPTIONS)
     assert result.accuracies == {}
     assert len(result.pairs.shift) == 3
 
@@ -153,7 +153,7 @@ def test_datasets_of_other_classes_are_refused(clip, sae, tmp_path) -> None:
     make_images(1).sample(0).image.save(folder / "0.png")
     other = open_images(str(tmp_path / "images"))
     with pytest.raises(ValueError, match="same classes"):
-        adaptation.run(
+        compare.run(
             Side("a", clip, make_images(3)),
             Side("b", clip, other),
             sae,

@@ -11,20 +11,20 @@ import torch
 from patchsae.data import Sample
 from patchsae.data.shapes import ShapesWorld
 from patchsae.disk.runs import Run
+from patchsae.experiments import compare
 from patchsae.experiments.classes.rankings import rank_by
-from patchsae.experiments.compare import crossed
-from patchsae.experiments.compare import experiment as adaptation
+from patchsae.experiments.compare import Side, crossed
 from patchsae.experiments.compare.crossed_result import CrossedResult
-from patchsae.experiments.compare.experiment import Side
+from patchsae.experiments.compare.options import CompareOptions, CrossOptions, cross_options
 from patchsae.experiments.compare.result import Comparison
 from patchsae.experiments.mask.embeddings import ABLATE, KEEP, RECONSTRUCTION, UNMODIFIED, Variant
-from patchsae.experiments.options import CompareOptions, CrossOptions, SweepOptions, cross_options
+from patchsae.experiments.mask.options import TopKOptions
 from patchsae.report import build
 from tests.experiments.worlds import CountingCLIP, CountingSAE, S, make_images, make_prompted, make_sae, pixels_of
 
 RANKED, TESTED = 14, 11
 COMPARE = CompareOptions(batch_size=4, noisy_above=10, show_latents=0, templates=("a {}.",), groups="base-novel")
-CROSS = cross_options(COMPARE, SweepOptions(ks=(1, 10)))
+CROSS = cross_options(COMPARE, TopKOptions(ks=(1, 10)))
 KS = (1, 10, S)
 
 
@@ -40,7 +40,7 @@ def prompted(clip):
 @pytest.fixture(scope="module")
 def compared(clip, prompted, sae, tmp_path_factory) -> Comparison:
     stage = Run(tmp_path_factory.mktemp("compared")).stage("compare")
-    return adaptation.run(*sides_of(clip, prompted), sae, stage, COMPARE)
+    return compare.run(*sides_of(clip, prompted), sae, stage, COMPARE)
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +131,7 @@ def test_a_comparison_costs_two_extractions(clip, sae, tmp_path) -> None:
     counting = CountingSAE.from_tensors(sae.config, sae.state_dict())
     run, sides = Run(tmp_path), sides_of(first, second)
     try:
-        comparison = adaptation.run(*sides, counting, run.stage("compare"), COMPARE)
+        comparison = compare.run(*sides, counting, run.stage("compare"), COMPARE)
         crossed.run(*sides, counting, comparison, make_images(TESTED, "val"), run.stage("compare-test"), CROSS)
     finally:
         handle.remove()
@@ -183,7 +183,7 @@ def test_a_result_reads_back(found) -> None:
 
 def test_without_a_sweep_there_are_accuracies_alone(clip, prompted, sae, compared, found, tmp_path) -> None:
     stage = Run(tmp_path).stage("test")
-    options = cross_options(COMPARE, SweepOptions(), swept=False)
+    options = cross_options(COMPARE, TopKOptions(), swept=False)
     result = crossed.run(*sides_of(clip, prompted), sae, compared, make_images(TESTED, "val"), stage, options)
     assert result.accuracies == found[0].accuracies
     assert result.models[0].variants == (UNMODIFIED, RECONSTRUCTION)

@@ -9,7 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from patchsae.experiments.compare.moved import class_shift, class_shift_columns, hidden, moved, moved_in_class
+from patchsae.experiments.compare.class_shift import class_shift, class_shift_columns
+from patchsae.experiments.compare.moved import hidden, moved, moved_in_class
 
 S = 5
 table = st.lists(st.lists(st.integers(0, 6), min_size=S, max_size=S), min_size=1, max_size=4)

@@ -14,9 +14,10 @@ from patchsae import words
 from patchsae.data import Sample, open_images
 from patchsae.data.shapes import ShapesWorld
 from patchsae.disk.runs import Run, Stage
-from patchsae.experiments.evaluate import experiment as evaluate
+from patchsae.experiments import evaluate
 from patchsae.experiments.evaluate.concepts import concept_scores
 from patchsae.experiments.evaluate.contrastive import contrastive_loss
+from patchsae.experiments.evaluate.experiment import ImageReader, raw_latents
 from patchsae.experiments.evaluate.result import CLS_ONLY, VARIANTS, EvaluateResult
 from patchsae.experiments.mask.embeddings import RECONSTRUCTION, UNMODIFIED
 from patchsae.models import prompts
@@ -68,7 +69,7 @@ def test_the_figures_are_those_of_a_dense_computation(clip, sae, stage) -> None:
     }
     weights = clip.text_classifier(dataset.classnames, ["a {}."])
     captions = clip.text_classifier(dataset.classnames, [prompts.DEFAULT_TEMPLATE])
-    order = evaluate.ImageReader(clip, dataset, OPTIONS).order
+    order = ImageReader(clip, dataset, OPTIONS).order
     assert sorted(order.tolist()) == list(range(N))
     assert result.contrastive.batches == N // 8
     for variant in VARIANTS:
@@ -83,10 +84,10 @@ def test_the_figures_are_those_of_a_dense_computation(clip, sae, stage) -> None:
 
 def test_the_concept_scores_are_those_of_all_latents_at_once(clip, sae, stage) -> None:
     result, dataset = EvaluateResult.load(stage), make_images(N, "test")
-    concepts = evaluate.ImageReader(clip, dataset, OPTIONS).concepts
+    concepts = ImageReader(clip, dataset, OPTIONS).concepts
     with torch.no_grad():
         residual = clip.residual(pixels_of(clip, dataset))
-        readings = {"concepts": sae.encode(residual), "raw_concepts": evaluate.raw_latents(residual, sae.b_dec)}
+        readings = {"concepts": sae.encode(residual), "raw_concepts": raw_latents(residual, sae.b_dec)}
     present, masks = concepts.present(range(N)), concepts.masks(range(N))
     for name, latents in readings.items():
         found = getattr(result, name)
@@ -98,7 +99,7 @@ def test_the_concept_scores_are_those_of_all_latents_at_once(clip, sae, stage) -
 
 def test_raw_latents_are_both_signs_of_every_dimension() -> None:
     residual, centre = torch.randn(3, 4, 5), torch.randn(5)
-    dense = evaluate.raw_latents(residual, centre).to_dense()
+    dense = raw_latents(residual, centre).to_dense()
     torch.testing.assert_close(dense[:, :5] - dense[:, 5:] + centre, residual.flatten(0, 1))
     assert bool((dense >= 0).all())
 

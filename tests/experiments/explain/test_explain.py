@@ -12,11 +12,13 @@ from matplotlib.text import Text
 from PIL import Image
 
 from patchsae.disk.runs import Run
-from patchsae.experiments.explain import experiment as explain
-from patchsae.experiments.explain.experiment import References, token_of
+from patchsae.experiments import explain, extract
+from patchsae.experiments.explain import References
+from patchsae.experiments.explain.experiment import explain as explain_images
+from patchsae.experiments.explain.experiment import table_lines, token_of
+from patchsae.experiments.explain.options import ExplainOptions
 from patchsae.experiments.explain.picture import explained_picture
-from patchsae.experiments.extract import experiment as extract
-from patchsae.experiments.options import ExplainOptions, ExtractOptions
+from patchsae.experiments.extract.options import ExtractOptions
 from patchsae.experiments.pictures import Seen, picture_of, tiles_of
 from patchsae.report import figures
 from patchsae.words import number
@@ -40,7 +42,7 @@ def references(clip, sae, tmp_path_factory) -> References:
 
 def test_the_top_latents_of_an_image_are_those_of_the_token_means(clip, sae, images) -> None:
     dense = dense_latents(clip, sae, pixels_of(clip, make_images(2, "val")))
-    for one, image in zip(explain.explain(clip, sae, images, ExplainOptions(show_latents=4)), dense, strict=True):
+    for one, image in zip(explain_images(clip, sae, images, ExplainOptions(show_latents=4)), dense, strict=True):
         values, latents = image.mean(0).topk(4)
         assert list(one.latents) == latents.tolist()
         torch.testing.assert_close(torch.tensor(one.values), values)
@@ -53,7 +55,7 @@ def test_the_top_latents_of_an_image_are_those_of_the_token_means(clip, sae, ima
 def test_the_top_latents_of_a_patch_are_those_of_its_token(clip, sae, images, patch) -> None:
     dense = dense_latents(clip, sae, pixels_of(clip, make_images(2, "val")))
     options = ExplainOptions(patch=patch, show_latents=3)
-    for one, image in zip(explain.explain(clip, sae, images, options), dense, strict=True):
+    for one, image in zip(explain_images(clip, sae, images, options), dense, strict=True):
         assert list(one.latents) == image[1 + 4 * patch[0] + patch[1]].topk(3).indices.tolist()
 
 
@@ -65,21 +67,21 @@ def test_a_patch_outside_the_grid_is_refused(patch) -> None:
 
 def test_the_strongest_are_shown_unless_noisy_ones_are_asked_to_be_left_out(clip, sae, images, references) -> None:
     extraction = references.extraction
-    everything = explain.explain(clip, sae, images, ExplainOptions(show_latents=96))
-    assert [one.latents for one in explain.explain(clip, sae, images, ExplainOptions(show_latents=96), extraction)] == [
+    everything = explain_images(clip, sae, images, ExplainOptions(show_latents=96))
+    assert [one.latents for one in explain_images(clip, sae, images, ExplainOptions(show_latents=96), extraction)] == [
         one.latents for one in everything
     ]
     mean = extraction.mean_activation
     options = ExplainOptions(noisy_above=float(mean[mean > 0].median()), show_latents=96)
-    quiet = explain.explain(clip, sae, images, options, extraction)
+    quiet = explain_images(clip, sae, images, options, extraction)
     for one, whole in zip(quiet, everything, strict=True):
         assert one.latents
         assert list(one.latents) == [s for s in whole.latents if mean[s] <= options.noisy_above]
         assert one.noisy == len(whole.latents) - len(one.latents) > 0
-    printed = explain.table_lines(quiet, extraction, options.noisy_above)
+    printed = table_lines(quiet, extraction, options.noisy_above)
     for one in quiet:
         assert any(line.startswith(f"  {one.noisy} noisy latents") and "--noisy-above inf" in line for line in printed)
-    assert not any("noisy" in line for line in explain.table_lines(everything, extraction))
+    assert not any("noisy" in line for line in table_lines(everything, extraction))
 
 
 def test_leaving_out_noisy_latents_needs_an_extraction(clip, sae, images, tmp_path) -> None:
@@ -88,10 +90,10 @@ def test_leaving_out_noisy_latents_needs_an_extraction(clip, sae, images, tmp_pa
 
 
 def test_a_latent_on_cls_alone_says_so(clip, sae, images, tmp_path, capsys) -> None:
-    (one,) = explain.explain(clip, sae, dict([next(iter(images.items()))]), ExplainOptions(show_latents=2))
+    (one,) = explain_images(clip, sae, dict([next(iter(images.items()))]), ExplainOptions(show_latents=2))
     dark = replace(one.activations[0], grid=np.zeros_like(one.activations[0].grid), cls=2.5)
     explained = replace(one, activations=(dark, one.activations[1]))
-    first, second = explain.table_lines([explained], None)[1:]
+    first, second = table_lines([explained], None)[1:]
     assert first.endswith("on CLS alone")
     assert "strongest at row" in second
     (tile, lit) = tiles_of([Seen("cat", dark), Seen("dog", one.activations[1])])
@@ -106,7 +108,7 @@ def words_of(figure) -> list[str]:
 
 
 def test_the_picture_has_numbers_values_and_scales_and_the_image_once(clip, sae, images) -> None:
-    (one, _) = explain.explain(clip, sae, images, ExplainOptions(patch=(1, 2), show_latents=3))
+    (one, _) = explain_images(clip, sae, images, ExplainOptions(patch=(1, 2), show_latents=3))
     seen = [[Seen("猫", where), Seen("x" * 200, where)] for where in one.activations]
     figure = explained_picture(one, seen, (1, 2), ["3 noisy latents are left out."])
     texts = words_of(figure)

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from patchsae.disk.runs import Run
-from patchsae.experiments.extract import experiment as extract
-from patchsae.experiments.options import ExtractOptions
+from patchsae.experiments import extract
+from patchsae.experiments.extract.options import ExtractOptions
 from tests.experiments.worlds import make_clip, make_images, make_sae
 
 OPTIONS = ExtractOptions(batch_size=3, top=4, save_minutes=0, show_latents=2)

@@ -15,10 +15,11 @@ import torch
 from patchsae.data import BadImage, Sample, open_images
 from patchsae.data.shapes import ShapesWorld
 from patchsae.disk.runs import ConfigDiffers, Run, Stage
-from patchsae.experiments.extract import experiment as extract
+from patchsae.experiments import extract
+from patchsae.experiments.extract.experiment import latent_columns
+from patchsae.experiments.extract.options import ExtractOptions
 from patchsae.experiments.extract.result import Extraction
 from patchsae.experiments.extract.section import interesting
-from patchsae.experiments.options import ExtractOptions
 from patchsae.experiments.provenance import describe_sources
 from tests.experiments.extract import extract_process
 from tests.experiments.extract.extract_process import OPTIONS
@@ -57,7 +58,7 @@ def test_statistics_agree_with_a_dense_computation(clip, sae, extraction) -> Non
 
 
 def test_what_never_fired_says_so_without_nan_or_image(clip, sae, extraction) -> None:
-    columns = extract.latent_columns(extraction, make_images())
+    columns = latent_columns(extraction, make_images())
     silent = [latent for latent in range(S) if columns["never_fired"][latent]]
     assert 0 < len(silent) < S
     for latent in silent:

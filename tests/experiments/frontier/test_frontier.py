@@ -12,7 +12,8 @@ import torch
 from patchsae import load_sae
 from patchsae.data import batches, open_images
 from patchsae.disk.runs import Run, Stage
-from patchsae.experiments.frontier import experiment as frontier
+from patchsae.experiments import frontier
+from patchsae.experiments.frontier.experiment import TABLE
 from patchsae.experiments.frontier.section import Point, frontier_figure
 from patchsae.experiments.options import StreamOptions
 from patchsae.models.clip import SplitCLIP, load_clip
@@ -53,7 +54,7 @@ def judge(root: Path, clip: SplitCLIP, members: list[Member], images: str = TEST
 def test_figures_are_those_of_each_autoencoder_alone(
     tmp_path: Path, clip: SplitCLIP, clip_folder: Path, members: list[Member]
 ) -> None:
-    table = judge(tmp_path, clip, members).read_table(frontier.TABLE)
+    table = judge(tmp_path, clip, members).read_table(TABLE)
     assert list(table["name"]) == [member.cell.name for member in members]
     pixels = torch.cat([batch.pixels for batch in batches(open_images(TEST), clip.preprocess, 24)])
     for row, member in enumerate(members):
@@ -80,7 +81,7 @@ def test_what_was_trained_on_cls_is_judged_on_cls(tmp_path: Path, clip: SplitCLI
     grid = Grid(l1=(1e-4,), expansion=(4,), batch_size=4, total_images=16, cls_only=True)
     images = open_images("shapes:train?n=16&size=16")
     (member,) = train_grid(FromImages(clip, images), grid.cells([0]), Run(tmp_path / "saes"), memory=PLENTY)
-    table = judge(tmp_path, clip, [member]).read_table(frontier.TABLE)
+    table = judge(tmp_path, clip, [member]).read_table(TABLE)
     pixels = torch.cat([batch.pixels for batch in batches(open_images(TEST), clip.preprocess, 24)])
     x = Taps(clip, [0]).residual(pixels)[:, 0]
     fired = load_sae(member.stage.path, "cpu").encode(x).to_dense() > 0
@@ -93,7 +94,7 @@ def test_what_was_trained_on_cls_is_judged_on_cls(tmp_path: Path, clip: SplitCLI
 def test_several_passes_give_the_same_table(tmp_path: Path, clip: SplitCLIP, members: list[Member]) -> None:
     one = judge(tmp_path / "one", clip, members)
     many = judge(tmp_path / "many", clip, members, memory=1)
-    assert (one.path / frontier.TABLE).read_bytes() == (many.path / frontier.TABLE).read_bytes()
+    assert (one.path / TABLE).read_bytes() == (many.path / TABLE).read_bytes()
 
 
 def test_a_member_that_diverged_is_named_and_has_no_row(
@@ -104,7 +105,7 @@ def test_a_member_that_diverged_is_named_and_has_no_row(
     assert "already finished" in capsys.readouterr().out
     lost = replace(members[0], diverged="step 3 has a loss that is not finite")
     stage = judge(tmp_path, clip, [lost, *members[1:]])  # other members: written anew
-    assert list(stage.read_table(frontier.TABLE)["name"]) == [member.cell.name for member in members[1:]]
+    assert list(stage.read_table(TABLE)["name"]) == [member.cell.name for member in members[1:]]
     assert f"{lost.cell.name} diverged and is left out: step 3" in stage.load_json("section")["html"]
     with pytest.raises(ValueError, match="all 1 autoencoders of the sweep diverged"):
         judge(tmp_path / "none", clip, [lost])
@@ -115,7 +116,7 @@ def test_images_without_concepts_have_no_concept_score(tmp_path: Path, clip: Spl
     for i in range(4):
         world.sample(i).image.save(tmp_path / f"{i}.png")
     stage = judge(tmp_path / "run", clip, members[:2], images=str(tmp_path))
-    table = stage.read_table(frontier.TABLE)
+    table = stage.read_table(TABLE)
     assert table["concept_precision"] == [None, None] or list(table["concept_precision"]) == [None, None]
     assert table["l0"][0] > 0
 

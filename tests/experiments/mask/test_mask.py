@@ -14,14 +14,13 @@ from benches.naive_masking import naive_sweep
 from patchsae.data import Sample
 from patchsae.data.shapes import ShapesWorld
 from patchsae.disk.runs import Run
-from patchsae.experiments.classes import experiment as classes
-from patchsae.experiments.classes.experiment import Rankings
-from patchsae.experiments.extract import experiment as extract
-from patchsae.experiments.mask import experiment as masking
+from patchsae.experiments import classes, extract, mask
+from patchsae.experiments.classes import Rankings
+from patchsae.experiments.extract.options import ExtractOptions
 from patchsae.experiments.mask.embeddings import ABLATE, KEEP, RECONSTRUCTION, UNMODIFIED, Variant
+from patchsae.experiments.mask.options import MaskOptions
 from patchsae.experiments.mask.recall import RecallCounts
 from patchsae.experiments.mask.result import MaskResult
-from patchsae.experiments.options import ExtractOptions, MaskOptions
 from patchsae.experiments.zero_shot import ZeroShot
 from tests.experiments.worlds import S, make_images, make_prompted, make_sae, pixels_of
 
@@ -43,7 +42,7 @@ def rankings(clip, sae, tmp_path_factory) -> Rankings:
 @pytest.fixture(scope="module")
 def swept(clip, sae, rankings, tmp_path_factory) -> tuple[MaskResult, Run]:
     run = Run(tmp_path_factory.mktemp("swept"))
-    result = masking.run(clip, sae, make_images(EVALUATED, "val"), rankings, run.stage("mask"), OPTIONS)
+    result = mask.run(clip, sae, make_images(EVALUATED, "val"), rankings, run.stage("mask"), OPTIONS)
     return result, run
 
 
@@ -109,16 +108,16 @@ def test_a_stopped_sweep_goes_on_to_the_same_counts(clip, sae, rankings, swept, 
     expected, _ = swept
     stage = Run(tmp_path).stage("mask")
     with pytest.raises(KeyboardInterrupt):
-        masking.run(clip, sae, Interrupting("val", n=EVALUATED), rankings, stage, OPTIONS)
+        mask.run(clip, sae, Interrupting("val", n=EVALUATED), rankings, stage, OPTIONS)
     assert int(stage.load_tensors("fold")["position"]) == 8
-    result = masking.run(clip, sae, make_images(EVALUATED, "val"), rankings, stage, OPTIONS)
+    result = mask.run(clip, sae, make_images(EVALUATED, "val"), rankings, stage, OPTIONS)
     assert torch.equal(result.correct, expected.correct)
 
 
 def test_other_classes_than_the_ranked_ones_are_refused(clip, sae, rankings, tmp_path) -> None:
     others = replace(rankings, classnames=rankings.classnames[::-1])
     with pytest.raises(ValueError, match="same classes in the same order"):
-        masking.run(clip, sae, make_images(3), others, Run(tmp_path).stage("mask"), OPTIONS)
+        mask.run(clip, sae, make_images(3), others, Run(tmp_path).stage("mask"), OPTIONS)
 
 
 @pytest.mark.parametrize("change", ["sae", "clip", "unknown"])
@@ -129,7 +128,7 @@ def test_rankings_of_other_models_are_refused(clip, other_clip, sae, rankings, t
     stage = Run(tmp_path).stage("mask")
     message = f"another {part} .*`patchsae extract --overwrite`, then `patchsae classes --overwrite`"
     with pytest.raises(ValueError, match=message):
-        masking.run(*now, make_images(3, "val"), ranked, stage, OPTIONS)
+        mask.run(*now, make_images(3, "val"), ranked, stage, OPTIONS)
     assert not stage.path.exists()
 
 
@@ -140,7 +139,7 @@ def test_evaluating_on_the_ranked_images_is_said(clip, sae, tmp_path, capsys, sa
     classes.run(extraction, run.stage("classes"))
     capsys.readouterr()
     dataset = make_images(6, "train" if same else "val")
-    masking.run(clip, sae, dataset, Rankings.load(run.stage("classes")), run.stage("mask"), OPTIONS)
+    mask.run(clip, sae, dataset, Rankings.load(run.stage("classes")), run.stage("mask"), OPTIONS)
     sentence = "Evaluated on the images that were ranked"
     assert (sentence in capsys.readouterr().err) == same
     assert (sentence in run.stage("mask").load_json("section")["html"]) == same
@@ -149,13 +148,13 @@ def test_evaluating_on_the_ranked_images_is_said(clip, sae, tmp_path, capsys, sa
 def test_templates_may_be_named(clip, sae, rankings, tmp_path) -> None:
     run, dataset = Run(tmp_path), make_images(5, "val")
     named, written = (
-        masking.run(clip, sae, dataset, rankings, run.stage(name), replace(OPTIONS, templates=templates))
+        mask.run(clip, sae, dataset, rankings, run.stage(name), replace(OPTIONS, templates=templates))
         for name, templates in (("named", ("DTD",)), ("written", ("{} texture.",)))
     )
     assert torch.equal(named.correct, written.correct)
     assert "{} texture." in run.stage("named").load_json("section")["html"]
     with pytest.raises(ValueError, match="'pet'"):
-        masking.run(clip, sae, dataset, rankings, run.stage("wrong"), replace(OPTIONS, templates=("pet",)))
+        mask.run(clip, sae, dataset, rankings, run.stage("wrong"), replace(OPTIONS, templates=("pet",)))
     assert not run.stage("wrong").path.exists()
 
 
@@ -163,14 +162,12 @@ def test_an_image_without_label_is_refused_by_name(clip, sae, rankings, tmp_path
     dataset = make_images(3)
     dataset.labels[1] = -1
     with pytest.raises(ValueError, match=dataset.ids(1)):
-        masking.run(clip, sae, dataset, rankings, Run(tmp_path).stage("mask"), OPTIONS)
+        mask.run(clip, sae, dataset, rankings, Run(tmp_path).stage("mask"), OPTIONS)
 
 
 def test_an_unknown_ranking_is_refused(clip, sae, rankings, tmp_path) -> None:
     with pytest.raises(ValueError, match="'size'.*class, dataset, random"):
-        masking.run(
-            clip, sae, make_images(3), rankings, Run(tmp_path).stage("mask"), replace(OPTIONS, rankings=("size",))
-        )
+        mask.run(clip, sae, make_images(3), rankings, Run(tmp_path).stage("mask"), replace(OPTIONS, rankings=("size",)))
 
 
 def test_counts_of_other_variants_do_not_merge() -> None:
@@ -215,7 +212,7 @@ def test_an_adapted_clip_is_ranked_and_masked_like_any_other(clip, sae, tmp_path
     adapted = make_prompted(clip, dataset.classnames)
     extraction = extract.run(adapted, sae, make_images(8), run.stage("extract"), ExtractOptions(show_latents=2))
     ranked = classes.run(extraction, run.stage("classes"))
-    result = masking.run(adapted, sae, dataset, ranked, run.stage("mask"), OPTIONS)
+    result = mask.run(adapted, sae, dataset, ranked, run.stage("mask"), OPTIONS)
     assert extraction.made_from["clip"]["adapter"] == "vpt"
     classifier = adapted.text_classifier(dataset.classnames, list(OPTIONS.templates))
     with torch.no_grad():
@@ -223,4 +220,4 @@ def test_an_adapted_clip_is_ranked_and_masked_like_any_other(clip, sae, tmp_path
     right = (embedding @ classifier.T).argmax(1) == torch.from_numpy(dataset.labels)
     assert result.accuracy(UNMODIFIED) == right.double().mean()
     with pytest.raises(ValueError, match="another clip"):
-        masking.run(clip, sae, dataset, ranked, run.stage("other"), OPTIONS)
+        mask.run(clip, sae, dataset, ranked, run.stage("other"), OPTIONS)

@@ -15,8 +15,9 @@ from torchvision.transforms.functional import to_tensor
 from patchsae.data import Batch, ImageDataset, Sample
 from patchsae.data.shapes import ShapesWorld
 from patchsae.disk.runs import Run
-from patchsae.experiments.options import ExtractOptions
-from patchsae.experiments.stream.fold import FoldResult, fold
+from patchsae.experiments import Job
+from patchsae.experiments.extract.options import ExtractOptions
+from patchsae.experiments.stream.fold import FoldResult
 from patchsae.interrupt import Interrupted
 from patchsae.parallel import open_parallel
 from tests.data.mortal import Mortal
@@ -55,11 +56,11 @@ class Sum:
 
 
 def fold_in(root: Path, dataset: ImageDataset, **options: Any) -> tuple[Sum, FoldResult]:
-    stage, accumulator = Run(root).stage("fold"), Sum()
-    with stage:
+    job, accumulator = Job(Run(root).stage("fold")), Sum()
+    with job.stage as stage:
         stage.begin({})
         choices = ExtractOptions(**{"batch_size": 3, **options})
-        result = fold(dataset, to_tensor, accumulator.update, {"sum": accumulator}, choices, label="fold", stage=stage)
+        result = job.fold(dataset, to_tensor, accumulator.update, {"sum": accumulator}, choices, label="fold")
     return accumulator, result
 
 
@@ -71,10 +72,8 @@ def fold_that_loses_a_worker(root: Path) -> None:
         if parallel.is_first:
             stage.begin({})
         choices = ExtractOptions(batch_size=3, workers=2)
-        accumulators = {"sum": accumulator}
-        fold(
-            dataset, to_tensor, accumulator.update, accumulators, choices, label="fold", stage=stage, parallel=parallel
-        )
+        job = Job(stage, parallel=parallel)
+        job.fold(dataset, to_tensor, accumulator.update, {"sum": accumulator}, choices, label="fold")
         if parallel.is_first:
             assert sorted(accumulator.seen.tolist()) == list(range(60))
 

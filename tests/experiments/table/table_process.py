@@ -8,11 +8,10 @@ from pathlib import Path
 from patchsae.data import Sample
 from patchsae.data.shapes import ShapesWorld
 from patchsae.disk.runs import Run
-from patchsae.experiments.compare.experiment import Side
-from patchsae.experiments.options import CellOptions, SweepOptions, cross_options
-from patchsae.experiments.table import experiment as table
-from patchsae.experiments.table.cells import Cell
-from patchsae.experiments.table.experiment import OpenCell
+from patchsae.experiments import table
+from patchsae.experiments.compare import Side
+from patchsae.experiments.table import Cell, OpenCell
+from patchsae.experiments.table.options import CellOptions, TableOptions
 from patchsae.experiments.table.result import TableRow
 from patchsae.models.clip import SplitCLIP
 from tests.experiments.worlds import make_clip, make_images, make_prompted, make_sae
@@ -43,19 +42,10 @@ def make_table(
     root: Path,
     cells: tuple[Cell, ...] = CELLS,
     world: type[ShapesWorld] = ShapesWorld,
-    **choices: str | bool,
+    share: str = "high_either",
 ) -> list[TableRow]:
-    run, cross = Run(root), cross_options(OPTIONS, SweepOptions(), swept=False)
-    return table.run(
-        cells,
-        lambda cell: opened(cell, clip, world),
-        make_sae(clip.width),
-        Run(root / "table-cells"),
-        run.stage("table"),
-        OPTIONS,
-        cross,
-        **choices,  # type: ignore[arg-type]
-    )
+    stage, options = Run(root).stage("table"), TableOptions(OPTIONS, share=share)
+    return table.run(cells, lambda cell: opened(cell, clip, world), make_sae(clip.width), stage, options)
 
 
 def work(clip_folder: Path, root: Path) -> None:
