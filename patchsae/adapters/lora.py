@@ -134,7 +134,7 @@ class _Runner(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         if self._cls_alone:
-            return tower.cls_after_block(self.block, tokens)[:, None]  # type: ignore[arg-type]
+            return tower.cls_after_block(self.block, tokens)[:, None]
         return block_output(self.block, tokens, self._batch_first)
 
 

@@ -9,7 +9,7 @@ import stat
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from patchsae.data.base import BadImage
 from patchsae.disk.claims import require_memory
@@ -170,6 +170,6 @@ def _upright(image: Image.Image, orientation: int) -> Image.Image:
 
 
 def _reason(error: BaseException, encoded: bytes) -> str:
-    if isinstance(error, Image.UnidentifiedImageError):
+    if isinstance(error, UnidentifiedImageError):
         return f"damaged, or not an image format that Pillow knows ({len(encoded)} bytes, starting {encoded[:8]!r})"
     return f"{type(error).__name__}: {brief(error)}"

@@ -75,7 +75,7 @@ def val_number(name: str) -> int | None:
 @functools.cache
 def _codes_and_names() -> tuple[tuple[str, str], ...]:
     from open_clip import IMAGENET_CLASSNAMES  # both load torch, for those who need them
-    from timm.data import ImageNetInfo
+    from timm.data.imagenet_info import ImageNetInfo
 
     return tuple(zip(ImageNetInfo().label_names(), IMAGENET_CLASSNAMES, strict=True))
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import io
 import os
 import re
 import sys
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
 
 from patchsae.disk.again import CONFIG, again
 from patchsae.disk.paths import is_plain
@@ -126,10 +126,10 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-def open_own(path: Path) -> BinaryIO:
+def open_own(path: Path) -> io.FileIO:
     """A file that grows by appending, made if missing. OSError where a link stands there: it could lead anywhere."""
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
-    return os.fdopen(descriptor, "ab", buffering=0)  # type: ignore[return-value]
+    return os.fdopen(descriptor, "ab", buffering=0)
 
 
 def _digest(path: Path) -> str:

@@ -170,7 +170,7 @@ class SparseAutoencoder(nn.Module):
         self.b_dec = nn.Parameter(torch.empty(config.d_in, dtype=torch.float32))
         if config.activation == "jumprelu":
             self.register_buffer("threshold", torch.empty(config.d_sae, dtype=torch.float32))
-        self.register_load_state_dict_post_hook(_restore_layout)
+        self.register_load_state_dict_post_hook(_restore_layout)  # type: ignore[no-untyped-call]
 
 
 def _restore_layout(sae: nn.Module, _incompatible: object) -> None:

@@ -43,5 +43,5 @@ def recall_panels(panels: Mapping[str, np.ndarray], rows: Sequence[str], columns
         grid[0].invert_yaxis()
         percent = PercentFormatter(1, decimals=0)
         bar = figure.colorbar(image, ax=grid, label="recall", aspect=28, pad=0.02, format=percent)
-        bar.outline.set_visible(False)  # type: ignore[operator]
+        bar.outline.set_visible(False)
     return figure

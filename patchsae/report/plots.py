@@ -246,7 +246,7 @@ def heat(matrix: np.ndarray, rows: Sequence[str], columns: Sequence[str], label:
         if small:
             _write_numbers(axes, matrix, norm, whole)
         bar = figure.colorbar(image, ax=axes, label=plain(label), aspect=28, pad=0.02)
-        bar.outline.set_visible(False)  # type: ignore[operator]
+        bar.outline.set_visible(False)
         if whole:
             ticks.whole(bar.ax.yaxis)
     return figure
@@ -274,7 +274,7 @@ def _scatter(figure: Figure, axes: Axes, x: np.ndarray, y: np.ndarray, entropy: 
         **look,
     )
     bar = figure.colorbar(points, ax=axes, location="left", label="label entropy (nats)", aspect=28, pad=0.02)
-    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar.outline.set_visible(False)
     bar.solids.set(alpha=1, rasterized=True)  # type: ignore[union-attr]
 
 

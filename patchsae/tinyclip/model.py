@@ -8,6 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import open_clip
 import torch
@@ -47,7 +48,7 @@ def new_model(config: TinyClipConfig) -> CLIP:
     return model
 
 
-def load_model(directory: Path | str) -> tuple[CLIP, dict]:
+def load_model(directory: Path | str) -> tuple[CLIP, dict[str, Any]]:
     """(model in float32, its `model_cfg`) from a local-dir checkpoint.
 
     Raises:
@@ -61,7 +62,7 @@ def load_model(directory: Path | str) -> tuple[CLIP, dict]:
     return model.requires_grad_(True), clip_config.read_config(directory / CONFIG_FILE).model
 
 
-def save_model(model: CLIP, model_config: Mapping, out: Path | str, record: Mapping) -> None:
+def save_model(model: CLIP, model_config: Mapping[str, Any], out: Path | str, record: Mapping[str, Any]) -> None:
     """Writes `out`/{open_clip_config.json, open_clip_model.safetensors (float16), training.json}.
 
     Everything is written next to `out` first. A new directory appears by one rename; in an existing one each file is
@@ -86,7 +87,7 @@ def save_model(model: CLIP, model_config: Mapping, out: Path | str, record: Mapp
         shutil.rmtree(staged, ignore_errors=True)
 
 
-def open_clip_config(config: TinyClipConfig) -> dict:
+def open_clip_config(config: TinyClipConfig) -> dict[str, Any]:
     """The `model_cfg` of open_clip for these sizes."""
     return {
         "embed_dim": config.embed_dim,
@@ -121,5 +122,5 @@ def _sines(side: int, width: int) -> Tensor:
     return torch.cat([rows, columns], 2).flatten(0, 1)
 
 
-def _write_json(path: Path, content: Mapping) -> None:
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

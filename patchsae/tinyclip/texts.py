@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import open_clip
@@ -84,7 +85,7 @@ def _phrase_group(scenes: list[Scene], factors: list[str], second: bool, rng: ra
     return _group(plain, lambda phrase: rng.choice(SENTENCES).format(phrase))
 
 
-def _group(meanings: list, text: Callable[..., str]) -> TextGroup:
+def _group(meanings: list[Any], text: Callable[..., str]) -> TextGroup:
     """One text per meaning, in order of first appearance."""
     places: dict[Hashable, int] = {}
     positive = [places.setdefault(meaning, len(places)) for meaning in meanings]

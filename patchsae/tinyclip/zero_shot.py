@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import open_clip
@@ -58,7 +59,7 @@ def evaluate_zero_shot(
     return {label: count / max(1, len(dataset)) for label, count in right.items()}
 
 
-def measure_shapes(directory: Path | str, images: int = 2000, seed: int = 0, workers: int = 0) -> dict:
+def measure_shapes(directory: Path | str, images: int = 2000, seed: int = 0, workers: int = 0) -> dict[str, Any]:
     """Zero-shot accuracy of a checkpoint on held-out combinations, by prompt; written to `directory`/zero_shot.json.
 
     Returns what is written: {"dataset", "images", "chance": {factor: share}, "accuracy": {prompts: {factor: share}}}.

@@ -44,7 +44,7 @@ def trained_with(parameters: list[torch.nn.Parameter]) -> tuple[dict[str, Any], 
     copies = [torch.nn.Parameter(p.detach().clone()) for p in parameters[:2]]
     optimiser = torch.optim.SGD(copies, lr=0.0035, momentum=0.9)
     successor = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, 5)
-    sum(p.sum() for p in copies).backward()  # type: ignore[union-attr]
+    sum(p.sum() for p in copies).backward()
     optimiser.step()
     successor.step()
     schedule = {"successor": successor, "warmup_epoch": 1, "cons_lr": 1e-5, "base_lrs": [0.0035], "last_epoch": 5}

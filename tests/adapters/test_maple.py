@@ -162,7 +162,7 @@ def test_it_costs_what_clip_costs_with_as_many_tokens() -> None:
 
     def flops(run: object) -> int:
         with FlopCounterMode(display=False) as counter, torch.no_grad():
-            run()  # type: ignore[operator]
+            run()
         return counter.get_total_flops()
 
     more = flops(lambda: adapted.residual(images)) / flops(lambda: clip.residual(images))

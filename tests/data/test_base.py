@@ -36,8 +36,8 @@ def test_subset_refuses_positions_outside(write_files):
 
 
 def test_fingerprint_is_that_of_the_content_and_its_order(write_files):
-    dataset = open_images(write_files({f"c{n % 2}/{n}.png": n for n in range(6)}))
-    same = open_images(dataset.root)
+    root = write_files({f"c{n % 2}/{n}.png": n for n in range(6)})
+    dataset, same = open_images(root), open_images(root)
     assert dataset.fingerprint == same.fingerprint == dataset.subset(range(6)).fingerprint
     others = [dataset.subset(order).fingerprint for order in ([1, 0, 2, 3, 4, 5], [0, 1, 2, 3, 4], [])]
     same.classnames = ["c0", "renamed"]

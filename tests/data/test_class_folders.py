@@ -16,7 +16,8 @@ def _labels_by_id(dataset):
 
 def test_class_folders(write_files, number_of):
     files = {"cat/1.png": 1, "cat/2.PNG": 2, "dog/3.png": 3, "cat/notes.txt": "no image", ".git/x.png": 9, "readme": ""}
-    dataset = open_images(write_files(files))
+    root = write_files(files)
+    dataset = open_images(root)
     assert dataset.classnames == ["cat", "dog"]
     assert _labels_by_id(dataset) == {"cat/1.png": "cat", "cat/2.PNG": "cat", "dog/3.png": "dog"}
     for i in range(3):
@@ -24,7 +25,7 @@ def test_class_folders(write_files, number_of):
         assert sample.id == dataset.ids(i)
         assert sample.label == dataset.labels[i]
         assert number_of(sample.image) == files[sample.id]
-    assert splits(dataset.root) == []
+    assert splits(root) == []
 
 
 def test_positions_outside_are_index_errors(write_files):

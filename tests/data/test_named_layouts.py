@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from typing import Any
 
 import numpy as np
 import pytest
@@ -114,7 +115,7 @@ CALTECH = {
 }
 
 # files, name, class names, {split: numbers of its images in order}, template
-DATASETS = {
+DATASETS: dict[str, Any] = {
     "pets": (PETS, "OxfordPets", ["abyssinian", "american bulldog"], {"trainval": [1, 2], "test": [3]}, "pet"),
     "flowers": (
         {**FLOWERS, "cat_to_name.json": json.dumps({"2": "hard-leaved pocket orchid", "1": "pink primrose"})},
@@ -233,7 +234,13 @@ def test_a_root_too_high_names_the_folder_to_give(write_files, name, above):
 
 
 def test_a_folder_of_many_datasets_lists_them(write_files):
-    parts = {"oxford-iiit-pet": PETS, "dtd/dtd": DTD, "fgvc-aircraft-2013b/data": AIRCRAFT, "loose": {"x/1.png": 1}}
+    loose = {"x/1.png": 1}
+    parts: dict[str, dict[str, Any]] = {
+        "oxford-iiit-pet": PETS,
+        "dtd/dtd": DTD,
+        "fgvc-aircraft-2013b/data": AIRCRAFT,
+        "loose": loose,
+    }
     root = write_files({f"{folder}/{path}": c for folder, files in parts.items() for path, c in files.items()})
     with pytest.raises(DataError) as error:
         open_images(root)

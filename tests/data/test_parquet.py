@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import pickle
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -124,7 +125,7 @@ def test_fine_labels_are_preferred_over_coarse_ones(tmp_path, write_shard):
         coarse_label=[0, 0],
         fine_label=[1, 0],
     )
-    dataset = open_images(path)
+    dataset: Any = open_images(path)
     assert (dataset.classnames, dataset.labels.tolist(), dataset.rows.column) == (["x", "y"], [1, 0], "img")
 
 
@@ -202,7 +203,7 @@ def test_a_grouped_order_reads_each_group_once(tmp_path, write_shard, monkeypatc
 
 
 def test_subsets_keep_the_groups(tmp_path, write_shard):
-    dataset = open_images(write_shard(tmp_path / "x.parquet", range(12)))
+    dataset: Any = open_images(write_shard(tmp_path / "x.parquet", range(12)))
     assert dataset.subset([1, 2]).read_groups is None
     dataset.rows.budget = 1
     assert dataset.read_groups.starts.tolist() == [0, 4, 8, 12]

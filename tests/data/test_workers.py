@@ -56,7 +56,7 @@ class Failing:
 @pytest.mark.parametrize("all_of_them", [False, True])
 def test_a_worker_that_dies_is_named_and_the_others_end(workers: int, status: int, all_of_them: bool) -> None:
     pieces = in_workers(Dying(tuple(range(7, 10)) if all_of_them else (7,), status), 40, workers)
-    processes = list(pieces._processes)
+    processes = list(pieces._processes)  # type: ignore[attr-defined]
     began = time.monotonic()
     taken: list[int] = []
     with pytest.raises(WorkerDied) as death:
@@ -84,7 +84,7 @@ def test_an_error_comes_as_it_was_raised_or_says_the_same() -> None:
 
 def test_workers_end_with_the_last_piece_and_when_the_rest_is_given_up() -> None:
     done, given_up = in_workers(int, 6, 2), in_workers(int, 6, 2)
-    processes = [*done._processes, *given_up._processes]
+    processes = [process for pieces in (done, given_up) for process in pieces._processes]  # type: ignore[attr-defined]
     assert list(done) == list(range(6))
     next(given_up)
     del given_up

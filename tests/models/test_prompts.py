@@ -8,6 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from patchsae import progress
 from patchsae.experiments.options import PromptOptions
 from patchsae.experiments.zero_shot import zero_shot
 from patchsae.models import prompts
@@ -132,7 +133,7 @@ def test_prompts_that_take_long_show_their_progress(monkeypatch: pytest.MonkeyPa
     names = [f"name {i}" for i in range(5)]
     prompts.classifier(counting, names, ["a {}.", "the {}."], batch_size=4)
     assert capsys.readouterr().err == ""
-    monkeypatch.setattr(prompts.progress, "PATIENCE", 1e-9)
+    monkeypatch.setattr(progress, "PATIENCE", 1e-9)
     prompts.classifier(counting, names, ["a {}.", "the {}."], batch_size=4)
     lines = capsys.readouterr().err.splitlines()
     assert lines[0].startswith("prompts  4 / 10 prompts  40.0%")

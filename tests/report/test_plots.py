@@ -1,6 +1,7 @@
 import subprocess
 import sys
 import warnings
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -146,11 +147,12 @@ def test_shapes_that_do_not_fit_are_named():
 @pytest.mark.parametrize("value", [0.0, 0.25, 7.0])
 def test_a_histogram_of_one_value_has_no_room_for_others_below_it(value, log):
     figure = plots.histogram(np.full(5, value), "shift", log=log)
-    bars = [bar for bar in figure.axes[0].patches if bar.get_height() > 0]
+    patches: Any = figure.axes[0].patches
+    bars = [bar for bar in patches if bar.get_height() > 0]
     assert len(bars) == (0 if log and value == 0 else 1)
     for bar in bars:
         assert (bar.get_x(), bar.get_height()) == (pytest.approx(value), 5)
-        assert min(other.get_x() for other in figure.axes[0].patches) == pytest.approx(value)
+        assert min(other.get_x() for other in patches) == pytest.approx(value)
 
 
 def test_low_accuracies_are_not_pressed_onto_the_axis():

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -153,7 +153,7 @@ def _table(file: Path, columns: dict[str, list[Any]]) -> pa.Table:
         raise DataError(f"{file} has a column of mixed kinds: {brief(error)}") from error
 
 
-_READ = {
+_READ: dict[str, Callable[[Path], pa.Table]] = {
     ".jsonl": _read_jsonl,
     ".csv": _read_csv,
     ".parquet": lambda file: open_parquet(file).read(),

@@ -59,7 +59,7 @@ def settings(target: Any, **changes: Any) -> Any:
 def write(path: Path, content: dict[str, Any]) -> Path:
     torch.save(content, path)
     for name in [name for name in sys.modules if name == "src" or name.startswith("src.")]:
-        sys.modules[name] = None  # type: ignore[assignment]  # any import of it from here on fails
+        sys.modules[name] = None  # any import of it from here on fails
     return path
 
 
@@ -111,7 +111,7 @@ def test_nothing_in_a_file_runs_and_what_it_asks_for_is_named(tmp_path: Path, na
 
 def test_a_config_class_with_its_own_setstate_runs_none_of_it(tmp_path: Path, released: dict[str, type]) -> None:
     marker = tmp_path / "marker"
-    released["Config"].__setstate__ = lambda self, state: marker.touch()
+    released["Config"].__setstate__ = lambda self, state: marker.touch()  # type: ignore[attr-defined]
     config = settings(released["Config"]())
     sae = load_sae(write(tmp_path / "out.pt", {"cfg": config, "state_dict": state()}))
     assert sae.config.d_sae == S
