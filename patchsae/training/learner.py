@@ -28,7 +28,7 @@ from patchsae.training.normalise import Normaliser
 from patchsae.training.schedule import learning_rate
 from patchsae.training.sizes import require_room
 from patchsae.training.variants import make, resample
-from patchsae_kernels.arithmetic import as_said_by
+from patchsae_kernels.parts import products_as_said_by
 
 _NOT_FINITE = "tokens that are not finite"
 
@@ -212,7 +212,7 @@ class Learner:
         for part in x.tensor_split(self.config.accumulate):
             # an empty part of a batch takes its place where processes wait for one another
             if len(part) or parallel.data_size * parallel.latent_size > 1:
-                with as_said_by("exact", self.device):
+                with products_as_said_by("exact", self.device):
                     terms, grads = self.variant.step(part, state.params, state.buffers, self._dead, parallel)
                 sums.add(terms, grads, part.shape[:-1].numel() / max(tokens, 1))
         values = torch.stack(sums.values)

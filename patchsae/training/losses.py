@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 import patchsae_kernels as pk
-from patchsae_kernels.once import differentiable_once
+from patchsae_kernels.parts import differentiable_once
 
 if TYPE_CHECKING:
     from patchsae.models.sae import SparseAutoencoder

@@ -15,6 +15,7 @@ import triton
 from torch import Tensor
 
 from benches.gpu import small
+from patchsae_kernels import checks
 from patchsae_kernels.calls import (
     AdamCall,
     BoundedEncodeCall,
@@ -51,7 +52,7 @@ L1, CLS_WEIGHT, RATE = 8e-5, 1.0, 4e-4
 def answered(entries: int) -> Iterator[None]:
     """Every encode inside finds ``entries`` active latents, and room for every token."""
     found = mock.patch.object(encode, "read_status", return_value=(entries, 0))
-    with found, mock.patch.object(encode.checks, "finite_latents"):
+    with found, mock.patch.object(checks, "finite_latents"):
         yield
 
 

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 import patchsae_kernels as pk
 from patchsae.models.sae import SparseAutoencoder
@@ -18,6 +16,7 @@ from patchsae.training.variants.chunks import VECTORS_PER_TOKEN, row_chunks
 from patchsae.training.variants.error import Tokens
 from patchsae.training.variants.select import batchtopk
 from patchsae.training.variants.variant import Chunk, Params, Variant
+from patchsae_kernels.parts import attached
 
 MEMORY = 0.99
 """Share of the running threshold that a step keeps: it averages over about a hundred batches."""
@@ -55,35 +54,10 @@ class BatchTopK(Variant):
         _update(buffers["threshold"], selected.values, parallel)
         for rows in row_chunks(x.shape[0], x.shape[1], self.k, self.budget, self._vectors_per_token()):
             part = _rows(selected, rows)
-            values = _Encoded.apply(part.values, part.indices, part.indptr, x[rows], W_enc, b_enc, b_dec)
-            yield Chunk(rows, part.with_values(values), x.new_zeros(()))
+            yield Chunk(rows, attached(part, x[rows], W_enc, b_enc, b_dec), x.new_zeros(()))
 
     def _vectors_per_token(self) -> int:
         return VECTORS_PER_TOKEN
-
-
-class _Encoded(torch.autograd.Function):
-    """Values that an encode has found, as functions of its weights."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        values: Tensor,
-        indices: Tensor,
-        indptr: Tensor,
-        x: Tensor,
-        W_enc: Tensor,
-        b_enc: Tensor,
-        b_dec: Tensor,
-    ) -> Tensor:
-        ctx.save_for_backward(indices, indptr, x, W_enc, b_dec)
-        return values.view_as(values)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        _, *grads = torch.ops.patchsae.encode_backward(grad.contiguous(), *ctx.saved_tensors, False)
-        return None, None, None, None, *grads
 
 
 def _update(threshold: Tensor, kept: Tensor, parallel: Parallel) -> None:

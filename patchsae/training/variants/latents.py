@@ -11,7 +11,7 @@ import patchsae_kernels as pk
 from patchsae.parallel.base import Parallel
 from patchsae.training.variants.chunks import estimated_share, row_chunks
 from patchsae.training.variants.per_latent import per_latent
-from patchsae_kernels import checks
+from patchsae_kernels.parts import finite_rows
 
 Latents = pk.SparseLatents | Tensor
 """Sparse ``(n, S)``, or dense ``[n, S]`` with zeros where there is nothing."""
@@ -52,7 +52,7 @@ def encoded(
     entries = copies * max(1, latents * (DENSE_ENTRIES if dense else min(1, MARGIN * share)))
     chunks = row_chunks(x.shape[0], x.shape[1], entries, budget)
     if dense:
-        checks.finite_rows("x", x)
+        finite_rows("x", x)
         for rows in chunks:
             yield rows, _dense(x[rows], W_enc, b_enc, b_dec)
         return

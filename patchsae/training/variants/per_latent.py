@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from patchsae_kernels.reference import add_in_order_
+from patchsae_kernels.parts import add_in_order_
 
 
 def per_latent(table: Tensor, indices: Tensor) -> Tensor:
