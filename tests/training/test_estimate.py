@@ -35,7 +35,7 @@ TIMINGS = Timings(
 def test_parameters_and_moments_are_those_of_a_learner(clip: SplitCLIP, variant: str) -> None:
     config = short_config(variant=variant, k=3)
     learner = Learner(config, clip.width, "cpu", Alone(), {})
-    learner.start(Stream(clip, open_images(SOURCE), config).first(1))
+    learner.start(Stream(clip, open_images(SOURCE), config.stream_plan()).first(1))
     sizes, state = training_sizes(config, clip.width, clip.image_tokens), learner.state
     assert sizes.parameters == sum(4 * tensor.numel() for tensor in state.params.values())
     moments = [*state.adam.exp_avg.values(), *state.adam.exp_avg_sq.values()]

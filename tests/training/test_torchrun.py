@@ -12,6 +12,7 @@ import torch
 from patchsae import load_sae
 from patchsae.cli.entry import main
 from patchsae.cli.verbs import TOGETHER, VERBS
+from patchsae.disk.runs import Run
 from tests.parallel.launch import torchrun
 
 IMAGES = ("--images", "shapes:train?n=64", "--batch-size", "8")
@@ -40,6 +41,37 @@ def test_training_and_extraction_are_those_of_one_process(tmp_path: Path) -> Non
     main(["extract", "--run", str(one), "--batch-size", "5"])
     counts, wanted = ((one / name / "class_counts.safetensors").read_bytes() for name in ("both", "extract"))
     assert counts == wanted
+
+
+def test_a_sweep_is_that_of_one_process(tmp_path: Path) -> None:
+    grid = [
+        "--variant",
+        "relu",
+        "topk",
+        "--k",
+        "4",
+        "--layer",
+        "-2",
+        "-3",
+        "--total-images",
+        "32",
+        "--test-limit",
+        "16",
+    ]
+    options = ["--split", "train", *IMAGES[2:], *RECIPE, *grid, "--total-images", "32", "--test-limit", "16"]
+    for processes, run in ((1, tmp_path / "one"), (2, tmp_path / "two")):
+        command = ["sweep", "--run", str(run), "--images", "shapes?n=64", *options]
+        if processes == 1:
+            main(command)
+        else:
+            process = torchrun(processes, "-m", "--", "patchsae", *command)
+            output, _ = process.communicate(timeout=300)
+            assert process.returncode == 0, output
+            assert output.count("report: ") == output.count("sweep: 4 autoencoders together; ") == 1
+    one, two = (Run(tmp_path / name).stage("sweep").read_table("frontier.csv") for name in ("one", "two"))
+    assert list(one["name"]) == list(two["name"])
+    for name in ("l0", "explained_variance", "nmse", "dense", "concept_precision"):
+        assert list(two[name]) == pytest.approx(list(one[name]), rel=2e-2, abs=1e-3), name
 
 
 def test_sigterm_leaves_a_checkpoint_that_one_process_goes_on_from(tmp_path: Path) -> None:

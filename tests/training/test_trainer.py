@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from pathlib import Path
 
@@ -13,8 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from patchsae import load_sae
-from patchsae.data import BadImage, ImageDataset, open_images, train_order
-from patchsae.data.base import Sample, Subset
+from patchsae.data import BadImage, open_images, train_order
 from patchsae.disk.runs import ConfigDiffers
 from patchsae.errors import PatchsaeError
 from patchsae.interrupt import Interrupted
@@ -23,6 +21,7 @@ from patchsae.training import checkpoint
 from patchsae.training.checkpoint import DamagedCheckpoints
 from patchsae.training.init import start_sae
 from patchsae.training.learner import NonFiniteLoss
+from tests.training.signals import SignalsOnce
 
 from .dense_loss import NAMES, dense_loop
 from .tiny import SOURCE, final_bytes, open_clip_dir, short_config, timeless, train_in, write_clip
@@ -109,20 +108,6 @@ def test_training_lowers_the_loss(tmp_path: Path, clip: SplitCLIP) -> None:
     assert rows[-1]["total"] < 0.5 * rows[0]["total"]
     assert rows[-1]["explained_variance"] > rows[0]["explained_variance"]
     assert rows[-1]["explained_variance"] > 0.5
-
-
-class SignalsOnce(Subset):
-    """A dataset that sends its own process a signal when an image is asked for the n-th time."""
-
-    def __init__(self, parent: ImageDataset, signum: int, at: int) -> None:
-        super().__init__(parent, np.arange(len(parent)))
-        self.signum, self.at = signum, at
-
-    def sample(self, i: int) -> Sample:
-        self.at -= 1
-        if self.at == 0:
-            os.kill(os.getpid(), self.signum)
-        return super().sample(i)
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])

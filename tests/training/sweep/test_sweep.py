@@ -10,21 +10,22 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from patchsae import load_sae
-from patchsae.data import ImageDataset, open_images
-from patchsae.data.base import Sample, Subset
+from patchsae.activations import CacheOptions, write_cache
+from patchsae.data import open_images
 from patchsae.disk.runs import Run
 from patchsae.interrupt import Interrupted
 from patchsae.models.clip import SplitCLIP
-from patchsae.training.origin import FromImages
+from patchsae.training.origin import FromCache, FromImages
 from patchsae.training.sizes import cut
 from patchsae.training.sweep.groups import TooLarge, group_bytes
+from patchsae.training.sweep.train import train_grid
 from patchsae.training.trainer import train
+from tests.training.signals import SignalsOnce
 from tests.training.sweep import sweep_process
-from tests.training.sweep.sweep_process import BLOCKS, short_grid, sweep_in, weights
+from tests.training.sweep.sweep_process import BLOCKS, MEMORY, short_grid, sweep_in, weights
 from tests.training.tiny import SOURCE
 
 
@@ -129,20 +130,6 @@ def test_what_diverges_is_dropped_and_named_and_the_others_go_on(
     assert [member.diverged for member in again] == [lost.diverged, None]
 
 
-class SignalsOnce(Subset):
-    """The images of another dataset; sends its process a signal when an image is read for the n-th time."""
-
-    def __init__(self, parent: ImageDataset, signum: int, at: int) -> None:
-        super().__init__(parent, np.arange(len(parent)))
-        self.signum, self.at = signum, at
-
-    def sample(self, i: int) -> Sample:
-        self.at -= 1
-        if self.at == 0:
-            os.kill(os.getpid(), self.signum)
-        return super().sample(i)
-
-
 def test_a_signal_saves_and_the_same_command_ends_with_the_same_bits(
     tmp_path: Path, clip: SplitCLIP, unbroken: dict[str, bytes]
 ) -> None:
@@ -162,6 +149,50 @@ def test_members_at_different_steps_meet_again(tmp_path: Path, clip: SplitCLIP, 
     members = sweep_in(tmp_path / "saes", clip, short_grid())
     assert weights(members) == unbroken
     assert all([row["step"] for row in member.stage.metrics()] == list(range(1, 13)) for member in members)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory, clip: SplitCLIP) -> Path:
+    folder = tmp_path_factory.mktemp("cache")
+    write_cache(
+        clip, open_images(SOURCE), folder, CacheOptions(batch_size=3, shard_mb=0.001), origin={"images": SOURCE}
+    )
+    return folder
+
+
+def test_from_a_cache_every_autoencoder_is_that_of_a_training_on_it(
+    tmp_path: Path, clip: SplitCLIP, cache: Path
+) -> None:
+    cells = short_grid().cells([clip.layer])
+    members = train_grid(FromCache(cache), cells, Run(tmp_path / "saes"), memory=MEMORY)
+    for cell, member in zip(cells, members, strict=True):
+        stage = Run(tmp_path).stage(cell.name)
+        train(FromCache(cache), cell.config, stage)
+        assert (stage.path / "sae.safetensors").read_bytes() == weights([member])[cell.name]
+        assert stage.config == member.stage.config
+        assert load_sae(member.stage.path).config.metadata["images"] == SOURCE
+
+
+def test_a_cache_has_the_output_of_one_block(tmp_path: Path, clip: SplitCLIP, cache: Path) -> None:
+    cells = short_grid().cells(BLOCKS)
+    with pytest.raises(ValueError, match=f"layer is .*; .* holds the output of block {clip.layer} alone"):
+        train_grid(FromCache(cache), cells, Run(tmp_path), memory=MEMORY)
+    assert not Run(tmp_path).stages()
+
+
+def test_every_autoencoder_has_loggers_of_its_own(tmp_path: Path, clip: SplitCLIP) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    members = sweep_in(tmp_path, clip, short_grid(total_images=16), log=["tensorboard"])
+    assert len(members) == 4
+    for member in members:
+        shown = EventAccumulator(str(member.stage.path / "tensorboard"))
+        shown.Reload()
+        found = [(event.step, event.value) for event in shown.Scalars(f"{member.cell.name}/mse")]
+        assert found == [(row["step"], pytest.approx(row["mse"])) for row in member.stage.metrics()]
+    with pytest.raises(ValueError, match="log has 'tensorbord'"):
+        sweep_in(tmp_path / "other", clip, short_grid(), log=["tensorbord"])
 
 
 @pytest.mark.slow
