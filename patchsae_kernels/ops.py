@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from patchsae_kernels import cpu, reference
+from patchsae_kernels import cpu
 from patchsae_kernels.calls import (
     AdamCall,
     BoundedEncodeCall,
@@ -27,7 +27,7 @@ from patchsae_kernels.calls import (
     SweepCall,
 )
 from patchsae_kernels.once import no_second_derivative
-from patchsae_kernels.reference import checked
+from patchsae_kernels.reference import checked, sparse, training
 from patchsae_kernels.servers import Op, Server, define, interpreted
 
 BACKWARD_BUDGET = 256 * 2**20
@@ -138,7 +138,7 @@ OPS = (
         "bool with_x=True) -> (Tensor, Tensor, Tensor, Tensor)",
         EncodeBackwardCall,
         _encode_backward_shapes,
-        reference,
+        sparse,
         cpu.backward,
         triton="backward",
         multiplies=True,
@@ -147,7 +147,7 @@ OPS = (
         "decode(Tensor values, Tensor indices, Tensor indptr, Tensor W_dec, Tensor b_dec) -> Tensor",
         DecodeCall,
         _decode_shapes,
-        reference,
+        sparse,
         cpu.decode,
         triton="decode",
     ),
@@ -156,7 +156,7 @@ OPS = (
         "-> (Tensor, Tensor, Tensor)",
         DecodeBackwardCall,
         _decode_backward_shapes,
-        reference,
+        sparse,
         cpu.backward,
         triton="backward",
     ),
@@ -193,7 +193,7 @@ OPS = (
         "-> (Tensor, Tensor, Tensor)",
         PoolCall,
         _pool_tokens_shapes,
-        reference,
+        sparse,
         cpu.stats,
     ),
     Op(
@@ -202,7 +202,7 @@ OPS = (
         "float share=-1., str path='') -> Tensor[]",
         StepCall,
         _sae_step_shapes,
-        reference,
+        training,
         cpu.step,
         triton="step",
         multiplies=True,
@@ -212,7 +212,7 @@ OPS = (
         "float beta1, float beta2, float eps, bool unit_rows, int seed=0) -> ()",
         AdamCall,
         _nothing,
-        reference,
+        training,
         cpu.adam,
         triton="adam",
     ),
@@ -260,7 +260,7 @@ def _decode_masked_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> N
 
 def _decode_masked_backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
     values, indices, indptr, keep, W_dec, class_ids = ctx.saved_tensors
-    kept = reference.per_entry(keep, indices, indptr, class_ids)
+    kept = sparse.per_entry(keep, indices, indptr, class_ids)
     grads = torch.ops.patchsae.decode_backward(
         grad_y.contiguous(), values * kept, indices, indptr, W_dec, BACKWARD_BUDGET
     )
