@@ -11,9 +11,10 @@ from patchsae.adapt.config import MAY_DIFFER
 from patchsae.adapt.evaluation import PartResult
 from patchsae.disk.runs import Run, Stage
 from patchsae.disk.settings import differences
+from patchsae.experiments.accuracies import HARMONIC_MEAN
+from patchsae.experiments.groups import harmonic_mean
 from patchsae.words import percent
 
-HARMONIC_MEAN = "harmonic mean"
 MEAN = "mean of targets"
 _FILE = "accuracy"  # .json while running and after, beside the tables
 
@@ -28,11 +29,6 @@ class Row:
     accuracy: float
     clip: float
     """Of the CLIP without the adapter."""
-
-
-def harmonic_mean(base: float, novel: float) -> float:
-    """2 / (1 / base + 1 / novel), and 0 where one of them is 0 (Xian et al. 2017)."""
-    return 2 * base * novel / (base + novel) if base + novel > 0 else 0.0
 
 
 def rows(parts: Sequence[PartResult], setting: str) -> list[Row]:

@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 from patchsae.adapters.base import AdaptedCLIP
+from patchsae.data import ImageDataset
 from patchsae.experiments.options import PromptOptions
 from patchsae.models import prompts
 from patchsae.models.clip import SplitCLIP
+from patchsae.models.sae import SparseAutoencoder
 
 AnyCLIP: TypeAlias = SplitCLIP | AdaptedCLIP
 
@@ -36,3 +38,11 @@ def prompts_in_words(model: AnyCLIP, options: PromptOptions) -> str:
         return "OpenAI's 80 ImageNet templates"
     templates = prompts.resolve(options.templates)
     return f"the template {templates[0]!r}" if len(templates) == 1 else f"{len(templates)} templates"
+
+
+def require_fit(clip: AnyCLIP, sae: SparseAutoencoder, dataset: ImageDataset) -> None:
+    """ValueError unless the autoencoder reads this model's residual stream and there are images."""
+    if sae.config.d_in != clip.width:
+        raise ValueError(f"sae reads tokens of width {sae.config.d_in}; the residual stream of clip has {clip.width}")
+    if len(dataset) == 0:
+        raise ValueError(f"dataset {dataset.name!r} holds no images; expected at least one")

@@ -34,5 +34,5 @@ def group_of(kind: str, classes: int) -> Tensor:
 
 
 def harmonic_mean(first: float, second: float) -> float:
-    """2 a b / (a + b) of two accuracies; 0 where both are 0."""
+    """2 a b / (a + b) of two accuracies, and 0 where one of them is 0 (Xian et al. 2017)."""
     return 2 * first * second / (first + second) if first + second else 0.0

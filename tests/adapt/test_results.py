@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-import statistics
-
 import pytest
 
 from patchsae.adapt.evaluation import PartResult
-from patchsae.adapt.results import Row, class_columns, harmonic_mean, rows, summary
+from patchsae.adapt.results import Row, class_columns, rows, summary
 
 BASE = PartResult("base", ["ant", "bee"], [3, 1], [3, 0], [1, 1], [])
 NOVEL = PartResult("novel", ["cat", "dog"], [4, 0], [2, 0], [4, 0], [])
-
-
-def test_the_harmonic_mean_is_that_of_the_literature() -> None:
-    assert harmonic_mean(0.8228, 0.7514) == pytest.approx(0.7855, abs=5e-5)
-    assert harmonic_mean(0.3, 0.9) == pytest.approx(statistics.harmonic_mean([0.3, 0.9]))
-    assert harmonic_mean(0.0, 0.5) == harmonic_mean(0.0, 0.0) == 0.0
 
 
 def test_an_accuracy_is_a_share_of_images_not_a_mean_over_classes() -> None:

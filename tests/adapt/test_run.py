@@ -14,6 +14,7 @@ from patchsae.cli import opening
 from patchsae.cli.choices import FewImages
 from patchsae.data import few_shot, open_images
 from patchsae.disk.runs import ConfigDiffers, Run
+from patchsae.experiments.groups import harmonic_mean
 from patchsae.models.clip import SplitCLIP
 from patchsae.report import build as build_report
 
@@ -23,7 +24,7 @@ from . import tiny
 def test_base_to_novel_leaves_adapter_tables_and_section(tmp_path: Path, clip: SplitCLIP) -> None:
     rows, stage = tiny.adapt_in(tmp_path, clip, tiny.options(setting="base-to-novel"))
     assert [row.part for row in rows] == ["base", "novel", "harmonic mean"]
-    assert rows[2].accuracy == pytest.approx(results.harmonic_mean(rows[0].accuracy, rows[1].accuracy))
+    assert rows[2].accuracy == pytest.approx(harmonic_mean(rows[0].accuracy, rows[1].accuracy))
     assert rows[0].classes == rows[1].classes == 4
     table = stage.read_table("accuracy.csv")
     assert table["part"] == [row.part for row in rows]

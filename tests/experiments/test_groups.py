@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 
 import pytest
 import torch
@@ -50,4 +51,9 @@ def test_the_harmonic_mean_stands_below_base_and_novel() -> None:
     assert columns["group"] == ["base", "base", "novel", "novel", "harmonic mean", "harmonic mean"]
     assert columns["accuracy"] == [0.5, 0.75, 0.25, 0.75, pytest.approx(1 / 3), 0.75]
     assert columns["delta"] == [None, 0.5, None, improvement(0.25, 0.75), None, improvement(1 / 3, 0.75)]
-    assert harmonic_mean(0, 0) == 0
+
+
+def test_the_harmonic_mean_is_that_of_the_literature() -> None:
+    assert harmonic_mean(0.8228, 0.7514) == pytest.approx(0.7855, abs=5e-5)
+    assert harmonic_mean(0.3, 0.9) == pytest.approx(statistics.harmonic_mean([0.3, 0.9]))
+    assert harmonic_mean(0.0, 0.5) == harmonic_mean(0.0, 0.0) == 0.0

@@ -17,7 +17,7 @@ from torch import Tensor
 from patchsae.data import Batch, ImageDataset
 from patchsae.disk.hashing import fingerprint
 from patchsae.disk.runs import Stage
-from patchsae.experiments.any_clip import AnyCLIP
+from patchsae.experiments.any_clip import AnyCLIP, require_fit
 from patchsae.experiments.classes.experiment import Rankings
 from patchsae.experiments.classes.rankings import rank_by
 from patchsae.experiments.compare.crossed_result import SIDES, CrossedResult
@@ -25,7 +25,6 @@ from patchsae.experiments.compare.crossed_section import crossed_curves, recall_
 from patchsae.experiments.compare.options import CrossOptions
 from patchsae.experiments.compare.result import Comparison
 from patchsae.experiments.compare.side import Side, require_same_tokens
-from patchsae.experiments.extract.experiment import require_fit
 from patchsae.experiments.groups import class_groups
 from patchsae.experiments.mask.embeddings import ABLATE, KEEP, sweep_embeddings, sweep_ks, variants
 from patchsae.experiments.mask.experiment import checked_ranks

@@ -17,6 +17,7 @@ import patchsae_kernels as pk
 from patchsae.data import Batch, ImageDataset
 from patchsae.disk.runs import Stage
 from patchsae.experiments.accuracies import accuracy_columns
+from patchsae.experiments.any_clip import require_fit
 from patchsae.experiments.compare.options import CompareOptions
 from patchsae.experiments.compare.pair_table import PairTable
 from patchsae.experiments.compare.pairing import ByClass, Pairing, SameImages
@@ -24,7 +25,6 @@ from patchsae.experiments.compare.result import Comparison
 from patchsae.experiments.compare.section import section, shift_histogram
 from patchsae.experiments.compare.side import Side, describe_side, require_same_tokens
 from patchsae.experiments.compare.transition_table import transition_columns
-from patchsae.experiments.extract.experiment import require_fit
 from patchsae.experiments.groups import class_groups
 from patchsae.experiments.provenance import describe_sae
 from patchsae.experiments.stream.accumulators import LatentStatistics, TopImages, image_means

@@ -15,6 +15,7 @@ from torch import Tensor
 import patchsae_kernels as pk
 from patchsae.data import Batch, ImageDataset, shuffled_order
 from patchsae.disk.runs import Stage
+from patchsae.experiments.any_clip import require_fit
 from patchsae.experiments.evaluate.concept_truth import Truth, concepts_of, truth_of
 from patchsae.experiments.evaluate.concepts import ConceptCounts
 from patchsae.experiments.evaluate.contrastive import ContrastiveSums
@@ -22,7 +23,6 @@ from patchsae.experiments.evaluate.options import EvaluateOptions
 from patchsae.experiments.evaluate.quality import QualityCounts
 from patchsae.experiments.evaluate.result import CLS_ONLY, VARIANTS, EvaluateResult
 from patchsae.experiments.evaluate.section import section
-from patchsae.experiments.extract.experiment import require_fit
 from patchsae.experiments.mask.embeddings import RECONSTRUCTION, UNMODIFIED
 from patchsae.experiments.mask.recall import RecallCounts
 from patchsae.experiments.provenance import describe_sources

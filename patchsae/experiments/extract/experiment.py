@@ -10,7 +10,7 @@ import torch
 
 from patchsae.data import Batch, ImageDataset
 from patchsae.disk.runs import Stage
-from patchsae.experiments.any_clip import AnyCLIP
+from patchsae.experiments.any_clip import AnyCLIP, require_fit
 from patchsae.experiments.extract.options import ExtractOptions
 from patchsae.experiments.extract.result import Extraction
 from patchsae.experiments.extract.section import scatter, section
@@ -67,14 +67,6 @@ def run(
     compute = partial(_extract, clip, sae, dataset, made_from, job, options)
     job.make(job.config(options, **made_from), compute, write, device=clip.device)
     return Extraction.load(job.stage)
-
-
-def require_fit(clip: AnyCLIP, sae: SparseAutoencoder, dataset: ImageDataset) -> None:
-    """ValueError unless the autoencoder reads this model's residual stream and there are images."""
-    if sae.config.d_in != clip.width:
-        raise ValueError(f"sae reads tokens of width {sae.config.d_in}; the residual stream of clip has {clip.width}")
-    if len(dataset) == 0:
-        raise ValueError(f"dataset {dataset.name!r} holds no images; expected at least one")
 
 
 def latent_columns(extraction: Extraction, dataset: ImageDataset) -> dict[str, Any]:

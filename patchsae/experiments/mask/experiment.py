@@ -17,9 +17,8 @@ from torch import Tensor
 from patchsae.data import Batch, ImageDataset
 from patchsae.disk.hashing import fingerprint
 from patchsae.disk.runs import Stage
-from patchsae.experiments.any_clip import AnyCLIP
+from patchsae.experiments.any_clip import AnyCLIP, require_fit
 from patchsae.experiments.classes.experiment import Rankings
-from patchsae.experiments.extract.experiment import require_fit
 from patchsae.experiments.mask.embeddings import sweep_embeddings, sweep_ks, variants
 from patchsae.experiments.mask.options import MaskOptions
 from patchsae.experiments.mask.recall import RecallCounts
