@@ -11,8 +11,10 @@ import sys
 import pytest
 
 from patchsae.cli.check import check
+from patchsae.cli.entry import main
 from patchsae.disk import atomic, checksums
 from patchsae.disk.runs import Run
+from tests.parallel.launch import alone
 
 WRITERS = {
     "tensors": "stage.save_tensors('x', {'x': np.zeros(200_000)})",
@@ -48,6 +50,18 @@ def limited(arguments, limit, **options):
     )
 
 
+def run_within(limit, words, log):
+    """Exit status of `patchsae WORDS` in a process that may write no larger file."""
+    process = alone(main_within, limit, words, log=log)
+    process.join(300)
+    return process.exitcode
+
+
+def main_within(limit, words):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    main(words)
+
+
 @pytest.mark.parametrize("writer", WRITERS)
 def test_every_writer_says_which_file_and_what_is_free(tmp_path, writer):
     with Run(tmp_path).stage("extract") as stage:
@@ -74,25 +88,15 @@ def test_errors_that_are_not_about_room_stay_what_they_are(tmp_path):
 
 def test_a_training_that_finds_no_room_goes_on_from_its_last_step(tmp_path):
     """The weights of the final save do not fit; the steps are not lost."""
-    train = [
-        sys.executable,
-        "-m",
-        "patchsae",
-        "train",
-        "--run",
-        tmp_path / "run",
-        "--images",
-        "shapes",
-        "--split",
-        "train",
-    ]
+    train = ["train", "--run", str(tmp_path / "run"), "--images", "shapes", "--split", "train"]
     train += ["--limit", "40", "--total-images", "40", "--batch-size", "20", "--expansion", "1", "--warm-up-steps", "1"]
     enough = 500_000  # for the autoencoder, though not for the three times as much of a checkpoint
-    full = limited(train, 100_000)
-    assert full.returncode == 2, full.stderr
-    last = full.stderr.strip().splitlines()[-1]
-    assert last.startswith(f"patchsae train: no room to write {tmp_path / 'run' / 'train'}")
-    assert "Traceback" not in full.stderr
-    assert limited(train, enough).returncode == 0
+    log = tmp_path / "errors.log"
+    status = run_within(100_000, train, log)
+    errors = log.read_text()
+    assert status == 2, errors
+    assert errors.strip().splitlines()[-1].startswith(f"patchsae train: no room to write {tmp_path / 'run' / 'train'}")
+    assert "Traceback" not in errors
+    assert run_within(enough, train, log) == 0
     assert not any(one.damaged for one in check(tmp_path / "run"))
     assert checksums.damage(tmp_path / "run" / "train" / "sae.safetensors") == ""

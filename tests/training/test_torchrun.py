@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from patchsae import load_sae
 from patchsae.cli.entry import main
 from patchsae.cli.verbs import TOGETHER, VERBS
 from patchsae.disk.runs import Run
-from tests.parallel.launch import torchrun
+from tests.parallel.launch import ends, launch, torchrun
 
 IMAGES = ("--images", "shapes:train?n=64", "--batch-size", "8")
 RECIPE = ("--expansion", "4", "--warm-up-steps", "2", "--lr", "1e-3", "--log-every", "1")
@@ -23,6 +24,18 @@ pytestmark = pytest.mark.slow
 
 def train(run: Path, images: int, *more: str) -> list[str]:
     return ["train", "--run", str(run), *IMAGES, *RECIPE, "--total-images", str(images), *more]
+
+
+def by_two(logs: Path, words: list[str]) -> str:
+    """What `patchsae WORDS` prints in two processes that find each other as torchrun's do, and start at once."""
+    both = ends(launch(2, logs, aloud, words), logs, timeout=60)
+    assert [process.status for process in both] == [0, 0], both
+    return "".join(process.errors for process in both)
+
+
+def aloud(words: list[str]) -> None:
+    os.dup2(2, 1)  # what is printed is kept with the errors
+    main(words)
 
 
 def test_training_and_extraction_are_those_of_one_process(tmp_path: Path) -> None:
@@ -35,10 +48,9 @@ def test_training_and_extraction_are_those_of_one_process(tmp_path: Path) -> Non
     expected, found = (load_sae(run / "train").state_dict() for run in (one, two))
     for name, tensor in expected.items():
         torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=2e-5)
-    process = torchrun(2, "-m", "--", "patchsae", "extract", "--run", str(one), "--name", "both", "--batch-size", "5")
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, output
-    main(["extract", "--run", str(one), "--batch-size", "5"])
+    extract = ["extract", "--run", str(one), "--batch-size", "5"]
+    by_two(tmp_path, [*extract, "--name", "both"])
+    main(extract)
     counts, wanted = ((one / name / "class_counts.safetensors").read_bytes() for name in ("both", "extract"))
     assert counts == wanted
 
@@ -59,15 +71,10 @@ def test_a_sweep_is_that_of_one_process(tmp_path: Path) -> None:
         "16",
     ]
     options = ["--split", "train", *IMAGES[2:], *RECIPE, *grid, "--total-images", "32", "--test-limit", "16"]
-    for processes, run in ((1, tmp_path / "one"), (2, tmp_path / "two")):
-        command = ["sweep", "--run", str(run), "--images", "shapes?n=64", *options]
-        if processes == 1:
-            main(command)
-        else:
-            process = torchrun(processes, "-m", "--", "patchsae", *command)
-            output, _ = process.communicate(timeout=300)
-            assert process.returncode == 0, output
-            assert output.count("report: ") == output.count("sweep: 4 autoencoders together; ") == 1
+    sweep = ["sweep", "--images", "shapes?n=64", *options]
+    main([*sweep, "--run", str(tmp_path / "one")])
+    output = by_two(tmp_path, [*sweep, "--run", str(tmp_path / "two")])
+    assert output.count("report: ") == output.count("sweep: 4 autoencoders together; ") == 1
     one, two = (Run(tmp_path / name).stage("sweep").read_table("frontier.csv") for name in ("one", "two"))
     assert list(one["name"]) == list(two["name"])
     for name in ("l0", "explained_variance", "nmse", "dense", "concept_precision"):
@@ -78,7 +85,7 @@ def test_sigterm_leaves_a_checkpoint_that_one_process_goes_on_from(tmp_path: Pat
     process = torchrun(2, "-m", "--", "patchsae", *train(tmp_path, 64_000))
     metrics = tmp_path / "train" / "metrics.jsonl"
     while process.poll() is None and not (metrics.exists() and metrics.read_text().count("\n") > 2):
-        pass
+        time.sleep(0.02)
     os.kill(process.pid, signal.SIGTERM)
     output, _ = process.communicate(timeout=120)
     assert process.returncode != 0

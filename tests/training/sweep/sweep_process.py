@@ -1,9 +1,7 @@
-"""A short sweep on a very small CLIP; as a script, that sweep in a process of its own."""
+"""A short sweep on a very small CLIP."""
 
 from __future__ import annotations
 
-import json
-import sys
 from pathlib import Path
 
 from patchsae.data import ImageDataset, open_images
@@ -43,11 +41,12 @@ def sweep_in(
     dataset: ImageDataset | None = None,
     memory: int = MEMORY,
     blocks: list[int] = BLOCKS,
+    workers: int = 0,
     **options: object,
 ) -> list[Member]:
     images = open_images(SOURCE) if dataset is None else dataset
     cells = grid.cells(blocks)
-    origin = FromImages(clip, images, {"images": SOURCE})
+    origin = FromImages(clip, images, {"images": SOURCE}, workers)
     return train_grid(origin, cells, Run(root), memory=memory, **options)  # type: ignore[arg-type]
 
 
@@ -55,6 +54,6 @@ def weights(members: list[Member]) -> dict[str, bytes]:
     return {member.cell.name: (member.stage.path / "sae.safetensors").read_bytes() for member in members}
 
 
-if __name__ == "__main__":
-    run_folder, clip_folder, changes = sys.argv[1:]
-    sweep_in(Path(run_folder), open_clip_dir(Path(clip_folder)), short_grid(**json.loads(changes)))
+def work(root: Path, clip_folder: Path, changes: dict[str, object]) -> None:
+    """A sweep, for a process of its own."""
+    sweep_in(root, open_clip_dir(clip_folder), short_grid(**changes))

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -23,6 +19,7 @@ from patchsae.training.sizes import cut
 from patchsae.training.sweep.groups import TooLarge, group_bytes
 from patchsae.training.sweep.train import train_grid
 from patchsae.training.trainer import train
+from tests.parallel import launch
 from tests.training.signals import SignalsOnce
 from tests.training.sweep import sweep_process
 from tests.training.sweep.sweep_process import BLOCKS, MEMORY, short_grid, sweep_in, weights
@@ -200,18 +197,16 @@ def test_killed_and_resumed_ends_with_the_same_bits(tmp_path: Path, clip_folder:
     changes = {"total_images": 80, "checkpoint_steps": 4, "variant": ("topk", "batchtopk")}
     expected = weights(sweep_in(tmp_path / "unbroken" / "saes", clip, short_grid(**changes)))
     root = tmp_path / "victim" / "saes"
-    command = [sys.executable, str(sweep_process.__file__), str(root), str(clip_folder), json.dumps(changes)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[3])}
-    victim = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    victim = launch.alone(sweep_process.work, root, clip_folder, changes, log=tmp_path / "victim.log")
     watched = Run(root).stage("topk-k3-x4-block1")
     deadline = time.monotonic() + 120
     while len(watched.metrics()) < 9:
-        assert victim.poll() is None, victim.stderr and victim.stderr.read()
+        assert victim.is_alive(), (tmp_path / "victim.log").read_text()
         assert time.monotonic() < deadline
         time.sleep(0.002)
     victim.kill()
-    victim.communicate()
-    assert victim.returncode == -signal.SIGKILL
+    victim.join()
+    assert victim.exitcode == -signal.SIGKILL
     assert not any(stage.finished for stage in Run(root).stages())
     assert weights(sweep_in(root, clip, short_grid(**changes))) == expected
 
