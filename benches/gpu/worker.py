@@ -21,6 +21,8 @@ from benches.gpu import sources, stages
 from benches.gpu.bench import Bench, multiply_in_float32
 from benches.gpu.records import ERROR, PREPARING, SKIPPED, Item, Record, Result, StageFile, done, stage_file
 from benches.gpu.sizes import SIZES
+from patchsae_kernels.parts import interpreted
+from tests.triton import language
 
 LOST = 3
 """Exit status: the device answers nothing any more; a new process may have it again."""
@@ -130,6 +132,8 @@ def main() -> int:
     names = [stage.name for stage in stages.chosen(arguments.stages)]
     ends = dict(zip(names, arguments.ends, strict=True)) if arguments.ends else dict.fromkeys(names, float("inf"))
     bench = Bench(SIZES[arguments.size], torch.device(arguments.device), arguments.out)
+    if interpreted:
+        language.replace()
     try:
         run(bench, ends, started)
     except DeviceLost:

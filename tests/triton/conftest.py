@@ -33,9 +33,8 @@ def order_of_programs() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def language_replaced_once() -> Iterator[None]:
-    with language.replaced():
-        yield
+def language_replaced_once() -> None:
+    language.replace()
 
 
 @pytest.fixture(scope="session", autouse=True)

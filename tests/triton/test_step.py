@@ -296,7 +296,7 @@ def test_ten_steps_of_training_are_ten_dense_steps(path):
         prepared = pk.prepare(p["W_enc"], p["b_enc"], p["b_dec"]) if ours else None
         g = torch.Generator().manual_seed(0)
         for _ in range(10):
-            x = torch.randn(4, 10, 16, generator=g).to(p["b_dec"].dtype)
+            x = torch.randn(2, 10, 16, generator=g).to(p["b_dec"].dtype)
             _, grads = pk.sae_step(x, p, l1=1e-3, dead=dead, ghost=False, cls_weight=2.0, prepared=prepared)
             # with eps at 1e-8 a gradient near 0 moves a parameter by its sign
             pk.adam_step(p, grads, state, lr=1e-3, eps=1e-4, prepared=prepared)
