@@ -10,12 +10,14 @@ from patchsae.bench.case import floor, side, unchecked
 from patchsae.bench.findings import Finding, Findings
 from patchsae.experiments.mask.embeddings import sweep_embeddings
 from patchsae.experiments.mask.options import TopKOptions
+from patchsae.models.clip import SplitCLIP
 
 Embeddings = dict[tuple[str, str, int], Tensor]
 
 
-def ours(case: EndToEnd) -> Embeddings:
-    swept = sweep_embeddings(case.clip, case.sae, case.pixels, case.labels, case.rankings, TopKOptions(case.ks))
+def ours(case: EndToEnd, clip: SplitCLIP | None = None) -> Embeddings:
+    """(ranking, mode, k) -> [B, E], by the case's tower or another."""
+    swept = sweep_embeddings(clip or case.clip, case.sae, case.pixels, case.labels, case.rankings, TopKOptions(case.ks))
     return {tuple(variant): embedding for variant, embedding in swept.items()}
 
 

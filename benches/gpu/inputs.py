@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import patchsae_kernels as pk
-from patchsae.bench.inputs import Problem, sample_rows
+from patchsae.bench.inputs import Problem
 from patchsae.bench.sizes import Size
 
 CALIBRATION_TOKENS = 1024
@@ -39,7 +39,6 @@ def residual_problem(size: Size, device: torch.device, seed: int = 0, outliers: 
     xs = tuple(tokens() for _ in range(size.sets))
     W_enc = F.normalize(normal(s, d), dim=1).t()
     b_enc = calibrated_bias(xs[0], W_enc, 0.3 * normal(s), b_dec, size.l0)
-    labels = torch.arange(size.images, device=device) % size.classes
     return Problem(
         size=size,
         xs=xs,
@@ -48,10 +47,7 @@ def residual_problem(size: Size, device: torch.device, seed: int = 0, outliers: 
         W_dec=F.normalize(normal(s, d), dim=1),
         b_dec=b_dec,
         threshold=torch.rand(s, generator=g, device=device),
-        labels=labels,
-        class_ids=labels.repeat_interleave(size.tokens),
         rank=torch.stack([torch.randperm(s, generator=g, device=device) for _ in range(size.classes)]).int(),
-        rows=sample_rows(n, size.sample, device),
     )
 
 

@@ -62,8 +62,8 @@ def training_lines(size: Size) -> list[Case]:
         _step_line(f"SAE step at the dense start, {start}, TF32", "start", "tf32", Bar(False, 1.2), ours="tf32"),
         _step_line(f"SAE step at the dense start, {start}, {low}", "start", "bf16", Bar(False, 1.2), ours="bf16"),
         _topk_line(size.middle_k),
-        _adam_line(),
-        _packing_adam_line(),
+        _adam_line("Adam, projection, unit rows", False, 28),
+        _adam_line("Adam, bfloat16 moments, encoder packed", True, 21),
     ]
 
 
@@ -96,23 +96,11 @@ def _topk_line(k: int) -> Case:
     )
 
 
-def _adam_line() -> Case:
-    """28 bytes an element."""
-    copy = Side("copy of the bytes it must move", "fp32", functools.partial(_copy, 28))
-    return Case(
-        "Adam, projection, unit rows", Side("adam_step", "fp32", _adam), _check_adam, (Opponent(copy, Bar(True, 1.25)),)
-    )
-
-
-def _packing_adam_line() -> Case:
-    """20 bytes an element, and 2 more for the packed half of them."""
-    copy = Side("copy of the bytes it must move", "fp32", functools.partial(_copy, 21))
-    return Case(
-        "Adam, bfloat16 moments, encoder packed",
-        Side("adam_step", "fp32", _packing_adam),
-        _check_packing_adam,
-        (Opponent(copy, Bar(True, 1.25)),),
-    )
+def _adam_line(name: str, packing: bool, bytes_each: int) -> Case:
+    """28 bytes an element; with bfloat16 moments 20, and 2 more for the packed half of them."""
+    copy = Side("copy of the bytes it must move", "fp32", functools.partial(_copy, bytes_each))
+    side = Side("adam_step", "fp32", functools.partial(_adam, packing))
+    return Case(name, side, _check_adam, (Opponent(copy, Bar(True, 1.25)),))
 
 
 def state(p: Problem, kind: str) -> State:
@@ -235,7 +223,7 @@ class Optimiser(NamedTuple):
     prepared: pk.PreparedWeights | None
 
 
-def _optimiser(p: Problem, packing: bool = False) -> Optimiser:
+def _optimiser(p: Problem, packing: bool) -> Optimiser:
     g = torch.Generator(p.device).manual_seed(0)
     params = copies(state(p, "trained"))
     grads = {n: torch.empty_like(t).normal_(generator=g) for n, t in params.items()}
@@ -246,39 +234,24 @@ def _optimiser(p: Problem, packing: bool = False) -> Optimiser:
     return Optimiser(params, grads, pk.adam_init(params, moments=torch.bfloat16), prepared)
 
 
-def _adam(p: Problem, turn: int) -> dict[str, Tensor]:
-    held = p.cached("optimiser", lambda: _optimiser(p))
-    pk.adam_step(held.params, held.grads, held.state, lr=RATE)
-    return held.params
-
-
-def _packing_adam(p: Problem, turn: int) -> Optimiser:
-    held = p.cached("packing optimiser", lambda: _optimiser(p, packing=True))
+def _adam(packing: bool, p: Problem, turn: int) -> Optimiser:
+    held = p.cached(f"optimiser, packing {packing}", lambda: _optimiser(p, packing))
     pk.adam_step(held.params, held.grads, held.state, lr=RATE, prepared=held.prepared)
     return held
 
 
-def _check_packing_adam(p: Problem, found: Optimiser) -> Findings:
-    """The first step, whose moments start at 0, and an encode with what was packed on the way."""
-    assert found.prepared is not None
-    x = p.x[p.rows]
-    packed = pk.encode(x, found.prepared)
-    fresh = pk.encode(x, *(found.params[n] for n in ("W_enc", "b_enc", "b_dec")))
-    return (
-        *_check_adam(p, found.params),
-        checks.same_bits((packed.values, packed.indices), (fresh.values, fresh.indices)),
-    )
-
-
-def _check_adam(p: Problem, found: dict[str, Tensor]) -> Findings:
-    """The first step from the same start, in float64."""
-    start = _optimiser(p)
-    findings = []
+def _check_adam(p: Problem, found: Optimiser) -> Findings:
+    """The first step, whose moments start at 0, in float64, and an encode with what was packed on the way."""
+    start, findings = _optimiser(p, packing=False), []
     for name in NAMES:
         exact, grad = start.params[name].double(), start.grads[name].double()
         moments = torch.zeros_like(exact), torch.zeros_like(exact)
         OPS.adam_step_(exact, grad, *moments, 1, RATE, 0.9, 0.999, 1e-8, name == "W_dec")
-        findings.append(Finding(f"relative error of {name}", checks.relative(found[name], exact), 1e-6))
+        findings.append(Finding(f"relative error of {name}", checks.relative(found.params[name], exact), 1e-6))
+    if found.prepared is not None:
+        encoder = (found.params[name] for name in ("W_enc", "b_enc", "b_dec"))
+        packed, fresh = pk.encode(p.x[p.rows], found.prepared), pk.encode(p.x[p.rows], *encoder)
+        findings.append(checks.same_bits((packed.values, packed.indices), (fresh.values, fresh.indices)))
     return tuple(findings)
 
 

@@ -33,9 +33,7 @@ class Problem:
         W_enc: [D, S], latent-major, unit columns.
         W_dec: [S, D], unit rows.
         threshold: [S], of JumpReLU.
-        class_ids: [N] int64, the labels [B] of the tokens' images.
         rank: [C, S] int32.
-        rows: [sample] int64, the tokens compared with float64; the first and the last are among them.
     """
 
     size: Size
@@ -45,10 +43,7 @@ class Problem:
     W_dec: Tensor
     b_dec: Tensor
     threshold: Tensor
-    labels: Tensor
-    class_ids: Tensor
     rank: Tensor
-    rows: Tensor
 
     @property
     def x(self) -> Tensor:
@@ -61,6 +56,23 @@ class Problem:
     @property
     def description(self) -> str:
         return f"N = {len(self.x)}, D = {self.size.d_in}, S = {self.size.d_sae}, L0 = {self.z.l0:.0f}"
+
+    @cached_property
+    def labels(self) -> Tensor:
+        """[B] int64."""
+        return torch.arange(self.size.images, device=self.device) % self.size.classes
+
+    @cached_property
+    def class_ids(self) -> Tensor:
+        """[N] int64: the labels of the tokens' images."""
+        return self.labels.repeat_interleave(self.size.tokens)
+
+    @cached_property
+    def rows(self) -> Tensor:
+        """[sample] int64: the tokens compared with float64, spread over all; the first and the last are among them."""
+        spread = torch.linspace(0, self.size.n - 1, min(self.size.n, self.size.sample), device=self.device)
+        rows: Tensor = torch.unique_consecutive(spread.round().long())
+        return rows
 
     @property
     def keep(self) -> Tensor:
@@ -141,15 +153,7 @@ class Problem:
 
     def first_images(self, images: int) -> Problem:
         """Only the first images of the first set."""
-        n = images * self.size.tokens
-        return replace(
-            self,
-            size=replace(self.size, images=images, sets=1),
-            xs=(self.x[:n],),
-            labels=self.labels[:images],
-            class_ids=self.class_ids[:n],
-            rows=sample_rows(n, self.size.sample, self.device),
-        )
+        return replace(self, size=replace(self.size, images=images, sets=1), xs=(self.x[: images * self.size.tokens],))
 
     def _latents(self, x: Tensor, activation: str, k: int) -> pk.SparseLatents:
         """By the op in float64, which the reference serves."""
@@ -170,7 +174,6 @@ def make_problem(size: Size, device: str | torch.device = "cpu", seed: int = 0) 
     W_enc = F.normalize(normal(s, d), dim=1).t()
     # x - b_dec is normal with variance 1.01, so a pre-activation is too: the quantile sets the share of active latents.
     level = 1.01**0.5 * NormalDist().inv_cdf(1 - size.l0 / s)
-    labels = torch.arange(size.images, device=device) % size.classes
     rank = torch.stack([torch.randperm(s, generator=g) for _ in range(size.classes)]).to(device, torch.int32)
     return Problem(
         size=size,
@@ -180,15 +183,5 @@ def make_problem(size: Size, device: str | torch.device = "cpu", seed: int = 0) 
         W_dec=F.normalize(normal(s, d), dim=1),
         b_dec=b_dec,
         threshold=torch.full((s,), THRESHOLD, device=device),
-        labels=labels,
-        class_ids=labels.repeat_interleave(size.tokens),
         rank=rank,
-        rows=sample_rows(n, size.sample, x.device),
     )
-
-
-def sample_rows(n: int, count: int, device: torch.device) -> Tensor:
-    """int64: up to ``count`` tokens spread over all, the first and the last among them."""
-    spread = torch.linspace(0, n - 1, min(n, count), device=device).round().long()
-    rows: Tensor = torch.unique_consecutive(spread)
-    return rows

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 NAME = "masking sweep end to end"
 NEAR = {"fp32": 1e-5, "bf16": 2e-2}
 """Scores (cosines) closer than this are a tie: which of the two is first is decided by rounding."""
-Embeddings = dict[tuple[str, int], Tensor]
+Embeddings = dict[tuple[str, str, int], Tensor]
 
 
 @dataclass(eq=False)
@@ -38,13 +38,9 @@ class Sweep:
     case: EndToEnd
 
     def ours(self, clip: SplitCLIP) -> Embeddings:
-        """(mode, k) -> [B, E]."""
-        from patchsae.experiments.mask.embeddings import sweep_embeddings
-        from patchsae.experiments.mask.options import TopKOptions
+        from benches.masking import ours
 
-        c = self.case
-        swept = sweep_embeddings(clip, c.sae, c.pixels, c.labels, c.rankings, TopKOptions(c.ks))
-        return {(variant.mode, variant.k): e for variant, e in swept.items() if variant.mode != "reconstruction"}
+        return ours(self.case, clip)
 
     @cached_property
     def expected(self) -> Embeddings:
@@ -56,11 +52,11 @@ class Sweep:
         """One pass as it is and one for every mask; keeping all S latents is the plain reconstruction."""
         c, parameters = self.case, self.case.sae.state_dict()
         model, block = c.clip.model, c.clip.layer
-        result = {("unmodified", 0): forward(model, block, c.pixels, lambda residual: residual)}
+        result = {("none", "unmodified", 0): forward(model, block, c.pixels, lambda residual: residual)}
         ranks = c.rankings["class"][c.labels]
         for k in c.ks:
-            result["keep", k] = forward(model, block, c.pixels, reconstruction(parameters, ranks < k))
-            result["ablate", k] = forward(model, block, c.pixels, reconstruction(parameters, ranks >= k))
+            result["class", "keep", k] = forward(model, block, c.pixels, reconstruction(parameters, ranks < k))
+            result["class", "ablate", k] = forward(model, block, c.pixels, reconstruction(parameters, ranks >= k))
         return result
 
 
