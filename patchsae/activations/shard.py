@@ -15,6 +15,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -151,7 +152,7 @@ def _header(tensors: dict[str, Tensor], ids: Sequence[str]) -> bytes:
     return len(text).to_bytes(8, "little") + text
 
 
-def _read_header(path: Path, file: io.BufferedReader) -> tuple[dict[str, dict], int]:
+def _read_header(path: Path, file: io.BufferedReader) -> tuple[dict[str, dict[str, Any]], int]:
     """The header, not verified yet, and where the tokens begin in the file."""
     length = int.from_bytes(file.read(8), "little")
     try:
@@ -163,7 +164,7 @@ def _read_header(path: Path, file: io.BufferedReader) -> tuple[dict[str, dict], 
         raise DamagedShard(path, "is damaged: its header cannot be read") from error
 
 
-def _tensor(content: bytes, data: int, entry: dict) -> Tensor:
+def _tensor(content: bytes, data: int, entry: dict[str, Any]) -> Tensor:
     begin, _ = entry["data_offsets"]
     count = math.prod(entry["shape"])
     if count == 0:

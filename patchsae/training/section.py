@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from patchsae.disk.runs import Stage
 from patchsae.models.sae import SparseAutoencoder
 from patchsae.report import Section
@@ -59,7 +61,7 @@ def _tokens(config: TrainConfig) -> str:
     return "all tokens alike"
 
 
-def _spread(rows: list[dict]) -> list[dict]:
+def _spread(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """At most TABLE_ROWS of `rows`, evenly spaced, with the first and the last."""
     if len(rows) <= TABLE_ROWS:
         return rows

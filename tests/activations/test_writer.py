@@ -13,8 +13,9 @@ from safetensors.torch import load_file
 from patchsae.activations import CacheIndex, CacheOptions, write_cache
 from patchsae.activations.mixing import chosen_tokens
 from patchsae.activations.packing import Packed, pack
-from patchsae.activations.room import DiskFull, announce
+from patchsae.activations.room import announce
 from patchsae.data import BadImage, ImageDataset, open_images, shuffled_order
+from patchsae.disk.atomic import DiskFull
 from patchsae.disk.runs import ConfigDiffers
 from patchsae.models.clip import SplitCLIP, load_clip
 from tests.activations.small import SHARD, T, options

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -15,7 +17,7 @@ from .tiny import OTHER, TEST, TRAIN
 train, test, other = open_images(TRAIN), open_images(TEST), open_images(OTHER)
 
 
-def ids(dataset: object) -> list[str]:
+def ids(dataset: Any) -> list[str]:
     return [dataset.ids(i) for i in range(len(dataset))]
 
 

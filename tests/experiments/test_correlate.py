@@ -52,9 +52,9 @@ def run(clip, other_clip, sae, tmp_path_factory) -> Run:
     for name, seed in (("first", 0), ("second", 5)):
         extract.run(clip, sae, make_images(6, seed=seed), run.stage(name), options)
     extract.run(clip, make_sae(seed=1), make_images(6), run.stage("stranger"), options)
-    sides = [Side(name, model, make_images(6)) for name, model in (("before", clip), ("after", other_clip))]
+    first, second = (Side(name, model, make_images(6)) for name, model in (("before", clip), ("after", other_clip)))
     chosen = CompareOptions(show_latents=0, templates=("a {}.",))
-    compare.run(*sides, sae, run.stage("compare"), chosen)
+    compare.run(first, second, sae, run.stage("compare"), chosen)
     return run
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -69,9 +70,12 @@ def make_prompted(clip: SplitCLIP, classnames: Sequence[str], seed: int = 0) -> 
 class CountingCLIP(SplitCLIP):
     """A CLIP that counts the images that go through its lower tower, and those that go through the rest."""
 
+    lower: int
+    upper: int
+
     @classmethod
     def of(cls, clip: SplitCLIP) -> CountingCLIP:
-        counting = copy.copy(clip)
+        counting: Any = copy.copy(clip)
         counting.__class__ = cls
         counting.lower = counting.upper = 0
         return counting

@@ -34,10 +34,10 @@ class Pool:
             self._start()
         for pipe in self._pipes:
             pipe.send((law, data, latents, args))
-        results = [None] * self.size
-        waiting = dict(zip(self._pipes, range(self.size), strict=True))
+        results: list[Any] = [None] * self.size
+        waiting: dict[Any, int] = dict(zip(self._pipes, range(self.size), strict=True))
         while waiting:
-            ready = wait(list(waiting), timeout=2 * PATIENCE.total_seconds())
+            ready: list[Any] = wait(list(waiting), timeout=2 * PATIENCE.total_seconds())
             assert ready, f"processes {sorted(waiting.values())} gave no answer"
             for pipe in ready:
                 rank = waiting.pop(pipe)

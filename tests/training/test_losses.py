@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
@@ -75,7 +76,7 @@ def check(case: Case, dtype: torch.dtype, terms_tolerance: float, grads_toleranc
         torch.testing.assert_close(actual, grads[name], rtol=0, atol=grads_tolerance * scale + 1e-12, msg=name)
 
 
-def check_terms(terms: object, expected: DenseTerms, tolerance: float) -> None:
+def check_terms(terms: Any, expected: DenseTerms, tolerance: float) -> None:
     for name in TERMS:
         assert getattr(terms, name).item() == pytest.approx(getattr(expected, name).item(), rel=tolerance), name
     assert torch.equal(terms.fired, expected.active.flatten(0, -2).any(dim=0))

@@ -141,8 +141,9 @@ def test_unlabelled_images_are_compared_without_classes(clip, other_clip, sae, t
     folder.mkdir()
     for i in range(3):
         make_images(3).sample(i).image.save(folder / f"{i}.png")
-    sides = [Side(name, model, open_images(str(folder))) for name, model in (("a", clip), ("b", other_clip))]
-    result = compare.run(*sides, sae, Run(tmp_path / "run").stage("compare"), OPTIONS)
+    images = open_images(str(folder))
+    first, second = (Side(name, model, images) for name, model in (("a", clip), ("b", other_clip)))
+    result = compare.run(first, second, sae, Run(tmp_path / "run").stage("compare"), OPTIONS)
     assert result.accuracies == {}
     assert len(result.pairs.shift) == 3
 

@@ -183,7 +183,7 @@ def test_images_without_labels_have_what_needs_none(clip, sae, folders) -> None:
     stage = Run(folders / "run").stage("evaluate")
     result = evaluate.run(clip, sae, open_images(str(folders / "plain")), stage, OPTIONS)
     assert result.quality.all.tokens == 6 * clip.image_tokens
-    assert result.contrastive is result.concepts is result.raw_concepts is None
+    assert (result.contrastive, result.concepts, result.raw_concepts) == (None, None, None)
     assert result.accuracy(UNMODIFIED) is None
     assert result.figures["accuracy_unmodified"] is None
     html = stage.load_json("section")["html"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from typing import Any
 
 import pytest
 import torch
@@ -41,6 +42,8 @@ def feed(collected: Collected, dense: Tensor, labels: Tensor, index: Tensor) -> 
 
 def restored(collected: Collected) -> Collected:
     copy = fresh()
+    new: Any
+    old: Any
     for new, old in zip(copy, collected, strict=True):
         new.load_state_dict({name: value.clone() for name, value in old.state_dict().items()})
     return copy
@@ -102,6 +105,7 @@ def test_merging_in_any_order_equals_one_pass(images, seed, parts) -> None:
     while len(pieces) > 1:
         shuffle.shuffle(pieces)
         absorbed = pieces.pop()
+        into: Any
         for into, other in zip(pieces[shuffle.randrange(len(pieces))], absorbed, strict=True):
             into.merge(other)
     check(pieces[0], dense, labels, exact_sums=False)

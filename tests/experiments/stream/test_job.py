@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,7 +19,7 @@ class Second(Alone):
 
     is_first = False
 
-    def broadcast(self, value: object) -> object:
+    def broadcast(self, value: Any) -> Any:
         return True
 
 

@@ -9,6 +9,7 @@ from patchsae.data import open_images
 from patchsae.disk.runs import Run
 from patchsae.experiments.frontier import experiment as frontier
 from patchsae.experiments.options import StreamOptions
+from patchsae.experiments.stream.job import Job
 from patchsae.interrupt import Interrupted
 from patchsae.parallel.base import Parallel
 from tests.training.signals import SignalsOnce
@@ -37,5 +38,5 @@ def judged(parallel: Parallel, root: Path, clip_folder: Path, images: str) -> No
     """The members that are in `root` already, judged; what that leaves is RUN/sweep."""
     clip = open_clip_dir(clip_folder)
     members = sweep_in(root / "saes", clip, short_grid(), parallel=parallel)
-    stage, options = Run(root).stage("sweep"), StreamOptions(batch_size=5)
-    frontier.run(clip, members, open_images(images), stage, options, memory=MEMORY, parallel=parallel)
+    job, options = Job(Run(root).stage("sweep"), parallel=parallel), StreamOptions(batch_size=5)
+    frontier.run(clip, members, open_images(images), job, options, memory=MEMORY)
