@@ -54,6 +54,12 @@ class Interrupted(SystemExit):
         return self.message
 
 
+def stopped_training(signum: int, label: str, step: int, steps: int, where: str) -> Interrupted:
+    """A training that stopped. where: "the checkpoint is in FOLDER"."""
+    reached = f"{label}: stopped after step {step:,} of {steps:,}"
+    return Interrupted(signum, f"{reached}; {where}. The same command goes on from there.")
+
+
 class StopRequest:
     """While entered, the first SIGINT or SIGTERM is only noted in `.signum`; a second one acts as before.
 

@@ -16,8 +16,8 @@ from patchsae.interrupt import Interrupted
 from tests.adapt import tiny as adapting
 from tests.data.mortal import Mortal
 from tests.experiments.stream.fold_process import fold_in
-from tests.training import grid_process as sweep_process
 from tests.training import tiny
+from tests.training.sweep import sweep_process
 
 IMAGE = 9
 Work = Callable[[Path, ImageDataset, Path, int], bytes]

@@ -15,7 +15,7 @@ from typing import Any
 from patchsae import progress
 from patchsae.activations import TokenBatch
 from patchsae.data.left_out import each_once, left_out
-from patchsae.interrupt import Interrupted, StopRequest
+from patchsae.interrupt import Interrupted, StopRequest, stopped_training
 from patchsae.training.clock import CheckpointClock
 from patchsae.training.learner import NonFiniteLoss
 from patchsae.training.origin import Feed
@@ -71,7 +71,7 @@ class Loop:
         self._note_bad()
         self.position = min(trainee.learner.state.position for trainee in self.trainees)
         if not fresh:
-            self._say([f"{self.label}: going on after {self._reached}"])
+            self._say([f"{self.label}: going on after step {self._reached:,} of {self.config.steps:,}"])
 
     def _steps(self, stop: StopRequest, bar: progress.Progress) -> None:
         """All steps that are left, in step with the other processes. Raises Interrupted between two of them."""
@@ -129,16 +129,15 @@ class Loop:
                 trainee.note_bad(found)
 
     @property
-    def _reached(self) -> str:
-        step = min(trainee.learner.state.step for trainee in self.trainees)
-        return f"step {step:,} of {self.config.steps:,}"
+    def _reached(self) -> int:
+        """Steps that all of them have taken."""
+        return min(trainee.learner.state.step for trainee in self.trainees)
 
     def _interrupted(self, signum: int) -> Interrupted:
         first = self.trainees[0]
         run = first.stage.path.parent
         where = f"the checkpoints are in {run}" if self.dropping else f"the checkpoint is in {first.folder}"
-        stopped = f"{self.label}: stopped after {self._reached}; {where}."
-        return Interrupted(signum, f"{stopped} The same command goes on from there.")
+        return stopped_training(signum, self.label, self._reached, self.config.steps, where)
 
     def _say(self, lines: Sequence[str]) -> None:
         if self.parallel.is_first:

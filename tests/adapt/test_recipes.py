@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from patchsae.adapt.config import AdaptOptions
-from patchsae.adapt.recipes import Recipe, choose, published
+from patchsae.adapt.recipes import Recipe, published
 
 
 def test_maple_base_to_novel_is_the_published_configuration() -> None:
@@ -35,7 +35,7 @@ def test_coop_starts_from_words_where_it_meets_new_classes() -> None:
     recipe = published("coop", "base-to-novel", 16, 50)
     assert (recipe.start_words, recipe.adapter) == ("a photo of a", {"n_ctx": 4})
     assert published("coop", "few-shot", 16, 50).start_words is None
-    assert choose(AdaptOptions(adapter="coop", n_ctx=8), 50, 12).start_words is None
+    assert AdaptOptions(adapter="coop", n_ctx=8).recipe(50, 12).start_words is None
 
 
 def test_vpt_lora_and_the_linear_probe() -> None:
@@ -48,25 +48,25 @@ def test_vpt_lora_and_the_linear_probe() -> None:
 
 
 def test_what_is_not_given_stays_published() -> None:
-    recipe = choose(AdaptOptions(adapter="maple", lr=0.5, n_ctx=3), 10, 12)
+    recipe = AdaptOptions(adapter="maple", lr=0.5, n_ctx=3).recipe(10, 12)
     base = published("maple", "base-to-novel", 16, 10)
     assert recipe == replace(base, lr=0.5, adapter={"n_ctx": 3, "depth": 9})
 
 
 def test_another_settings_numbers_can_be_asked_for() -> None:
     options = AdaptOptions(setting="few-shot", preset="cross-dataset")
-    assert choose(options, 10, 12) == published("maple", "cross-dataset", 16, 10)
+    assert options.recipe(10, 12) == published("maple", "cross-dataset", 16, 10)
 
 
 def test_a_published_depth_ends_with_the_tower_and_an_asked_one_does_not() -> None:
-    assert choose(AdaptOptions(), 10, 4).adapter["depth"] == 4
-    assert choose(AdaptOptions(depth=9), 10, 4).adapter["depth"] == 9
+    assert AdaptOptions().recipe(10, 4).adapter["depth"] == 4
+    assert AdaptOptions(depth=9).recipe(10, 4).adapter["depth"] == 9
 
 
 def test_time_in_other_units_drops_the_warm_up_of_the_old_ones() -> None:
-    recipe = choose(AdaptOptions(steps=30), 10, 12)
+    recipe = AdaptOptions(steps=30).recipe(10, 12)
     assert (recipe.epochs, recipe.steps, recipe.warm_up) == (None, 30, 0)
-    assert choose(AdaptOptions(epochs=30), 10, 12).warm_up == 1
+    assert AdaptOptions(epochs=30).recipe(10, 12).warm_up == 1
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_time_in_other_units_drops_the_warm_up_of_the_old_ones() -> None:
 )
 def test_settings_that_do_not_fit_are_errors(changes: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        choose(AdaptOptions(**changes), 10, 12)
+        AdaptOptions(**changes).recipe(10, 12)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from patchsae.adapt.recipes import Recipe, published
-from patchsae.adapt.schedule import learning_rate
 
 
 def cosine_of_torch(lr: float, units: int, final: float) -> list[float]:
@@ -24,19 +23,19 @@ def cosine_of_torch(lr: float, units: int, final: float) -> list[float]:
 
 def test_one_constant_epoch_and_then_the_cosine_from_its_start() -> None:
     recipe = published("coop", "few-shot", 1, 10)
-    rates = [learning_rate(recipe, step, 3) for step in range(150)]
+    rates = [recipe.rate(step, 3) for step in range(150)]
     assert rates[:3] == [1e-5] * 3
     assert rates[3:] == pytest.approx([rate for rate in cosine_of_torch(0.002, 50, 0.0)[:49] for _ in range(3)])
 
 
 def test_by_step_without_a_warm_up_it_is_pytorchs_cosine() -> None:
     recipe = published("lora", "few-shot", 1, 10)
-    assert [learning_rate(recipe, step, 3) for step in range(500)] == pytest.approx(cosine_of_torch(2e-4, 500, 1e-6))
+    assert [recipe.rate(step, 3) for step in range(500)] == pytest.approx(cosine_of_torch(2e-4, 500, 1e-6))
 
 
 def test_a_linear_warm_up_rises_to_the_peak() -> None:
     recipe = Recipe("adamw", 1e-3, 0.0, 8, steps=100, warm_up=50, warm_up_kind="linear")
-    rates = [learning_rate(recipe, step, 1) for step in range(100)]
+    rates = [recipe.rate(step, 1) for step in range(100)]
     assert rates[:3] == pytest.approx([1e-5, 2e-5, 4e-5])
     assert rates[49:51] == pytest.approx([1e-3 * 49 / 50, 1e-3])
     assert rates[99] == pytest.approx(1e-3 * (1 + math.cos(math.pi * 49 / 100)) / 2)
@@ -44,4 +43,4 @@ def test_a_linear_warm_up_rises_to_the_peak() -> None:
 
 def test_a_step_before_the_first_is_an_error() -> None:
     with pytest.raises(ValueError, match="step is -1"):
-        learning_rate(published("maple", "few-shot", 1, 10), -1, 3)
+        published("maple", "few-shot", 1, 10).rate(-1, 3)

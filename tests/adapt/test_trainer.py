@@ -14,7 +14,6 @@ from patchsae.adapt.config import AdaptOptions
 from patchsae.adapt.forward import IMAGE_SIDE_FROZEN, Source, StepInput, open_source
 from patchsae.adapt.recipes import Recipe
 from patchsae.adapt.run import build
-from patchsae.adapt.schedule import learning_rate
 from patchsae.adapt.trainer import NonFiniteStep, take_step, train_adapter
 from patchsae.adapters import create
 from patchsae.data import BadImage, open_images
@@ -157,7 +156,7 @@ def test_a_loss_that_is_not_finite_names_step_and_images_and_changes_nothing(tmp
 def test_a_gradient_that_is_not_finite_is_caught_before_it_is_used(clip: SplitCLIP) -> None:
     """sqrt(0) is finite and its gradient is not."""
     parameter = torch.nn.Parameter(torch.zeros(2))
-    state = checkpoint.TrainState({"x": parameter}, torch.optim.SGD([parameter], lr=1.0))
+    state = checkpoint.AdapterState({"x": parameter}, torch.optim.SGD([parameter], lr=1.0))
 
     class Root(Source):
         def __init__(self) -> None: ...
@@ -225,7 +224,7 @@ def test_a_step_is_as_long_as_its_learning_rate(clip: SplitCLIP) -> None:
         adapted, recipe = build(clip, task, chosen)
         source = open_source(adapted, task.training, recipe, chosen, "")
         parameter = adapted.trainable()["prompts.0"]
-        state = checkpoint.TrainState({"x": parameter}, torch.optim.SGD([parameter], lr=7.0))
+        state = checkpoint.AdapterState({"x": parameter}, torch.optim.SGD([parameter], lr=7.0))
         before = parameter.detach().clone()
         take_step(state, source, next(iter(source.stream(0))), rate)
         return parameter.detach() - before
@@ -240,7 +239,7 @@ def test_every_step_has_the_rate_of_the_schedule(tmp_path: Path, clip: SplitCLIP
     recipe = build(clip, tiny.task(chosen), chosen)[1]
     rows = stage.metrics()
     assert [row["epoch"] for row in rows] == [1] * 4 + [2] * 4 + [3] * 4 + [4] * 4
-    assert [row["lr"] for row in rows] == [learning_rate(recipe, step, 4) for step in range(16)]
+    assert [row["lr"] for row in rows] == [recipe.rate(step, 4) for step in range(16)]
     assert rows[0]["lr"] == 1e-5 < rows[-1]["lr"] < rows[4]["lr"] == recipe.lr
 
 
