@@ -52,7 +52,7 @@ def adaptation(root: Path, images: ImageDataset, clips: Path, workers: int) -> b
     task = make_task(chosen, images, images, [])
     clip = adapting.read_clip(adapting.write_clip(clips))
     stage = adapting.Run(root).stage("adapt")
-    adapt(clip, task, chosen, stage)
+    adapt(clip, task, stage, chosen)
     return adapting.results(stage)["adapter.safetensors"]
 
 

@@ -22,7 +22,7 @@ _NUMBERS = {"step": int, "images": int, "loss_sum": float, "correct": int, "seen
 
 
 @dataclass
-class TrainState:
+class AdapterState:
     """Everything that decides how training goes on."""
 
     params: Mapping[str, nn.Parameter]
@@ -43,7 +43,7 @@ class TrainState:
     """The images that were left out, once each, by their place among the few."""
 
 
-def save(stage: Stage, state: TrainState) -> None:
+def save(stage: Stage, state: AdapterState) -> None:
     """Replace the stage's checkpoint by ``state``, atomically."""
     bad = json.dumps([asdict(record) for record in state.bad]).encode()
     tensors: dict[str, Tensor] = {f"params.{name}": parameter for name, parameter in state.params.items()}
@@ -59,13 +59,13 @@ def exists(stage: Stage) -> bool:
     return (stage.path / FILE).exists()
 
 
-def restore(stage: Stage, state: TrainState) -> None:
+def restore(stage: Stage, state: AdapterState) -> None:
     """Fill ``state`` in place from the stage's checkpoint."""
     with stage.understanding():
         _fill(state, stage.load_tensors(NAME))
 
 
-def _fill(state: TrainState, stored: Mapping[str, Tensor]) -> None:
+def _fill(state: AdapterState, stored: Mapping[str, Tensor]) -> None:
     slots: dict[int, dict[str, Tensor]] = {}
     with torch.no_grad():
         for number, (name, parameter) in enumerate(state.params.items()):

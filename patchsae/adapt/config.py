@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
+from patchsae.adapt.recipes import Augment, Kind, Recipe, Setting, published
 from patchsae.errors import require
 
-Kind = Literal["maple", "coop", "vpt", "lora", "linear"]
-Setting = Literal["few-shot", "base-to-novel", "cross-dataset"]
-Augment = Literal["crop-flip", "none"]
 Precision = Literal["fp32", "amp"]
 
 MAY_DIFFER = ("workers", "log_every", "checkpoint_steps", "save_minutes", "on_bad_image")
@@ -95,9 +93,32 @@ class AdaptOptions:
                 f"setting is {self.setting!r}, but a linear probe knows only the classes it was trained on; "
                 "expected --setting few-shot with --adapter linear"
             )
-        from patchsae.adapt.recipes import choose  # which is made of this
+        self.recipe(classes=1, deepest=1000)  # says now what no model and no dataset would change
 
-        choose(self, classes=1, deepest=1000)  # says now what no model and no dataset would change
+    def recipe(self, classes: int, deepest: int) -> Recipe:
+        """The published recipe with what the user changed.
+
+        classes: how many are trained on. deepest: the most blocks that can have prompts; a published depth beyond it
+        becomes it, for the published numbers are those of 12 blocks.
+
+        Raises ValueError for a setting that the adapter does not have.
+        """
+        base = published(self.adapter, self.preset or self.setting, self.shots, classes)
+        adapter = dict(base.adapter)
+        if "depth" in adapter:
+            adapter["depth"] = min(int(adapter["depth"]), deepest)
+        for name in ("n_ctx", "depth", "rank"):
+            value = getattr(self, name)
+            if value is not None:
+                require(name in adapter, name, value, f"nothing: {self.adapter} has no such setting")
+                adapter[name] = value
+        recipe = replace(base, adapter=adapter)
+        if recipe.start_words and adapter["n_ctx"] != base.adapter["n_ctx"]:
+            recipe = replace(recipe, start_words=None)  # the words are four tokens; another number starts at random
+        if self.epochs is not None or self.steps is not None:
+            recipe = recipe.lasting(self.epochs, self.steps)
+        given = {name: getattr(self, name) for name in ("lr", "batch_size", "augment")}
+        return replace(recipe, **{name: value for name, value in given.items() if value is not None})
 
     def require_targets(self, targets: Sequence[str]) -> None:
         """ValueError for other datasets that the setting has no use for, or where it has none to test on."""

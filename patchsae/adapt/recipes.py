@@ -1,4 +1,4 @@
-"""The published hyper-parameters of every adapter, and what a user's choice makes of them. Imports no torch.
+"""The published hyper-parameters of every adapter. Imports no torch.
 
 Sources:
 
@@ -19,12 +19,16 @@ All with SGD train through Dassl: momentum .9, weight decay 5e-4.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from patchsae.adapt.config import AdaptOptions, Augment, Kind, Setting, require
+from patchsae.errors import require
 
+Kind = Literal["maple", "coop", "vpt", "lora", "linear"]
+Setting = Literal["few-shot", "base-to-novel", "cross-dataset"]
+Augment = Literal["crop-flip", "none"]
 IMAGENET_CLASSES = 1000
 WORDS = "a photo of a"
 
@@ -57,6 +61,31 @@ class Recipe:
         unit = "steps" if self.epochs is None else "epochs"
         require(length > self.warm_up, unit, length, f"more than the warm-up, which takes {self.warm_up}")
 
+    def rate(self, step: int, steps_per_epoch: int) -> float:
+        """The learning rate of optimiser step ``step``, from 0, as Dassl's warm-up schedulers around PyTorch's cosine
+        give it.
+
+        With U epochs (or steps, whichever the recipe counts) of which W are warm-up, unit u has the rate ``warm_up_lr``
+        (constant), or ``lr * u / W`` and ``warm_up_lr`` at u = 0 (linear), for u < W, and
+        ``final_lr + (lr - final_lr) * (1 + cos(pi * (u - W) / U)) / 2`` after that: the cosine is counted anew after
+        the warm-up but runs over U, so that it ends W units early.
+        """
+        if step < 0:
+            raise ValueError(f"step is {step}; expected 0 or more")
+        total = self.epochs or self.steps or 1
+        unit = step if self.epochs is None else step // steps_per_epoch
+        if unit < self.warm_up:
+            if self.warm_up_kind == "constant" or unit == 0:
+                return self.warm_up_lr
+            return self.lr * unit / self.warm_up
+        share = (1 + math.cos(math.pi * (unit - self.warm_up) / total)) / 2
+        return self.final_lr + (self.lr - self.final_lr) * share
+
+    def lasting(self, epochs: int | None = None, steps: int | None = None) -> Recipe:
+        """The recipe over another time; a warm-up counted in the other unit does not carry over."""
+        same_unit = (self.epochs is None) == (epochs is None)
+        return replace(self, epochs=epochs, steps=steps, warm_up=self.warm_up if same_unit else 0)
+
 
 def published(kind: Kind, setting: Setting, shots: int, classes: int) -> Recipe:
     """The published recipe of an adapter on ``classes`` classes of ``shots`` images."""
@@ -76,34 +105,6 @@ def published(kind: Kind, setting: Setting, shots: int, classes: int) -> Recipe:
     return Recipe("adamw", 1e-3, 1e-2, 8, steps=12_800, warm_up=50, warm_up_kind="linear", augment="none")
 
 
-def choose(options: AdaptOptions, classes: int, deepest: int) -> Recipe:
-    """The published recipe with what the user changed.
-
-    classes: how many are trained on. deepest: the most blocks that can have prompts; a published depth beyond it
-    becomes it, for the published numbers are those of 12 blocks.
-
-    Raises ValueError for a setting that the adapter does not have.
-    """
-    base = published(options.adapter, options.preset or options.setting, options.shots, classes)
-    adapter = dict(base.adapter)
-    if "depth" in adapter:
-        adapter["depth"] = min(int(adapter["depth"]), deepest)
-    for name in ("n_ctx", "depth", "rank"):
-        value = getattr(options, name)
-        if value is not None:
-            require(name in adapter, name, value, f"nothing: {options.adapter} has no such setting")
-            adapter[name] = value
-    recipe = replace(base, adapter=adapter)
-    if recipe.start_words and adapter["n_ctx"] != base.adapter["n_ctx"]:
-        recipe = replace(recipe, start_words=None)  # the words are four tokens; another number starts at random
-    if options.epochs is not None:
-        recipe = _of_length(recipe, epochs=options.epochs)
-    if options.steps is not None:
-        recipe = _of_length(recipe, steps=options.steps)
-    given = {name: getattr(options, name) for name in ("lr", "batch_size", "augment")}
-    return replace(recipe, **{name: value for name, value in given.items() if value is not None})
-
-
 def _dassl(lr: float, epochs: int, batch_size: int, adapter: Mapping[str, int]) -> Recipe:
     return Recipe("sgd", lr, 5e-4, batch_size, epochs=epochs, adapter=adapter)
 
@@ -112,10 +113,3 @@ def _coop_epochs(shots: int, classes: int) -> int:
     if shots == 1 or classes >= IMAGENET_CLASSES:
         return 50
     return 100 if shots <= 4 else 200
-
-
-def _of_length(recipe: Recipe, epochs: int | None = None, steps: int | None = None) -> Recipe:
-    """The recipe over another time; a warm-up counted in the other unit does not carry over."""
-    same_unit = (recipe.epochs is None) == (epochs is None)
-    warm_up = recipe.warm_up if same_unit else 0
-    return replace(recipe, epochs=epochs, steps=steps, warm_up=warm_up)

@@ -12,7 +12,7 @@ import torch
 from patchsae.adapt import checkpoint, results
 from patchsae.adapt.config import MAY_DIFFER, AdaptOptions
 from patchsae.adapt.evaluation import PartResult, evaluate
-from patchsae.adapt.recipes import Recipe, choose
+from patchsae.adapt.recipes import Recipe
 from patchsae.adapt.section import adaptation_section
 from patchsae.adapt.task import Task
 from patchsae.adapt.trainer import train_adapter
@@ -29,7 +29,7 @@ from patchsae.models.clip import SplitCLIP
 from patchsae.report import Section
 from patchsae.words import percent
 
-Adapted: TypeAlias = tuple[checkpoint.TrainState, list[PartResult]]
+Adapted: TypeAlias = tuple[checkpoint.AdapterState, list[PartResult]]
 
 
 def adapt(clip: SplitCLIP, task: Task, job: Job | Stage, options: AdaptOptions) -> list[results.Row]:
@@ -81,7 +81,7 @@ def build(clip: SplitCLIP, task: Task, options: AdaptOptions) -> tuple[AdaptedCL
     """The untrained adapter of the task, and how it will be trained."""
     classnames = task.training.classnames or []
     default = adapter_class(options.adapter).default_config(clip)
-    recipe = choose(options, len(classnames), getattr(default, "depth", clip.layers))
+    recipe = options.recipe(len(classnames), getattr(default, "depth", clip.layers))
     values: dict[str, Any] = dict(recipe.adapter)
     if hasattr(default, "templates"):
         values["templates"] = tuple(templates_of(task.training, options))

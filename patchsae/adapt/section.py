@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from patchsae.adapt.checkpoint import TrainState
+from patchsae.adapt.checkpoint import AdapterState
 from patchsae.adapt.config import AdaptOptions
 from patchsae.adapt.evaluation import PartResult
 from patchsae.adapt.recipes import Recipe
@@ -40,7 +40,7 @@ def adaptation_section(
     task: Task,
     recipe: Recipe,
     options: AdaptOptions,
-    state: TrainState,
+    state: AdapterState,
     parts: Sequence[PartResult],
     by_seed: Mapping[int, Sequence[Row]],
 ) -> Section:
@@ -95,7 +95,7 @@ def _classes(section: Section, parts: Sequence[PartResult]) -> None:
         section.figure(figure, f"Accuracy by class: {part.name}.{rest}")
 
 
-def _left_out(section: Section, state: TrainState, parts: Sequence[PartResult]) -> None:
+def _left_out(section: Section, state: AdapterState, parts: Sequence[PartResult]) -> None:
     lines = [("training", record.id, record.reason) for record in state.bad]
     lines += [(part.name, str(record["id"]), str(record["reason"])) for part in parts for record in part.bad]
     if lines:

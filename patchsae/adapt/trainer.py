@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import math
 import sys
-import time
 
 import torch
 from torch.nn import functional as F
 
 from patchsae import progress
 from patchsae.adapt import checkpoint
-from patchsae.adapt.checkpoint import TrainState
+from patchsae.adapt.checkpoint import AdapterState
 from patchsae.adapt.config import AdaptOptions
 from patchsae.adapt.forward import Source, StepInput, open_source
 from patchsae.adapt.recipes import Recipe
-from patchsae.adapt.schedule import learning_rate
 from patchsae.adapters import AdaptedCLIP
 from patchsae.data import BadImageRecord, ImageDataset
+from patchsae.data.left_out import each_once
 from patchsae.disk.runs import Stage
 from patchsae.errors import PatchsaeError
-from patchsae.interrupt import Interrupted, StopRequest
+from patchsae.interrupt import Interrupted, StopRequest, stopped_training
+from patchsae.training.clock import CheckpointClock, Speed
 
 MOMENTUM = 0.9  # of SGD, in all of Dassl's trainers
 
@@ -40,7 +40,7 @@ class NonFiniteStep(PatchsaeError):
 
 def train_adapter(
     adapted: AdaptedCLIP, training: ImageDataset, recipe: Recipe, options: AdaptOptions, stage: Stage
-) -> TrainState:
+) -> AdapterState:
     """Train in place by cross-entropy, or go on from the checkpoint of the stage; the last one stays there.
 
     On the CPU a resumed training ends with the same bits as an unbroken one. The number of workers changes nothing.
@@ -58,7 +58,7 @@ def train_adapter(
     return _Training(adapted, training, recipe, options, stage).run()
 
 
-def take_step(state: TrainState, source: Source, item: StepInput, rate: float) -> tuple[float, int]:
+def take_step(state: AdapterState, source: Source, item: StepInput, rate: float) -> tuple[float, int]:
     """One optimiser step, in place; (loss, how many of its images are classified correctly).
 
     Raises NonFiniteStep with the tensors unchanged.
@@ -89,19 +89,19 @@ class _Training:
         self.recipe, self.options, self.stage = recipe, options, stage
         self.source = open_source(adapted, training, recipe, options, label=stage.name)
         params = adapted.trainable()
-        self.state = TrainState(params, _optimiser(recipe, list(params.values())))
+        self.state = AdapterState(params, _optimiser(recipe, list(params.values())))
         if checkpoint.exists(stage):
             checkpoint.restore(stage, self.state)
             if self.state.step < self.source.steps:
                 reached = f"{self.state.step:,} of {self.source.steps:,}"
                 print(f"{stage.name}: going on after step {reached}", file=sys.stderr)
         stage.keep_metrics(lambda row: row["step"] <= self.state.step)
-        self._logged = (time.monotonic(), self.state.images)
+        self._speed = Speed(self.state.images)
 
-    def run(self) -> TrainState:
+    def run(self) -> AdapterState:
         """All steps that are left, and the last checkpoint."""
         state, source = self.state, self.source
-        saved = time.monotonic()
+        clock = CheckpointClock(self.options.save_minutes)
         total, done = source.steps * source.batch_size, state.step * source.batch_size
         with StopRequest() as stop, progress.track(total, self.stage.name, start=done) as bar:
             stream = source.stream(state.step)
@@ -112,10 +112,9 @@ class _Training:
                 bar.advance(taken * source.batch_size, loss=loss, lr=rate)
                 if stop.signum is not None:
                     break
-                overdue = time.monotonic() - saved > 60 * self.options.save_minutes
-                if overdue or state.step % self.options.checkpoint_steps == 0:
+                if clock.overdue or state.step % self.options.checkpoint_steps == 0:
                     checkpoint.save(self.stage, state)
-                    saved = time.monotonic()
+                    clock.restart()
             if stop.signum is not None and state.step < source.steps:
                 raise self._interrupted(stop.signum)
             self._note_bad(stream.bad)
@@ -124,7 +123,7 @@ class _Training:
     def _step(self, item: StepInput) -> tuple[float, float]:
         """Take a step and count it; (loss, learning rate)."""
         state = self.state
-        rate = learning_rate(self.recipe, item.step, self.source.steps_per_epoch)
+        rate = self.recipe.rate(item.step, self.source.steps_per_epoch)
         loss, correct = take_step(state, self.source, item, rate)
         state.step = item.step + 1
         state.loss_sum += loss * len(item.labels)
@@ -136,9 +135,7 @@ class _Training:
 
     def _log(self, rate: float) -> None:
         """A line about the steps since the last one."""
-        state, now = self.state, time.monotonic()
-        then, images = self._logged
-        self._logged = (now, state.images)
+        state = self.state
         row = {
             "step": state.step,
             "epoch": (state.step - 1) // self.source.steps_per_epoch + 1,
@@ -146,17 +143,16 @@ class _Training:
             "loss": state.loss_sum / state.seen,
             "accuracy": state.correct / state.seen,
             "lr": rate,
-            "images_per_s": (state.images - images) / max(now - then, 1e-9),
+            "images_per_s": self._speed.since(state.images),
         }
         self.stage.append_metrics(row)
         state.loss_sum, state.correct, state.seen = 0.0, 0, 0
 
     def _note_bad(self, records: list[BadImageRecord]) -> None:
         if records:
-            known = {record.index: record for record in [*self.state.bad, *map(self.source.among_the_few, records)]}
-            self.state.bad = list(known.values())
+            self.state.bad = each_once(self.state.bad, [self.source.among_the_few(record) for record in records])
 
-    def _finish(self) -> TrainState:
+    def _finish(self) -> AdapterState:
         if self.state.images == 0:
             raise ValueError("none of the training images can be read; expected at least one")
         self.state.step = self.source.steps
@@ -165,11 +161,8 @@ class _Training:
 
     def _interrupted(self, signum: int) -> Interrupted:
         checkpoint.save(self.stage, self.state)
-        return Interrupted(
-            signum,
-            f"{self.stage.name}: stopped after step {self.state.step:,} of {self.source.steps:,}; the checkpoint is in "
-            f"{self.stage.path}. The same command goes on from there.",
-        )
+        where = f"the checkpoint is in {self.stage.path}"
+        return stopped_training(signum, self.stage.name, self.state.step, self.source.steps, where)
 
 
 def _optimiser(recipe: Recipe, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:

@@ -10,7 +10,7 @@ import math
 import numpy as np
 from PIL import Image
 
-from patchsae.adapt.config import Augment
+from patchsae.adapt.recipes import Augment
 from patchsae.data import ImageDataset, Sample, shuffled_order
 from patchsae.data.base import DataError
 
