@@ -117,7 +117,7 @@ class CacheIndex:
     @property
     def block(self) -> int:
         """The block whose output it holds, 0-based."""
-        return self.model["layer"]
+        return int(self.model["layer"])
 
     @property
     def tokens(self) -> int:

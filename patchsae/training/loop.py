@@ -67,7 +67,7 @@ class Loop:
         fresh = [trainee for trainee in self.trainees if not trainee.resume()]
         first = [self.feed.of_blocks(batch) for batch in self.source.first(self.config.start_batches)] if fresh else []
         for trainee in fresh:
-            trainee.start([blocks[trainee.block] for blocks in first])
+            trainee.learner.start([blocks[trainee.block] for blocks in first])
         self._note_bad()
         self.position = min(trainee.learner.state.position for trainee in self.trainees)
         if not fresh:
@@ -117,10 +117,10 @@ class Loop:
     def _save(self, due: bool = False) -> None:
         """Checkpoints of all, or of those that have taken the steps after which one is due."""
         steps = self.config.checkpoint_steps if due else 1
-        for trainee in self.trainees:
-            if trainee.learner.state.step % steps == 0:
-                trainee.save()
-                self.clock.restart()
+        chosen = [trainee for trainee in self.trainees if trainee.learner.state.step % steps == 0]
+        saved = [trainee.save() for trainee in chosen]
+        if any(saved):
+            self.clock.restart()
 
     def _note_bad(self) -> None:
         """Images that this process left out join those that every state has."""

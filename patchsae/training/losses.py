@@ -8,12 +8,11 @@ import torch
 from torch import Tensor
 
 import patchsae_kernels as pk
+from patchsae.models.sae_config import PARAMETERS
 from patchsae_kernels.parts import differentiable_once
 
 if TYPE_CHECKING:
     from patchsae.models.sae import SparseAutoencoder
-
-PARAMETERS = ("W_enc", "b_enc", "W_dec", "b_dec")
 
 
 def patchsae_loss(

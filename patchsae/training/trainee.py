@@ -43,7 +43,7 @@ class Trainee:
         self._speed = Speed(0)
 
     def resume(self) -> bool:
-        """Go to the newest checkpoint. False where there is none: `start` begins."""
+        """Go to the newest checkpoint. False where there is none, and the learner has to start."""
         if self.parallel.is_first:
             atomic.remove_partial(self.stage.folder(checkpoint.FOLDER))
         if not self.parallel.broadcast(checkpoint.exists(self.folder)):
@@ -52,10 +52,6 @@ class Trainee:
         checkpoint.restore(self.folder, self.learner.state, self.parallel)
         self._saved_step = self.learner.state.step
         return True
-
-    def start(self, first: Sequence[TokenBatch]) -> None:
-        """Begin with the first batches, as `Learner.start`."""
-        self.learner.start(first)
 
     def logging(self, names: Sequence[str], stack: ExitStack) -> None:
         """Log from here on, until the stack is left."""
@@ -75,13 +71,15 @@ class Trainee:
                 self._loggers.log({**row, "images_per_s": self._speed.since(state.images)})
         return terms
 
-    def save(self) -> None:
-        """Write a checkpoint, but where the last one is of this step."""
+    def save(self) -> bool:
+        """Write a checkpoint. False where the last one is of this step."""
         state = self.learner.state
-        if self._saved_step != state.step:
-            self._share_bad()
-            checkpoint.save(self.folder, state, self.parallel, self.config.keep_checkpoints)
-            self._saved_step = state.step
+        if self._saved_step == state.step:
+            return False
+        self._share_bad()
+        checkpoint.save(self.folder, state, self.parallel, self.config.keep_checkpoints)
+        self._saved_step = state.step
+        return True
 
     def note_bad(self, found: Sequence[BadImageRecord]) -> None:
         """Images that were left out."""
@@ -92,6 +90,7 @@ class Trainee:
         self.save()
         if self.parallel.is_first:
             self.stage.save_json(DIVERGED, {"reason": reason})
+        self.parallel.barrier()
 
     def finish(self) -> None:
         """Leave the autoencoder and its report in the stage.
