@@ -25,8 +25,7 @@ def kind_of(model: AnyCLIP) -> str | None:
 def preprocess_settings(model: AnyCLIP) -> Mapping[str, Any]:
     """open_clip's settings of the image transform: "mean", "std", "size", ..."""
     frozen = model.clip if isinstance(model, AdaptedCLIP) else model
-    settings: Mapping[str, Any] = frozen.model.visual.preprocess_cfg
-    return settings
+    return frozen.model.visual.preprocess_cfg
 
 
 def prompts_in_words(model: AnyCLIP, options: PromptOptions) -> str:

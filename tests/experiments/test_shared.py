@@ -12,7 +12,7 @@ import torch
 from patchsae.data.shapes import ShapesWorld
 from patchsae.disk.runs import Run, Stage
 from patchsae.experiments import classes
-from patchsae.experiments.extract.result import Extraction
+from patchsae.experiments.extract import Extraction
 from patchsae.experiments.options import StreamOptions
 from patchsae.experiments.stream.fold import fold
 from patchsae.parallel.base import Alone

@@ -25,7 +25,7 @@ from patchsae.disk import checksums
 from patchsae.disk.runs import Run
 from patchsae.errors import PatchsaeError
 from patchsae.experiments.classes.experiment import Rankings, rankings
-from patchsae.experiments.extract.result import Extraction
+from patchsae.experiments.extract import Extraction
 from patchsae.models.sae import SparseAutoencoder
 from patchsae.models.sae_config import SAEConfig
 from tests.fuzz.memory import at_most

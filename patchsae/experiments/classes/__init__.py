@@ -10,10 +10,7 @@ if TYPE_CHECKING:
     from patchsae.experiments.classes.experiment import Rankings as Rankings
     from patchsae.experiments.classes.experiment import run as run
 
-_HOMES = {
-    "run": "experiment",
-    "Rankings": "experiment",
-}
+_HOMES = {"run": "experiment", "Rankings": "experiment"}
 
 __all__ = sorted(_HOMES)
 __getattr__, __dir__ = lazy.names(__name__, _HOMES)

@@ -11,11 +11,7 @@ if TYPE_CHECKING:
     from patchsae.experiments.compare.result import Comparison as Comparison
     from patchsae.experiments.compare.side import Side as Side
 
-_HOMES = {
-    "run": "experiment",
-    "Side": "side",
-    "Comparison": "result",
-}
+_HOMES = {"run": "experiment", "Side": "side", "Comparison": "result"}
 
 __all__ = sorted(_HOMES)
 __getattr__, __dir__ = lazy.names(__name__, _HOMES)

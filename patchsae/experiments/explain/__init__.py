@@ -10,10 +10,7 @@ if TYPE_CHECKING:
     from patchsae.experiments.explain.experiment import run as run
     from patchsae.experiments.explain.result import References as References
 
-_HOMES = {
-    "run": "experiment",
-    "References": "result",
-}
+_HOMES = {"run": "experiment", "References": "result"}
 
 __all__ = sorted(_HOMES)
 __getattr__, __dir__ = lazy.names(__name__, _HOMES)

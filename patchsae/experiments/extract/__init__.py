@@ -10,10 +10,7 @@ if TYPE_CHECKING:
     from patchsae.experiments.extract.experiment import run as run
     from patchsae.experiments.extract.result import Extraction as Extraction
 
-_HOMES = {
-    "run": "experiment",
-    "Extraction": "result",
-}
+_HOMES = {"run": "experiment", "Extraction": "result"}
 
 __all__ = sorted(_HOMES)
 __getattr__, __dir__ = lazy.names(__name__, _HOMES)

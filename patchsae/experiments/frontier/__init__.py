@@ -9,9 +9,7 @@ from patchsae import lazy
 if TYPE_CHECKING:
     from patchsae.experiments.frontier.experiment import run as run
 
-_HOMES = {
-    "run": "experiment",
-}
+_HOMES = {"run": "experiment"}
 
 __all__ = sorted(_HOMES)
 __getattr__, __dir__ = lazy.names(__name__, _HOMES)

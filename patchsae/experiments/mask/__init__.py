@@ -10,10 +10,7 @@ if TYPE_CHECKING:
     from patchsae.experiments.mask.experiment import run as run
     from patchsae.experiments.mask.result import MaskResult as MaskResult
 
-_HOMES = {
-    "run": "experiment",
-    "MaskResult": "result",
-}
+_HOMES = {"run": "experiment", "MaskResult": "result"}
 
 __all__ = sorted(_HOMES)
 __getattr__, __dir__ = lazy.names(__name__, _HOMES)

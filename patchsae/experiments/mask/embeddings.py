@@ -165,5 +165,4 @@ def _embed(clip: AnyCLIP, reconstructions: Iterable[Tensor], kept: Tensor, toget
                 image = torch.arange(run.start, run.stop, device=kept.device) % images
                 part = torch.cat([part, kept[image].to(part)], dim=1)
             embeddings.append(clip.embed(part))
-    joined = torch.cat(embeddings)
-    return joined.view(-1, images, joined.shape[-1])
+    return torch.cat(embeddings).unflatten(0, (-1, images))

@@ -12,12 +12,7 @@ if TYPE_CHECKING:
     from patchsae.experiments.table.experiment import run as run
     from patchsae.experiments.table.result import TableRow as TableRow
 
-_HOMES = {
-    "run": "experiment",
-    "OpenCell": "experiment",
-    "Cell": "cells",
-    "TableRow": "result",
-}
+_HOMES = {"run": "experiment", "OpenCell": "experiment", "Cell": "cells", "TableRow": "result"}
 
 __all__ = sorted(_HOMES)
 __getattr__, __dir__ = lazy.names(__name__, _HOMES)

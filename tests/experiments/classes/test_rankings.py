@@ -15,7 +15,7 @@ from patchsae.experiments.classes.experiment import rankings, top_latents
 from patchsae.experiments.classes.options import ClassesOptions
 from patchsae.experiments.classes.rankings import common_latents, order_of, random_rank, rank_by
 from patchsae.experiments.classes.section import first_latents, shared_counts
-from patchsae.experiments.extract.result import Extraction
+from patchsae.experiments.extract import Extraction
 from patchsae.experiments.stream.accumulators import TopImagesResult, TopPatchesResult
 
 

@@ -12,11 +12,10 @@ from patchsae.data import open_images
 from patchsae.disk.runs import Run
 from patchsae.experiments import compare
 from patchsae.experiments.accuracies import improvement
-from patchsae.experiments.compare import Side
+from patchsae.experiments.compare import Comparison, Side
 from patchsae.experiments.compare.moved import moved
 from patchsae.experiments.compare.options import CompareOptions
 from patchsae.experiments.compare.pairing import ByClass
-from patchsae.experiments.compare.result import Comparison
 from patchsae.report import build
 from tests.experiments.worlds import S, dense_latents, make_images, pixels_of
 

@@ -13,10 +13,9 @@ from patchsae.data.shapes import ShapesWorld
 from patchsae.disk.runs import Run
 from patchsae.experiments import compare
 from patchsae.experiments.classes.rankings import rank_by
-from patchsae.experiments.compare import Side, crossed
+from patchsae.experiments.compare import Comparison, Side, crossed
 from patchsae.experiments.compare.crossed_result import CrossedResult
 from patchsae.experiments.compare.options import CompareOptions, CrossOptions, cross_options
-from patchsae.experiments.compare.result import Comparison
 from patchsae.experiments.mask.embeddings import ABLATE, KEEP, RECONSTRUCTION, UNMODIFIED, Variant
 from patchsae.experiments.mask.options import TopKOptions
 from patchsae.report import build

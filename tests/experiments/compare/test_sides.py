@@ -13,7 +13,7 @@ from patchsae.cli.entry import main
 from patchsae.cli.sides import open_cell, open_sides
 from patchsae.data.shapes import ShapesWorld
 from patchsae.disk.runs import Run
-from patchsae.experiments.table.cells import Cell
+from patchsae.experiments.table import Cell
 from patchsae.models.sae import SparseAutoencoder
 from patchsae.models.sae_config import SAEConfig
 from tests.experiments.worlds import make_clip, make_prompted, make_sae

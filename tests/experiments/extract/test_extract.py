@@ -16,9 +16,9 @@ from patchsae.data import BadImage, Sample, open_images
 from patchsae.data.shapes import ShapesWorld
 from patchsae.disk.runs import ConfigDiffers, Run, Stage
 from patchsae.experiments import extract
+from patchsae.experiments.extract import Extraction
 from patchsae.experiments.extract.experiment import latent_columns
 from patchsae.experiments.extract.options import ExtractOptions
-from patchsae.experiments.extract.result import Extraction
 from patchsae.experiments.extract.section import interesting
 from patchsae.experiments.provenance import describe_sources
 from tests.experiments.extract import extract_process

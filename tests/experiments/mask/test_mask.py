@@ -17,10 +17,10 @@ from patchsae.disk.runs import Run
 from patchsae.experiments import classes, extract, mask
 from patchsae.experiments.classes import Rankings
 from patchsae.experiments.extract.options import ExtractOptions
+from patchsae.experiments.mask import MaskResult
 from patchsae.experiments.mask.embeddings import ABLATE, KEEP, RECONSTRUCTION, UNMODIFIED, Variant
 from patchsae.experiments.mask.options import MaskOptions
 from patchsae.experiments.mask.recall import RecallCounts
-from patchsae.experiments.mask.result import MaskResult
 from patchsae.experiments.zero_shot import ZeroShot
 from tests.experiments.worlds import S, make_images, make_prompted, make_sae, pixels_of
 

@@ -10,9 +10,8 @@ from patchsae.data.shapes import ShapesWorld
 from patchsae.disk.runs import Run
 from patchsae.experiments import table
 from patchsae.experiments.compare import Side
-from patchsae.experiments.table import Cell, OpenCell
+from patchsae.experiments.table import Cell, OpenCell, TableRow
 from patchsae.experiments.table.options import CellOptions, TableOptions
-from patchsae.experiments.table.result import TableRow
 from patchsae.models.clip import SplitCLIP
 from tests.experiments.worlds import make_clip, make_images, make_prompted, make_sae
 

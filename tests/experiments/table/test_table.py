@@ -10,11 +10,10 @@ import pytest
 
 from patchsae.disk.runs import Run
 from patchsae.experiments.accuracies import improvement
+from patchsae.experiments.compare import Comparison
 from patchsae.experiments.compare.crossed_result import CrossedResult
-from patchsae.experiments.compare.result import Comparison
 from patchsae.experiments.compare.transitions import KINDS, NORMALISATIONS
-from patchsae.experiments.table.cells import Cell
-from patchsae.experiments.table.result import TableRow
+from patchsae.experiments.table import Cell, TableRow
 from patchsae.report import build
 from tests.experiments.table import table_process
 from tests.experiments.table.table_process import CELLS, TESTED, make_table
