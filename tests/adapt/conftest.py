@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from patchsae.models.clip import SplitCLIP
+from tests.drawing import drawn, undrawn  # noqa: F401 (fixtures)
 
 from .tiny import read_clip, write_clip
 

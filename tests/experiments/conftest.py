@@ -4,6 +4,7 @@ import pytest
 
 from patchsae.models.clip import SplitCLIP
 from patchsae.models.sae import SparseAutoencoder
+from tests.drawing import drawn, undrawn  # noqa: F401 (fixtures)
 from tests.experiments.worlds import make_clip, make_sae
 
 

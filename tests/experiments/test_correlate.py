@@ -58,6 +58,7 @@ def run(clip, other_clip, sae, tmp_path_factory) -> Run:
     return run
 
 
+@pytest.mark.usefixtures("drawn")
 def test_extractions_and_comparisons_stand_side_by_side(run) -> None:
     found = [a for name in ("first", "second", "compare") for a in correlate.activities(run.stage(name))]
     names = ["first", "second", "compare: before", "compare: after"]

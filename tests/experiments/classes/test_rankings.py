@@ -69,6 +69,7 @@ def constructed(classnames: tuple[str, ...], class_counts: list[list[int]]) -> E
 TWINS = constructed(("missile", "missile", "crane"), [[4, 0, 1, 0], [0, 7, 2, 0], [1, 1, 9, 0]])
 
 
+@pytest.mark.usefixtures("drawn")
 def test_classes_of_one_name_are_ranked_apart(tmp_path) -> None:
     stage = Run(tmp_path).stage("classes")
     result = classes.run(TWINS, stage, ClassesOptions(top=2))

@@ -107,6 +107,7 @@ def words_of(figure) -> list[str]:
     return [text.get_text() for text in figure.findobj(Text)]
 
 
+@pytest.mark.usefixtures("drawn")
 def test_the_picture_has_numbers_values_and_scales_and_the_image_once(clip, sae, images) -> None:
     (one, _) = explain_images(clip, sae, images, ExplainOptions(patch=(1, 2), show_latents=3))
     seen = [[Seen("猫", where), Seen("x" * 200, where)] for where in one.activations]
