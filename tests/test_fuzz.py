@@ -22,6 +22,7 @@ def test_a_second_of(name):
         number += 1
 
 
+@pytest.mark.slow
 def test_an_attack_is_run_by_its_name_in_a_process_of_its_own():
     """ "files.damaged" is the beginning of another one's name, too."""
     command = [sys.executable, "-W", "ignore", "-m", "tests.fuzz", "--only", "files.damaged", "--minutes", "0.02"]

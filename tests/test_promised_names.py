@@ -26,6 +26,7 @@ def test_a_module_that_moved_is_one_module_under_both_names(old, new):
     assert getattr(importlib.import_module(package), name) is sys.modules[new]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", ["old", "new"])
 def test_it_does_not_matter_which_name_comes_first_and_nobody_is_warned(first):
     names = [old if first == "old" else new for old, new in MOVED.items()]

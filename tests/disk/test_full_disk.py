@@ -86,6 +86,7 @@ def test_errors_that_are_not_about_room_stay_what_they_are(tmp_path):
         raise ZeroDivisionError
 
 
+@pytest.mark.slow
 def test_a_training_that_finds_no_room_goes_on_from_its_last_step(tmp_path):
     """The weights of the final save do not fit; the steps are not lost."""
     train = ["train", "--run", str(tmp_path / "run"), "--images", "shapes", "--split", "train"]

@@ -53,6 +53,7 @@ print("done", refused)
 """
 
 
+@pytest.mark.slow
 def test_an_op_that_cannot_allocate_raises_and_the_next_one_works() -> None:
     # Large blocks are mapped one by one, so that freed memory does not hide the limit from the next call.
     environment = {"MALLOC_MMAP_THRESHOLD_": "4096", "MALLOC_ARENA_MAX": "1", "PYTHONPATH": ":".join(sys.path)}

@@ -57,6 +57,7 @@ def test_steps_have_the_bits_of_steps_taken_apart():
     assert_same(p, graph, apart)
 
 
+@pytest.mark.slow
 def test_a_step_that_does_not_fit_is_taken_apart():
     graph, p, apart = start()
     for i, x in enumerate(batches(2)):
