@@ -8,6 +8,8 @@ import sys
 SQUEEZE = """
 import resource, torch
 import patchsae_kernels as pk
+import pytest
+
 from patchsae_kernels.cpu import extension
 
 torch.manual_seed(0)
