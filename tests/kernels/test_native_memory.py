@@ -5,11 +5,11 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
 SQUEEZE = """
 import resource, torch
 import patchsae_kernels as pk
-import pytest
-
 from patchsae_kernels.cpu import extension
 
 torch.manual_seed(0)
