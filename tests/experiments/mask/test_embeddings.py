@@ -256,7 +256,7 @@ def test_agrees_for_vit_b_16_with_a_dictionary_of_full_size() -> None:
     from benches.vit import build_case
 
     case = build_case(images=2)
-    difference = compare(case.clip, case.sae, case.pixels, case.labels, case.rankings, (1, 10, 100, 2000, 49_152))
+    difference = compare(case.clip, case.sae, case.pixels, case.labels, case.rankings, (1, 100, 49_152))
     assert difference < 1e-5
 
 
