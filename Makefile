@@ -39,7 +39,7 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/lint-imports
+	$(BIN)/lint-imports --no-cache
 
 # Every kernel compiled for four GPUs without one; the last line says how many are refused. VERSIONS: lock or gpu.
 gate: $(GATE_READY)
