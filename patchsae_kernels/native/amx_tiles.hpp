@@ -58,6 +58,7 @@ inline void tiles_begin() {
     config[16 + 2 * tile] = TILE_BYTES; // bytes in a row, 16 bits each
     config[48 + tile] = TILE_ROWS;
   }
+  __asm__ volatile("" : : "m"(config)); // GCC's _tile_loadconfig names 8 of the 64 bytes, so stores of the others may go
   _tile_loadconfig(config);
 }
 

@@ -50,6 +50,13 @@ def test_describe_gives_the_level_and_the_reason():
     assert len(what["why"]) > len(f"{cpu.level()}: ")
 
 
+@pytest.mark.parametrize("level", levels())
+def test_the_rate_of_products_is_measured_at_every_level(level):
+    """In a process of its own: an instruction that is refused ends it."""
+    done = run("from patchsae_kernels.cpu import peak; peak.spend(10**6)", level)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_all_levels_encode_the_same_latents():
     """float32 sums of the levels differ in rounding only, and no latent here lies within rounding of zero."""
     case = make_case(0, 40, 64, 300)
