@@ -1,6 +1,7 @@
 """`patchsae train` and `sweep`: training autoencoders on a frozen CLIP's residual stream.
 
-Losses, start, schedule, dead latents, variants, the trainer. Where tokens come from is in `patchsae.activations`.
+Losses, start, schedule, dead latents, variants, and the one loop, for one autoencoder or for those of a `sweep`. How
+tokens are read is in `patchsae.activations`.
 Submodules are imported on first use: reading the configuration (`patchsae.training.config`) needs no torch.
 """
 
