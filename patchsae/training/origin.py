@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -41,25 +41,16 @@ class Feed:
 class Origin(Protocol):
     """Where tokens come from; what is read of it is a `Feed`."""
 
-    @property
-    def device(self) -> torch.device:
-        """Where the tokens are wanted."""
-
-    @property
-    def width(self) -> int:
-        """D of one block."""
-
-    @property
-    def image_tokens(self) -> int:
-        """T, the tokens of an image."""
-
-    @property
-    def images(self) -> int:
-        """Images of the dataset, those that cannot be read included."""
-
-    @property
-    def block(self) -> int:
-        """The block whose output is read where none is named, 0-based."""
+    device: torch.device
+    """Where the tokens are wanted."""
+    width: int
+    """D of one block."""
+    image_tokens: int
+    """T, the tokens of an image."""
+    images: int
+    """Images of the dataset, those that cannot be read included."""
+    block: int
+    """The block whose output is read where none is named, 0-based."""
 
     def feed(self, config: TrainConfig, blocks: Sequence[int], parallel: Parallel) -> Feed:
         """The tokens of a training, of these blocks (ascending). ValueError for what the origin does not have."""
@@ -74,36 +65,26 @@ class Origin(Protocol):
         """Memory that reading takes, whatever learns."""
 
 
-@dataclass(frozen=True, eq=False)
 class FromImages:
-    """Images through the tower of a CLIP."""
+    """Images through the tower of a CLIP.
 
-    clip: SplitCLIP
-    dataset: ImageDataset
-    found: Mapping[str, str | int | float | None] = field(default_factory=dict)
-    """Where the images came from (`images` and what else opens them again); recorded for later stages."""
-    workers: int = 0
-    """Processes that decode images; the result does not depend on it."""
+    Parameters
+    ----------
+    found: where the images came from (`images` and what else opens them again); recorded for later stages.
+    workers: processes that decode images; the result does not depend on it.
+    """
 
-    @property
-    def device(self) -> torch.device:
-        return self.clip.device
-
-    @property
-    def width(self) -> int:
-        return self.clip.width
-
-    @property
-    def image_tokens(self) -> int:
-        return self.clip.image_tokens
-
-    @property
-    def images(self) -> int:
-        return len(self.dataset)
-
-    @property
-    def block(self) -> int:
-        return self.clip.layer
+    def __init__(
+        self,
+        clip: SplitCLIP,
+        dataset: ImageDataset,
+        found: Mapping[str, str | int | float | None] | None = None,
+        workers: int = 0,
+    ) -> None:
+        self.clip, self.dataset, self.workers = clip, dataset, workers
+        self.found = {key: value for key, value in (found or {}).items() if value is not None}
+        self.device, self.width, self.image_tokens = clip.device, clip.width, clip.image_tokens
+        self.images, self.block = len(dataset), clip.layer
 
     def feed(self, config: TrainConfig, blocks: Sequence[int], parallel: Parallel) -> Feed:
         taps = None if list(blocks) == [self.clip.layer] else Taps(self.clip, blocks)
@@ -111,11 +92,11 @@ class FromImages:
         return Feed(source, self.clip.layer, taps)
 
     def settings(self, config: TrainConfig, block: int) -> dict[str, Any]:
-        made_from = {"clip_fingerprint": self.clip.fingerprint, **self._found, "dataset": self.dataset.fingerprint}
+        made_from = {"clip_fingerprint": self.clip.fingerprint, **self.found, "dataset": self.dataset.fingerprint}
         return {**self._model(block), **made_from, **asdict(config), "workers": self.workers}
 
     def metadata(self, config: TrainConfig, block: int) -> dict[str, Any]:
-        named = {"dataset": self.dataset.name, **self._found, **inherited(config.on_bad_image)}
+        named = {"dataset": self.dataset.name, **self.found, **inherited(config.on_bad_image)}
         return {**self._model(block), **named}
 
     def reading_bytes(self, config: TrainConfig, blocks: int) -> int:
@@ -126,10 +107,6 @@ class FromImages:
     def _model(self, block: int) -> dict[str, Any]:
         return {**self.clip.metadata, "layer": block}
 
-    @property
-    def _found(self) -> dict[str, str | int | float]:
-        return {key: value for key, value in self.found.items() if value is not None}
-
 
 class FromCache:
     """The activations that `write_cache` left in a folder: no images and no tower are needed.
@@ -139,23 +116,8 @@ class FromCache:
 
     def __init__(self, folder: Path, device: torch.device | str = "cpu") -> None:
         self.folder, self.device = folder, torch.device(device)
-        self.index = CacheIndex.load(folder)
-
-    @property
-    def width(self) -> int:
-        return self.index.width
-
-    @property
-    def image_tokens(self) -> int:
-        return self.index.tokens
-
-    @property
-    def images(self) -> int:
-        return self.index.images
-
-    @property
-    def block(self) -> int:
-        return self.index.block
+        self.index = index = CacheIndex.load(folder)
+        self.width, self.image_tokens, self.images, self.block = index.width, index.tokens, index.images, index.block
 
     def feed(self, config: TrainConfig, blocks: Sequence[int], parallel: Parallel) -> Feed:
         if list(blocks) != [self.block]:
