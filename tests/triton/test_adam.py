@@ -154,6 +154,7 @@ def parameters(case):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["exact", "bf16"])
 @pytest.mark.parametrize(("width", "latents"), [(20, 37), (64, 64), (130, 32)])
 def test_the_encoder_is_packed_in_the_same_pass(precision, width, latents):

@@ -61,6 +61,7 @@ def test_jumprelu(case, level, precision):
     assert_agrees(z, oracle(case, "jumprelu", 0, threshold), case.double().pre() - threshold.double())
 
 
+@pytest.mark.slow
 @few
 @given(cases(min_n=1), ks)
 def test_batchtopk(case, k):
@@ -386,6 +387,7 @@ def test_bounded(capacity):
         assert_same(pk.check_bounded(z, status), whole)
 
 
+@pytest.mark.slow
 @few
 @given(cases(), st.sampled_from(["relu", "topk", "batchtopk"]))
 def test_reconstruct_is_encode_then_decode(case, activation):

@@ -48,6 +48,7 @@ def assert_same(p, graph, apart):
         assert torch.equal(graph.state.exp_avg_sq[name], apart[1].exp_avg_sq[name]), name
 
 
+@pytest.mark.slow
 def test_steps_have_the_bits_of_steps_taken_apart():
     graph, p, apart = start()
     assert graph.packed is not None

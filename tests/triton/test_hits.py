@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -22,6 +23,7 @@ def bits_of(found: torch.Tensor) -> torch.Tensor:
     return ((found[:, :, None] >> torch.arange(32)) & 1).bool().flatten(1)
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(st.lists(floats, min_size=1, max_size=40), st.none() | floats, st.sampled_from([torch.bfloat16, torch.float32]))
 def test_a_product_is_above_its_cutoff_exactly_where_its_value_is_active(biases, level, dtype):

@@ -105,6 +105,7 @@ def test_long_latents_and_several_blocks(path, ghost, width):
     assert_close_step(terms, grads, *dense_gradients(x, parameters(case), **options), 1e-3 if ghost else 1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small_blocks")
 def test_chunks_change_no_more_than_rounding(path):
     case = make_case(3, 24, 24, 40)
@@ -118,6 +119,7 @@ def test_chunks_change_no_more_than_rounding(path):
         torch.testing.assert_close(cut_grads[name], grads[name], rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_ghost_in_parts_is_the_dense_formula(path):
     case = make_case(4, 24, 12, 60, bias=-2.0)
     x, options = case.x.view(4, 6, 12), {"l1": 0.1, "dead": torch.arange(60) % 3 > 0, "cls_weight": 1.5}
@@ -132,6 +134,7 @@ def test_ghost_in_parts_is_the_dense_formula(path):
             assert (own - wanted).norm() <= 1e-3 * wanted.norm()
 
 
+@pytest.mark.slow
 def test_the_same_bits_again(path):
     case = make_case(2, 20, 16, 50)
     results = []
@@ -144,6 +147,7 @@ def test_the_same_bits_again(path):
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
+@pytest.mark.slow
 def test_dense_and_sparse_agree():
     case = make_case(6, 40, 32, 64, bias=0.0)
     found = []
