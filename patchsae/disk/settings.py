@@ -41,7 +41,7 @@ def plain(value: Any, key: str = "config") -> Any:
 
 
 def dumps(table: Mapping[str, Any]) -> str:
-    """TOML of a mapping of plain values; `loads` returns an equal mapping. A list is one line (tomli-w makes several)."""
+    """TOML of a mapping of plain values, which `loads` returns; a list is one line, where tomli-w makes several."""
     return "\n".join(_lines(table, ())).strip("\n") + "\n"
 
 
