@@ -174,7 +174,8 @@ def decode(z: SparseLatents, W_dec: Tensor, b_dec: Tensor) -> Tensor:
         b_dec: ``[D]`` float32.
     """
     checks.decoder(z, W_dec, b_dec)
-    return torch.ops.patchsae.decode(z.values, z.indices, z.indptr, W_dec, b_dec)
+    y: Tensor = torch.ops.patchsae.decode(z.values, z.indices, z.indptr, W_dec, b_dec)
+    return y
 
 
 def decode_masked(
@@ -187,7 +188,8 @@ def decode_masked(
     """
     checks.decoder(z, W_dec, b_dec)
     checks.per_latent_table("keep", keep, z, class_ids, torch.bool)
-    return torch.ops.patchsae.decode_masked(z.values, z.indices, z.indptr, keep, W_dec, b_dec, class_ids)
+    y: Tensor = torch.ops.patchsae.decode_masked(z.values, z.indices, z.indptr, keep, W_dec, b_dec, class_ids)
+    return y
 
 
 def decode_sweep(
@@ -212,7 +214,8 @@ def decode_sweep(
     checks.per_latent_table("rank", rank, z, class_ids, torch.int32)
     sizes = [plain.whole_number("ks", k) for k in ks]
     with torch.no_grad():
-        return torch.ops.patchsae.decode_sweep(z.values, z.indices, z.indptr, rank, sizes, W_dec, b_dec, class_ids)
+        on, off = torch.ops.patchsae.decode_sweep(z.values, z.indices, z.indptr, rank, sizes, W_dec, b_dec, class_ids)
+        return on, off
 
 
 def latent_stats(

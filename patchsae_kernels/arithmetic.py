@@ -33,7 +33,8 @@ def as_said_by(precision: str, device: torch.device) -> Iterator[None]:
 
 def tf32_is_allowed() -> bool:
     """Whether a GPU's float32 products outside of this package may take TF32."""
-    return torch.backends.cuda.matmul.fp32_precision == "tf32"
+    precision: str = torch.backends.cuda.matmul.fp32_precision
+    return precision == "tf32"
 
 
 class _Switches:

@@ -22,7 +22,8 @@ def no_second_derivative(ctx: Any, *_: Any) -> None:
 
 def differentiable_once(gradient: Tensor, *inputs: Tensor) -> Tensor:
     """``gradient``, through which autograd does not pass on its way to the ``inputs`` that it depends on."""
-    return _Once.apply(gradient, *inputs)
+    same: Tensor = _Once.apply(gradient, *inputs)
+    return same
 
 
 class _Once(torch.autograd.Function):

@@ -44,4 +44,5 @@ def adapter_class(kind: str) -> type[AdaptedCLIP]:
     """The class of a kind; ValueError for an unknown one."""
     if not isinstance(kind, str) or kind not in KINDS:
         raise ValueError(f"kind={str(kind)[:40]!r}; expected one of {', '.join(KINDS)}")
-    return importlib.import_module(KINDS[kind]).ADAPTER
+    adapter: type[AdaptedCLIP] = importlib.import_module(KINDS[kind]).ADAPTER
+    return adapter

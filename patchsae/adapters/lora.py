@@ -105,7 +105,8 @@ class LoRA(AdaptedCLIP):
         block = transformer.resblocks[index]
         runner = _Runner(block, transformer.batch_first, cls_alone)
         weights = {f"block.{name}": weight for name, weight in self._weights(index, block).items()}
-        return functional_call(runner, weights, (tokens,))
+        after: Tensor = functional_call(runner, weights, (tokens,))
+        return after
 
     def _weights(self, index: int, block: nn.Module) -> dict[str, Tensor]:
         """The block's changed weights, by their names in it."""

@@ -85,20 +85,22 @@ class TextTower:
 
     def embedding_of(self, ids: Tensor) -> Tensor:
         """Token embeddings, float32 on the CPU."""
-        table = self._parts.token_embedding.weight
+        table: Tensor = self._parts.token_embedding.weight
         return table[ids.to(table.device)].detach().float().cpu()
 
     def _pooled(self, tokens: Tensor, ids: Tensor) -> Tensor:
         """The one token ``[n, W]`` that becomes the embedding. The final norm looks at one token, so it may follow."""
         if self._has_cls:
             return tokens[:, -1]
-        return text_global_pool(tokens, ids, self._pool_type, self._eos_id)
+        last: Tensor = text_global_pool(tokens, ids, self._pool_type, self._eos_id)
+        return last
 
     def _projected(self, pooled: Tensor) -> Tensor:
         projection = self._parts.text_projection
         if projection is None:
             return pooled
-        return projection(pooled) if isinstance(projection, nn.Module) else pooled @ projection
+        embedding: Tensor = projection(pooled) if isinstance(projection, nn.Module) else pooled @ projection
+        return embedding
 
 
 def class_prompts(clip: SplitCLIP, tower: TextTower, classnames: Sequence[str], words: str, n_ctx: int) -> Tensor:

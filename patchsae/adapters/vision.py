@@ -67,9 +67,8 @@ def projected(visual: Any, tokens: Tensor) -> Tensor:
 
 def block_output(block: Any, tokens: Tensor, batch_first: bool, mask: Tensor | None = None) -> Tensor:
     """``block`` on ``[B, T, D]``, whichever dimension it takes for the batch."""
-    if batch_first:
-        return block(tokens, attn_mask=mask)
-    return block(tokens.transpose(0, 1), attn_mask=mask).transpose(0, 1)
+    after: Tensor = block(tokens if batch_first else tokens.transpose(0, 1), attn_mask=mask)
+    return after if batch_first else after.transpose(0, 1)
 
 
 def checked_residual(clip: SplitCLIP, residual: Tensor, prompt_tokens: int) -> Tensor:

@@ -110,7 +110,8 @@ def _whole_numbers(values: pa.ChunkedArray, kind: pa.DataType, source: str) -> n
     try:
         if pa.types.is_integer(kind) or pa.types.is_boolean(kind) or pa.types.is_floating(kind):
             cast = values.cast(pa.int8()) if pa.types.is_boolean(kind) else values
-            return cast.cast(pa.int64()).fill_null(-1).to_numpy()
+            numbers: np.ndarray = cast.cast(pa.int64()).fill_null(-1).to_numpy()
+            return numbers
     except pa.ArrowInvalid as error:  # a fraction, NaN, or a number of more than 63 bits
         if pa.types.is_integer(kind):
             raise DataError(f"{source} has labels that are no classes: {error}") from None
@@ -137,6 +138,7 @@ def _preferred(present: list[str], order: tuple[str, ...]) -> str | None:
 
 def _holds_images(field: pa.Field) -> bool:
     if pa.types.is_struct(field.type):
-        return field.type.get_field_index("bytes") >= 0
+        place: int = field.type.get_field_index("bytes")
+        return place >= 0
     is_bytes = pa.types.is_binary(field.type) or pa.types.is_large_binary(field.type)
     return is_bytes and field.name in _IMAGE_NAMES

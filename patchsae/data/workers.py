@@ -92,13 +92,14 @@ class _Pool(Iterator[T], Generic[T]):
         except OSError as error:
             raise self._death(worker, error) from None
 
-    def _answer(self, worker: int) -> Any:
+    def _answer(self, worker: int) -> tuple[T, Exception | None]:
         pipe = self._pipes[worker]
         sentinels = [process.sentinel for process in self._processes]
         ready = connection.wait([pipe, *sentinels])
         if pipe in ready:
             try:
-                return pipe.recv()
+                answer: tuple[T, Exception | None] = pipe.recv()
+                return answer
             except (OSError, EOFError) as error:  # amid its answer, or before the memory of a tensor was handed over
                 raise self._death(worker, error) from None
         raise self._death(sentinels.index(next(one for one in ready if isinstance(one, int))))

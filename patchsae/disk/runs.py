@@ -181,7 +181,8 @@ class Stage:
         from safetensors.torch import load_file
 
         with self.reading(f"{name}.safetensors") as path:
-            return load_file(path)
+            tensors: dict[str, torch.Tensor] = load_file(path)
+            return tensors
 
     def write_table(self, name: str, columns: Mapping[str, tables.Column]) -> Path:
         """Write a table to `name` (`.csv` or `.parquet`); see `tables.write_table`."""
@@ -296,7 +297,7 @@ class Stage:
             return settings.read(path)
 
     def _resolved(self, config: Mapping[str, Any], device: str) -> dict[str, Any]:
-        table = settings.plain(config)
+        table: dict[str, Any] = settings.plain(config)
         for key in _RESERVED:
             if key in table:
                 raise ValueError(f"config has the key {key!r}, which the run writes itself; rename it")

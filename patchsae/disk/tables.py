@@ -196,4 +196,5 @@ def _column_of(column: Any) -> np.ndarray | list[Any]:
         return found
     numeric = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean)
     plain = column.null_count == 0 and any(is_kind(column.type) for is_kind in numeric)
-    return column.to_numpy() if plain else column.to_pylist()
+    values: np.ndarray | list[Any] = column.to_numpy() if plain else column.to_pylist()
+    return values

@@ -25,7 +25,8 @@ def kind_of(model: AnyCLIP) -> str | None:
 def preprocess_settings(model: AnyCLIP) -> Mapping[str, Any]:
     """open_clip's settings of the image transform: "mean", "std", "size", ..."""
     frozen = model.clip if isinstance(model, AdaptedCLIP) else model
-    return frozen.model.visual.preprocess_cfg
+    settings: Mapping[str, Any] = frozen.model.visual.preprocess_cfg
+    return settings
 
 
 def prompts_in_words(model: AnyCLIP, options: PromptOptions) -> str:

@@ -57,7 +57,7 @@ def correlations(counts: Sequence[Tensor]) -> Tensor:
     NaN where one of the two is the same for all latents (nothing fired), for then there is none.
     """
     centred = torch.stack([vector.double() - vector.double().mean() for vector in counts])
-    norms = centred.norm(dim=1)
+    norms: Tensor = centred.norm(dim=1)
     products = centred @ centred.T / (norms[:, None] * norms[None])
     constant = norms == 0
     products.fill_diagonal_(1)  # as it is but for rounding

@@ -179,7 +179,8 @@ class SplitCLIP:
 
     @property
     def device(self) -> torch.device:
-        return self.model.visual.conv1.weight.device
+        weight: Tensor = self.model.visual.conv1.weight
+        return weight.device
 
     @property
     def metadata(self) -> dict[str, str | int | float]:
@@ -207,7 +208,8 @@ class SplitCLIP:
             PatchsaeError: the model uses a Hugging Face tokenizer and its package or its files are missing.
         """
         try:
-            return open_clip.get_tokenizer(self._identifier)
+            tokenizer: Callable[[list[str]], Tensor] = open_clip.get_tokenizer(self._identifier)
+            return tokenizer
         except (ImportError, OSError) as error:
             raise PatchsaeError(
                 f"the tokenizer of {self.name!r} cannot be loaded ({error}); it needs the package transformers and the "
@@ -268,7 +270,8 @@ class SplitCLIP:
 
     def _encode_prompts(self, texts: list[str]) -> Tensor:
         tokens = self.tokenizer(texts).to(self.device)
-        return self.model.encode_text(tokens, normalize=True)
+        embeddings: Tensor = self.model.encode_text(tokens, normalize=True)
+        return embeddings
 
 
 def _build(source: clip_weights.Source, quick_gelu: bool, dtype: torch.dtype, seed: int) -> nn.Module:
@@ -283,11 +286,12 @@ def _build(source: clip_weights.Source, quick_gelu: bool, dtype: torch.dtype, se
     config.pop("custom_text", None)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # the CPU's alone: torch.manual_seed would reseed the GPUs too
-        model = model_class(**config)
+        model: nn.Module = model_class(**config)
     if dtype != torch.float32:
         _lower_precision(model, dtype)
     settings = merge_preprocess_dict(PreprocessCfg(), source.preprocess)
-    settings["size"] = model.visual.image_size
+    visual: Any = model.visual
+    settings["size"] = visual.image_size
     open_clip.set_model_preprocess_cfg(model, settings)
     return model
 

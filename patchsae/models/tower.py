@@ -40,8 +40,9 @@ def pooled(visual: VisionTransformer, residual: Tensor, layer: int) -> Tensor:
         tokens = cls_after_block(visual.transformer.resblocks[last], tokens)[:, None]
     else:
         tokens = _run_blocks(visual, residual, layer + 1, last + 1)
-    embedding, _ = visual._pool(tokens)
-    return embedding if visual.proj is None else embedding @ visual.proj
+    embedding: Tensor = visual._pool(tokens)[0]
+    projection: Tensor | None = visual.proj
+    return embedding if projection is None else embedding @ projection
 
 
 def cls_leaves_alone(visual: VisionTransformer) -> bool:
@@ -78,7 +79,8 @@ def cls_after_block(block: ResidualAttentionBlock, tokens: Tensor) -> Tensor:
     mixed = weights @ normed  # [B, H, D]
     value = torch.einsum("bhw,hdw->bhd", mixed, w_value.unflatten(0, (heads, -1))).flatten(1) + b_value
     cls = tokens[:, 0] + block.ls_1(attention.out_proj(value))
-    return cls + block.ls_2(block.mlp(block.ln_2(cls)))
+    after: Tensor = cls + block.ls_2(block.mlp(block.ln_2(cls)))
+    return after
 
 
 def _run_blocks(visual: VisionTransformer, tokens: Tensor, start: int, stop: int) -> Tensor:

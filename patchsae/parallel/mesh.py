@@ -112,7 +112,8 @@ class Mesh:
         box: list[Any] = [value if self.is_first else None]
         with self._others_may_be_lost():
             dist.broadcast_object_list(box, src=0)
-        return box[0]
+        received: T = box[0]
+        return received
 
     def gather(self, value: T) -> list[T] | None:
         boxes: list[Any] | None = [None] * dist.get_world_size() if self.is_first else None
@@ -124,7 +125,8 @@ class Mesh:
         box: list[Any] = [None]
         with self._others_may_be_lost():
             dist.scatter_object_list(box, None if values is None else list(values), src=0)
-        return box[0]
+        received: T = box[0]
+        return received
 
     def barrier(self) -> None:
         self.largest(0)

@@ -89,7 +89,8 @@ def _blend(base: np.ndarray, strength: np.ndarray) -> np.ndarray:
     # The dark end of the map would look like shadow in the image: start where it is already red
     heat = matplotlib.colormaps["inferno"](0.35 + 0.6 * strength)[..., :3]
     alpha = 0.85 * np.sqrt(strength)[..., None]
-    return np.round(255 * (muted * (1 - alpha) + heat * alpha)).astype(np.uint8)
+    blended: np.ndarray = np.round(255 * (muted * (1 - alpha) + heat * alpha)).astype(np.uint8)
+    return blended
 
 
 def _paletted(rgb: Image.Image) -> Image.Image:

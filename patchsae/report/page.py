@@ -120,7 +120,7 @@ def _told_apart(sections: list[tuple[Stage, dict[str, Any]]]) -> list[tuple[Stag
 
 def _with_anchors(stage: Stage, content: Mapping[str, Any]) -> str:
     """The section's HTML with ids of its own; what verbs wrote is unique within a section alone."""
-    markup = content["html"]
+    markup: str = content["html"]
     for number, (anchor, _) in enumerate(content["headings"], start=1):
         markup = markup.replace(f' id="{anchor}"', f' id="{_anchor(stage, number)}"', 1)
     return markup

@@ -21,7 +21,8 @@ class _Whole(MaxNLocator):
     """matplotlib's own gives up whole numbers where fewer than one fits."""
 
     def tick_values(self, vmin: float, vmax: float) -> Sequence[float]:
-        return np.unique(np.round(super().tick_values(vmin, vmax))).tolist()
+        whole: list[float] = np.unique(np.round(super().tick_values(vmin, vmax))).tolist()
+        return whole
 
 
 class Ticks(Formatter):

@@ -110,7 +110,9 @@ def open_clip_config(config: TinyClipConfig) -> dict[str, Any]:
 
 def preprocess(model: CLIP) -> Callable[[Image.Image], Tensor]:
     """PIL image -> float [3, H, W], as the saved configuration says."""
-    return image_transform_v2(PreprocessCfg(size=model.visual.image_size[0], **PREPROCESS), is_train=False)
+    settings = PreprocessCfg(size=model.visual.image_size[0], **PREPROCESS)
+    transform: Callable[[Image.Image], Tensor] = image_transform_v2(settings, is_train=False)
+    return transform
 
 
 def _sines(side: int, width: int) -> Tensor:

@@ -59,7 +59,8 @@ def named(name: str, rng: random.Random) -> str:
     """A class name in a template: half the time one of the plain forms, else one of OpenAI's 80 for ImageNet."""
     if rng.random() < 0.5:
         return rng.choice(NAME_TEMPLATES).format(name)
-    return rng.choice(open_clip.OPENAI_IMAGENET_TEMPLATES)(name)
+    template: Callable[[str], str] = rng.choice(open_clip.OPENAI_IMAGENET_TEMPLATES)
+    return template(name)
 
 
 def _shape_groups(scenes: list[Scene], rng: random.Random) -> list[TextGroup]:

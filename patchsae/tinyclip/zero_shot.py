@@ -86,5 +86,6 @@ def _classifier(clip: CLIP, names: Sequence[str], templates: Sequence[str]) -> T
     """Unit text embeddings [C, E]."""
     tokenizer = open_clip.SimpleTokenizer(context_length=clip.context_length)
     texts = tokenizer([template.format(name) for name in names for template in templates])
-    mean = clip.encode_text(texts, normalize=True).unflatten(0, (len(names), len(templates))).mean(1)
-    return mean / mean.norm(dim=-1, keepdim=True)
+    mean: Tensor = clip.encode_text(texts, normalize=True).unflatten(0, (len(names), len(templates))).mean(1)
+    length: Tensor = mean.norm(dim=-1, keepdim=True)
+    return mean / length

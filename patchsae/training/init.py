@@ -144,7 +144,8 @@ def _unit(rows: Tensor) -> Tensor:
 
 def _distances(points: Tensor, centre: Tensor) -> Tensor:
     """Float64 [n]."""
-    return torch.linalg.vector_norm(points - centre, dim=1).double()
+    distances: Tensor = torch.linalg.vector_norm(points - centre, dim=1)
+    return distances.double()
 
 
 def _total(parts: Sequence[Tensor]) -> float:

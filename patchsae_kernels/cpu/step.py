@@ -154,7 +154,9 @@ class _SparseStep:
         here = self.call.x.device
         ends = torch.arange(PARTIAL_SUMS + 1, dtype=torch.int64, device=here) * latents // PARTIAL_SUMS
         indices = torch.arange(latents, dtype=torch.int32, device=here)
-        return torch.ops.patchsae.decode(self.grads.b_enc, indices, ends, self.w.enc, torch.zeros_like(self.call.b_dec))
+        nothing = torch.zeros_like(self.call.b_dec)
+        rows: Tensor = torch.ops.patchsae.decode(self.grads.b_enc, indices, ends, self.w.enc, nothing)
+        return rows
 
 
 def _share_of_active(x: Tensor, w: Rows, b_dec: Tensor) -> float:
@@ -162,7 +164,7 @@ def _share_of_active(x: Tensor, w: Rows, b_dec: Tensor) -> float:
     tokens = x[:: max(1, x.shape[0] // SAMPLE_TOKENS)]
     every = slice(None, None, max(1, w.b_enc.shape[0] // SAMPLE_LATENTS))
     enc, b_enc = w.enc[every].contiguous(), w.b_enc[every].contiguous()
-    values, _, _ = torch.ops.patchsae.encode(tokens, enc.t(), b_enc, b_dec, [], None, "relu", 0, "fp32", 2**28)
+    values: Tensor = torch.ops.patchsae.encode(tokens, enc.t(), b_enc, b_dec, [], None, "relu", 0, "fp32", 2**28)[0]
     return values.shape[0] / max(1, tokens.shape[0] * b_enc.shape[0])
 
 

@@ -67,7 +67,8 @@ def decode_masked(call: MaskedDecodeCall) -> Tensor:
     if call.class_ids is not None:
         checks.in_range("class_ids", call.class_ids, 0, call.keep.shape[0])
     kept = sparse.per_entry(call.keep, call.indices, call.indptr, call.class_ids)
-    return torch.ops.patchsae.decode(*sparse.filter_entries(*call.csr, kept), call.W_dec, call.b_dec)
+    y: Tensor = torch.ops.patchsae.decode(*sparse.filter_entries(*call.csr, kept), call.W_dec, call.b_dec)
+    return y
 
 
 def decode_sweep(call: SweepCall) -> tuple[Tensor, Tensor]:

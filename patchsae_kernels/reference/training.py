@@ -123,10 +123,10 @@ def _ghost(
     """Sum of the ghost term over the chunk; adds its gradient to grad_pre (dead columns) and to W_dec (dead rows)."""
     assert exp_dead is not None
     residual = -error
-    length = residual.norm(dim=1, keepdim=True)
+    length: Tensor = residual.norm(dim=1, keepdim=True)
     rows = multiplied.W_dec[dead]
     raw = low(exp_dead) @ rows
-    scale = length / (1e-6 + 2 * raw.norm(dim=1, keepdim=True))
+    scale: Tensor = length / (1e-6 + 2 * raw.norm(dim=1, keepdim=True))
     difference = raw * scale - residual
     # A token that is reconstructed without error has no ghost term (released code: 0 / 0).
     inverse = torch.where(length > 0, 1 / length, 0)

@@ -10,8 +10,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from types import MappingProxyType
+from typing import TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
+
+Floats: TypeAlias = NDArray[np.float64]  # arithmetic on a plain np.ndarray is Any to mypy
 
 FACTORS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
@@ -63,10 +67,11 @@ class Scene:
 
     def value(self, factor: str) -> str:
         """The picture's value of `factor`: the main object's, or the picture's own."""
-        return getattr(self.main if factor in OBJECT_FACTORS else self, factor)
+        value: str = getattr(self.main if factor in OBJECT_FACTORS else self, factor)
+        return value
 
 
-def hashed_uniforms(key: int, index: np.ndarray, slots: np.ndarray) -> np.ndarray:
+def hashed_uniforms(key: int, index: np.ndarray, slots: np.ndarray) -> Floats:
     """Uniform numbers in [0, 1), float64 [len(index), len(slots)].
 
     splitmix64 (Steele, Lea, Flood 2014) of (key, index, slot), its upper 53 bits.
@@ -176,7 +181,7 @@ def _angles(u: np.ndarray) -> tuple[float, float, float]:
     return float((u[0] - 0.5) * np.pi / 5), float(u[1] * np.pi), float(u[2])
 
 
-def _pick(u: np.ndarray, n: int) -> np.ndarray:
+def _pick(u: Floats, n: int) -> np.ndarray:
     return np.floor(u * n).astype(np.int64)
 
 

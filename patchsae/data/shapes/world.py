@@ -124,11 +124,13 @@ class ShapesWorld(ImageDataset):
         rows, columns = grid
         if rows < 1 or columns < 1 or self.size % rows or self.size % columns:
             raise DataError(f"grid is {grid}; expected numbers that divide the picture's side, {self.size}")
-        return self.mask(i, factor, value).reshape(rows, self.size // rows, columns, -1).mean((1, 3))
+        shares: np.ndarray = self.mask(i, factor, value).reshape(rows, self.size // rows, columns, -1).mean((1, 3))
+        return shares
 
     def _covered(self, objects: Iterable[ShapeObject]) -> np.ndarray:
         covers = [coverage(o, self.size) >= 0.5 for o in objects]
-        return np.any([np.zeros((self.size, self.size), bool), *covers], axis=0)
+        covered: np.ndarray = np.any([np.zeros((self.size, self.size), bool), *covers], axis=0)
+        return covered
 
     def _checked(self, i: int) -> int:
         if not 0 <= i < len(self):

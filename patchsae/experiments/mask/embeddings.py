@@ -165,4 +165,5 @@ def _embed(clip: AnyCLIP, reconstructions: Iterable[Tensor], kept: Tensor, toget
                 image = torch.arange(run.start, run.stop, device=kept.device) % images
                 part = torch.cat([part, kept[image].to(part)], dim=1)
             embeddings.append(clip.embed(part))
-    return torch.cat(embeddings).unflatten(0, (-1, images))
+    grouped: Tensor = torch.cat(embeddings).unflatten(0, (-1, images))
+    return grouped

@@ -17,7 +17,8 @@ def per_latent(table: Tensor, indices: Tensor) -> Tensor:
     The gradient sums the entries of a latent in their order. Plain indexing adds with atomics on several threads, and
     its last bits then differ from run to run.
     """
-    return _PerLatent.apply(table, indices)
+    taken: Tensor = _PerLatent.apply(table, indices)
+    return taken
 
 
 class _PerLatent(torch.autograd.Function):
