@@ -8,19 +8,19 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
+
 from patchsae.disk import atomic
 from patchsae.disk.again import VERBS
 from patchsae.disk.checksums import DamagedFile
 from patchsae.disk.locks import FolderLock
 from patchsae.disk.runs import Run, Stage
 from patchsae.report import elements, figures
+from patchsae.report.markup import render
 from patchsae.report.section import FILE
-from patchsae.report.text import escape
 
 _NAME = "report.html"
-_GENERATOR = '<meta name="generator" content="patchsae">'
-# Even a mistake elsewhere could not make the page load anything
-_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+_GENERATOR = b'<meta name="generator" content="patchsae">'  # as page.html.j2 writes it
 
 
 def build(run: Run) -> Path:
@@ -44,44 +44,41 @@ def build(run: Run) -> Path:
 def _refuse_foreign(path: Path) -> None:
     if path.exists():
         with path.open("rb") as file:
-            if _GENERATOR.encode() not in file.read(2000):
+            if _GENERATOR not in file.read(2000):
                 raise FileExistsError(f"{path} was not written by patchsae; move it away")
 
 
 def _page(run: Run) -> str:
     stages = sorted(run.stages(), key=lambda stage: (_rank(stage.name), stage.name))
-    sections = [(stage, _content(stage)) for stage in stages if (stage.path / f"{FILE}.json").exists()]
-    name = run.root.resolve().name
+    sections = [_content(stage) for stage in stages if (stage.path / f"{FILE}.json").exists()]
     css = resources.files("patchsae.report").joinpath("page.css").read_text(encoding="utf-8")
-    sections = _told_apart(sections)
-    main = [_overview(name, stages), *(_section(stage, content) for stage, content in sections)]
-    body = figures.number_ids("\n".join(main))
-    return "\n".join(
-        [
-            f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n{_GENERATOR}',
-            f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">',
-            '<meta name="viewport" content="width=device-width, initial-scale=1">',
-            '<meta name="color-scheme" content="light dark">',
-            f"<title>{escape(name)} · PatchSAE</title>",
-            f"<style>\n{figures.css()}{css}</style>\n</head>\n<body>",
-            _contents(sections),
-            f"<main>\n{body}\n</main>\n</body>\n</html>\n",
-        ]
-    )
+    style = Markup(figures.css() + css)
+    return figures.number_ids(render("page", run.root.resolve().name, style, _states(stages), _told_apart(sections)))
 
 
 def _content(stage: Stage) -> dict[str, Any]:
     """What a stage left for the report; where that is damaged, the report of the others says so."""
+    about = {"name": stage.name, "finished": stage.finished, "settings": _settings(stage)}
     try:
         with stage.understanding():
             content = stage.load_json(FILE)
-            return {
-                "title": str(content["title"]),
-                "headings": [(str(a), str(b)) for a, b in content["headings"]],
-                "html": str(content["html"]),
-            }
+            headings, html = _with_anchors(stage, content["headings"], str(content["html"]))
+            return {**about, "title": str(content["title"]), "headings": headings, "html": html}
     except DamagedFile as error:
-        return {"title": stage.name, "headings": [], "html": elements.paragraph(str(error), "note")}
+        return {**about, "title": stage.name, "headings": [], "html": render("paragraph", str(error), "note")}
+
+
+def _with_anchors(stage: Stage, headings: list[tuple[str, str]], html: str) -> tuple[list[tuple[str, str]], Markup]:
+    """Headings and HTML with ids of their own; what verbs wrote is unique within a section alone.
+
+    No stage's name holds a colon, so none is called like a heading.
+    """
+    anchored = []
+    for number, (written, text) in enumerate(headings, start=1):
+        anchor = f"{stage.name}:{number}"
+        html = html.replace(f' id="{written}"', f' id="{anchor}"', 1)
+        anchored.append((anchor, str(text)))
+    return anchored, Markup(html)
 
 
 def _rank(name: str) -> int:
@@ -90,69 +87,33 @@ def _rank(name: str) -> int:
     return VERBS.index(verb) if verb in VERBS else len(VERBS)
 
 
-def _contents(sections: list[tuple[Stage, dict[str, Any]]]) -> str:
-    entries = []
-    for stage, content in sections:
-        headings = enumerate(content["headings"], start=1)
-        inner = "".join(f"<li>{_link(_anchor(stage, number), text)}</li>" for number, (_, text) in headings)
-        entries.append(f"<li>{_link(stage.name, content['title'])}{f'<ol>{inner}</ol>' if inner else ''}</li>")
-    return f'<nav aria-label="Contents"><p>Contents</p><ol>{"".join(entries)}</ol></nav>'
-
-
-def _link(anchor: str, text: str) -> str:
-    shown = escape(text)
-    return f'<a href="#{escape(anchor)}" title="{shown}">{shown}</a>'
-
-
-def _anchor(stage: Stage, number: int) -> str:
-    """The id of a stage's n-th heading; no stage's name holds a colon, so none is called that."""
-    return f"{stage.name}:{number}"
-
-
-def _told_apart(sections: list[tuple[Stage, dict[str, Any]]]) -> list[tuple[Stage, dict[str, Any]]]:
+def _told_apart(sections: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The stages' names beside titles that occur more than once."""
-    counts = Counter(content["title"] for _, content in sections)
+    counts = Counter(section["title"] for section in sections)
     return [
-        (stage, {**content, "title": f"{content['title']} ({stage.name})"} if counts[content["title"]] > 1 else content)
-        for stage, content in sections
+        {**section, "title": f"{section['title']} ({section['name']})"} if counts[section["title"]] > 1 else section
+        for section in sections
     ]
 
 
-def _with_anchors(stage: Stage, content: Mapping[str, Any]) -> str:
-    """The section's HTML with ids of its own; what verbs wrote is unique within a section alone."""
-    markup: str = content["html"]
-    for number, (anchor, _) in enumerate(content["headings"], start=1):
-        markup = markup.replace(f' id="{anchor}"', f' id="{_anchor(stage, number)}"', 1)
-    return markup
-
-
-def _overview(name: str, stages: list[Stage]) -> str:
-    states = {"stage": [stage.name for stage in stages], "state": [_state(stage) for stage in stages]}
+def _states(stages: list[Stage]) -> Markup:
+    if not stages:
+        return render("paragraph", "No stage has run yet.")
+    states = {
+        "stage": [stage.name for stage in stages],
+        "state": ["finished" if stage.finished else "unfinished" for stage in stages],
+    }
     for key in ("device", "git_commit"):
         values = [stage.environment.get(key) for stage in stages]
         if any(values):
             states[key.replace("git_", "")] = [str(value or "–")[:12] for value in values]
-    table = elements.table(states, "The stages of this run.") if stages else elements.paragraph("No stage has run yet.")
-    kicker = elements.paragraph("PatchSAE · experiment report", "kicker")
-    return f"<header>{kicker}<h1>{escape(name)}</h1>{elements.details('Stages of this run', table)}</header>"
+    return elements.table(states, "The stages of this run.")
 
 
-def _state(stage: Stage) -> str:
-    return "finished" if stage.finished else "unfinished"
-
-
-def _section(stage: Stage, content: Mapping[str, Any]) -> str:
-    unfinished = (
-        "" if stage.finished else elements.paragraph("This stage has not finished; what follows is partial.", "note")
-    )
-    heading = elements.heading(content["title"], 2, stage.name)
-    return f"<section>\n{heading}\n{unfinished}{_with_anchors(stage, content)}\n{_settings(stage)}\n</section>"
-
-
-def _settings(stage: Stage) -> str:
+def _settings(stage: Stage) -> Markup:
     rows = [*_flat(stage.config or {}), *_flat(stage.environment)]
     columns = {"setting": [key for key, _ in rows], "value": [_verbatim(value) for _, value in rows]}
-    return elements.details("Settings and versions", elements.table(columns, f"config.toml of {stage.name}."))
+    return elements.table(columns, f"config.toml of {stage.name}.")
 
 
 def _flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

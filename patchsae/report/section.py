@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from patchsae.report import elements
 from patchsae.report.elements import Picture, Row, Tile
+from patchsae.report.markup import render
 from patchsae.report.text import without_surrogates
 
 if TYPE_CHECKING:
@@ -29,21 +31,21 @@ class Section:
         """title: heading of the section. lead: a sentence or two on what was done, set larger."""
         self.title = without_surrogates(title)
         self._headings: list[tuple[str, str]] = []  # (anchor, text)
-        self._parts: list[str] = [elements.paragraph(lead, "lead")] if lead else []
+        self._parts: list[Markup] = [render("paragraph", lead, "lead")] if lead else []
 
     def heading(self, text: str) -> None:
         """Begin a subsection; it appears in the table of contents."""
         anchor = f"{len(self._headings) + 1}"  # within this section: the page puts the stage's name before it
         self._headings.append((anchor, without_surrogates(text)))
-        self._parts.append(elements.heading(text, 3, anchor))
+        self._parts.append(render("heading", text, 3, anchor))
 
     def text(self, text: str) -> None:
         """A paragraph; a blank line begins another."""
-        self._parts.append(elements.paragraph(text))
+        self._parts.append(render("paragraph", text))
 
     def code(self, text: str) -> None:
         """A command or other text set as it is."""
-        self._parts.append(elements.code(text))
+        self._parts.append(render("code", text))
 
     def facts(self, values: Mapping[str, Any]) -> None:
         """The few numbers that matter, set large: {"accuracy": "68.2 %", "latents": 49152}."""
@@ -71,7 +73,7 @@ class Section:
 
     def details(self, summary: str, inner: Section) -> None:
         """The content of another section, folded away under `summary` (headings in it stay out of the contents)."""
-        self._parts.append(elements.details(summary, inner.html))
+        self._parts.append(render("details", summary, Markup(inner.html)))
 
     @property
     def html(self) -> str:

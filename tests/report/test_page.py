@@ -10,7 +10,7 @@ from PIL import Image
 from patchsae.disk.runs import Run
 from patchsae.report import Row, Section, Tile, build, images, plots
 
-NASTY = "<script>alert(\"1\")</script> & 'x' <img src=http://evil.example/a.png> </svg></style>"
+NASTY = "<script>alert(\"1\")</script> & 'x' <img src=http://evil.example/a.png> </svg></style> {{ 7 * 7 }}"
 RESOURCES = {"src", "href", "xlink:href", "srcset", "poster", "data", "action"}
 
 
