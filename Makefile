@@ -21,15 +21,18 @@ INTERPRETED = TRITON_INTERPRET=1
 # Two processes of two threads would starve each other.
 TESTS = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
+# Else every process that a test starts compiles the package anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo check test lint gate interpret python312 shuffled sanitize bench lock clean
 
 demo: $(READY)
 	RUN=$(RUN) PATH="$(CURDIR)/$(BIN):$$PATH" sh examples/demo.sh
 
-# What two cores answer in three minutes: lint and all that is not slow, without compiling for GPUs.
+# What two cores answer in three minutes: lint and all that is not slow, on fewer examples, without compiling for GPUs.
 check: lint
-	$(TESTS) -m "not slow" --ignore tests/gate
-	$(INTERPRETED) $(TESTS) -m "not slow" tests/triton
+	$(TESTS) -m "not slow" --hypothesis-profile quick --ignore tests/gate
+	$(INTERPRETED) $(TESTS) -m "not slow" --hypothesis-profile quick tests/triton
 
 test: $(READY)
 	$(TESTS)

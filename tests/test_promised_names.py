@@ -29,11 +29,11 @@ def test_a_module_that_moved_is_one_module_under_both_names(old, new):
 @pytest.mark.slow
 @pytest.mark.parametrize("first", ["old", "new"])
 def test_it_does_not_matter_which_name_comes_first_and_nobody_is_warned(first):
-    names = [old if first == "old" else new for old, new in MOVED.items()]
-    others = [new if first == "old" else old for old, new in MOVED.items()]
+    packages = [(old, new) for old, new in MOVED.items() if new.count(".") == 1 or new.endswith(("compare", "mask"))]
+    pairs = packages if first == "old" else [(new, old) for old, new in packages]
     code = f"""
 import importlib
-for first, second in zip({names!r}, {others!r}):
+for first, second in {pairs!r}:
     assert importlib.import_module(first) is importlib.import_module(second), first
 """
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False)

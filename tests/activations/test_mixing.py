@@ -153,6 +153,7 @@ def test_fewer_images_than_processes_are_refused() -> None:
         plan_of(wanted(), Place(5, 0))
 
 
+@pytest.mark.slow
 def test_a_window_is_in_memory_once() -> None:
     settings = wanted(3, steps=10, shuffle=4)
     plan = plan_of(settings, ALONE)

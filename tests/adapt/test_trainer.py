@@ -49,6 +49,7 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_training_lowers_the_loss_and_leaves_the_clip_alone(tmp_path: Path, clip_folder: Path, kind: str) -> None:
     clip = tiny.read_clip(clip_folder)

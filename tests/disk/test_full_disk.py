@@ -62,6 +62,7 @@ def main_within(limit, words):
     main(words)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("writer", WRITERS)
 def test_every_writer_says_which_file_and_what_is_free(tmp_path, writer):
     with Run(tmp_path).stage("extract") as stage:

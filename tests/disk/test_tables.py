@@ -120,6 +120,7 @@ def test_a_small_table_that_unpacks_to_more_than_there_is_memory_is_refused(tmp_
         tables.read_table(path)
 
 
+@pytest.mark.slow
 def test_a_long_text_that_is_stored_once_is_held_once(tmp_path):
     import tracemalloc
 

@@ -138,6 +138,7 @@ def test_a_matrix_put_together_wrongly_is_an_error_not_a_crash():
             pk.decode(z, W, b)
 
 
+@pytest.mark.slow
 def test_without_the_extension_the_package_imports_and_says_so():
     program = """
 import sys

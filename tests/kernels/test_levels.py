@@ -50,11 +50,17 @@ def test_describe_gives_the_level_and_the_reason():
     assert len(what["why"]) > len(f"{cpu.level()}: ")
 
 
-@pytest.mark.parametrize("level", levels())
-def test_the_rate_of_products_is_measured_at_every_level(level):
+def test_the_rate_of_products_is_measured_at_every_level():
     """In a process of its own: an instruction that is refused ends it."""
-    done = run("from patchsae_kernels.cpu import peak; peak.spend(10**6)", level)
-    assert (done.returncode, done.stderr) == (0, "")
+    program = """
+from patchsae_kernels.cpu import extension, peak
+for level in extension.levels():
+    extension.native.set_level(level)
+    peak.spend(10**6)
+    print(level)
+"""
+    done = run(program, levels()[-1])
+    assert (done.returncode, done.stdout.split()) == (0, levels()), done.stderr
 
 
 def test_all_levels_encode_the_same_latents():

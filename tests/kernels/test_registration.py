@@ -15,6 +15,7 @@ def leaf(tensor, needs_grad):
     return tensor.clone(memory_format=torch.preserve_format).requires_grad_(needs_grad)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("grad", [False, True])
 def test_opcheck_encode(grad):
     case = make_case(0, 5, 8, 20)

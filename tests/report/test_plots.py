@@ -46,6 +46,7 @@ def all_plots():
     }
 
 
+@pytest.mark.slow
 def test_every_plot_draws_and_leaves_no_state():
     before = dict(matplotlib.rcParams)
     for name, figure in all_plots().items():

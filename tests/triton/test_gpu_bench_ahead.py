@@ -99,6 +99,7 @@ assert (found["compiled"], found["ended"], found["left"]) == (2, 2, 2), found
 """
 
 
+@pytest.mark.slow
 def test_a_kernel_that_does_not_compile_costs_no_other_one() -> None:
     run(REFUSED)
 
@@ -121,5 +122,6 @@ for name in ("patchsae_kernels", "benches.gpu.worker", "benches.gpu.small", "ben
 """
 
 
+@pytest.mark.slow
 def test_it_needs_torch_triton_and_numpy_alone() -> None:
     run(INSTALLED, *(f"benches.gpu.stages.{name}" for name in stages.NAMES))

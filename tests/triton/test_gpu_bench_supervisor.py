@@ -120,6 +120,7 @@ for name in sys.argv[2:]:
 """
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_or_hangs_costs_an_item_and_one_that_runs_on_its_stage(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(supervisor, "GRACE", 0.0)
     patience = {"determinism": 2.0}

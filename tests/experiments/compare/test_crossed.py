@@ -198,6 +198,7 @@ class Interrupting(ShapesWorld):
         return super().sample(i)
 
 
+@pytest.mark.slow
 def test_a_stopped_sweep_goes_on_to_the_same_counts(clip, prompted, sae, compared, found, tmp_path) -> None:
     stage, sides, options = Run(tmp_path).stage("test"), sides_of(clip, prompted), replace(CROSS, save_minutes=0)
     with pytest.raises(KeyboardInterrupt):

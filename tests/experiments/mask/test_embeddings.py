@@ -96,6 +96,7 @@ def model(request, clip, clip_folder):
     return clip if request.param == "cls alone" else load_clip(f"local-dir:{clip_folder}", layer=0, device="cpu")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keep_prompts", [False, True])
 def test_masks_embedded_together_are_those_embedded_one_by_one(model, sae, keep_prompts, monkeypatch) -> None:
     some, labels, ks = pixels(13), torch.arange(13) % C, (1, 2, 3, 5, 8, 13, 21, 34, 55, S)

@@ -65,6 +65,7 @@ def test_one_block_or_several_see_the_same_tokens(tmp_path: Path, clip: SplitCLI
     assert one == {name: both[name] for name in one}
 
 
+@pytest.mark.slow
 def test_a_sweep_that_does_not_fit_is_cut_and_ends_with_the_same_bits(
     tmp_path: Path, clip: SplitCLIP, unbroken: dict[str, bytes], capsys: pytest.CaptureFixture[str]
 ) -> None:
