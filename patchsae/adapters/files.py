@@ -12,7 +12,7 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
-from patchsae.adapters import witness as identity
+from patchsae.adapters import witness
 from patchsae.adapters.base import AdaptedCLIP
 from patchsae.adapters.kinds import adapter_class
 from patchsae.disk.atomic import replacing
@@ -43,7 +43,7 @@ def save_adapter(adapted: AdaptedCLIP, path: str | Path) -> Path:
         "clip": adapted.clip.metadata,
     }
     tensors = {name: value.detach().cpu().contiguous() for name, value in adapted.trainable().items()}
-    witnesses = identity.samples(adapted.clip)
+    witnesses = witness.samples(adapted.clip)
     with replacing(file) as temporary:
         save_file({**tensors, **witnesses}, temporary, metadata={HEADER: json.dumps(record, sort_keys=True)})
     return file
@@ -53,8 +53,8 @@ def read_adapter(clip: SplitCLIP, path: str | Path, classnames: Sequence[str] | 
     """What `save_adapter` wrote, onto a CLIP; see `load.load_adapter`."""
     file = _file(path)
     record, tensors = _read(file)
-    learned = {name: value for name, value in tensors.items() if not name.startswith(identity.ENCODERS)}
-    identity.require_same_clip(clip, tensors, str(file))
+    learned = {name: value for name, value in tensors.items() if not name.startswith(witness.ENCODERS)}
+    witness.require_same_clip(clip, tensors, str(file))
     try:
         kind = adapter_class(record["kind"])
         config = _config(file, kind.config_class, record["config"])

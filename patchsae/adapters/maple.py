@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from patchsae.adapters import files, official
-from patchsae.adapters import witness as identity
+from patchsae.adapters import files, official, witness
 from patchsae.adapters.base import AdaptedCLIP, check_range, check_shapes
 from patchsae.adapters.kinds import create
 from patchsae.adapters.official import Checkpoint
@@ -179,7 +178,7 @@ def _from_official(
             f"{checkpoint.file} was learned on a CLIP of text width {checkpoint.widths[0]} and image width "
             f"{checkpoint.widths[1]}; {clip.name!r} has {text_width} and {clip.width}. Load the CLIP it was learned on"
         )
-    identity.require_same_clip(clip, checkpoint.clip_weights, str(checkpoint.file))
+    witness.require_same_clip(clip, checkpoint.clip_weights, str(checkpoint.file))
     check_shapes(checkpoint.learned, MaPLe.shapes(clip, found, len(classnames)), str(checkpoint.file))
     return MaPLe(clip, classnames, found, checkpoint.learned)
 

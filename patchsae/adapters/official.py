@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from patchsae.adapters import witness as identity
+from patchsae.adapters import witness
 from patchsae.adapters.base import AdaptedCLIP
 from patchsae.disk import archives, atomic
 from patchsae.disk.checksums import verified
@@ -39,7 +39,7 @@ class Checkpoint:
         file: the file itself.
         epoch: how many epochs were done; 0 where the file does not say.
         learned: the learned tensors in float32, without "prompt_learner." in their names.
-        clip_weights: those of `identity.witnesses` that the file has.
+        clip_weights: those of `witness.witnesses` that the file has.
     """
 
     file: Path
@@ -91,7 +91,7 @@ def read(path: str | Path) -> Checkpoint:
             "'ctx', 'proj.weight', ... (class-specific contexts and other methods' prompts are not MaPLe's)"
         )
     epoch = content.get("epoch")
-    encoders = {name: value for name, value in tensors.items() if name.startswith(identity.ENCODERS)}
+    encoders = {name: value for name, value in tensors.items() if name.startswith(witness.ENCODERS)}
     return Checkpoint(file, epoch if type(epoch) is int else 0, learned, encoders)
 
 
@@ -109,7 +109,7 @@ def write(adapted: AdaptedCLIP, folder: str | Path, epoch: int) -> Path:
     if epoch < 0:
         raise ValueError(f"epoch={epoch}; expected 0 or more")
     state: dict[str, Tensor] = {LEARNER + name: value for name, value in adapted.trainable().items()}
-    state |= identity.witnesses(adapted.clip)
+    state |= witness.witnesses(adapted.clip)
     content = {"state_dict": OrderedDict((name, _plain(value)) for name, value in state.items()), "epoch": epoch}
     buffer = io.BytesIO()
     torch.save(content, buffer)

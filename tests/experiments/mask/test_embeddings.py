@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 import patchsae_kernels as pk
 from benches.naive_masking import naive_sweep
 from patchsae.experiments.classes.rankings import random_rank
-from patchsae.experiments.mask import embeddings as sweep
+from patchsae.experiments.mask import embeddings
 from patchsae.experiments.mask.embeddings import (
     ABLATE,
     KEEP,
@@ -104,7 +104,7 @@ def test_masks_embedded_together_are_those_embedded_one_by_one(model, sae, keep_
         alone = one_by_one(model, sae, some, labels, make_rankings(), ks, 0.1, keep_prompts)
     options = {"bias_offset": 0.1, "keep_prompt_tokens": keep_prompts}
     for budget, tensor_bytes in [(512, 16 << 20), (1, 16 << 20), (512, 5 * 17 * 32 * 4), (1, 1)]:
-        monkeypatch.setattr(sweep, "CPU_TENSOR_BYTES", tensor_bytes)
+        monkeypatch.setattr(embeddings, "CPU_TENSOR_BYTES", tensor_bytes)
         masks = TopKOptions(ks, budget_mb=budget, **options)
         together = sweep_embeddings(model, sae, some, labels, make_rankings(), masks)
         assert list(together) == list(alone)
@@ -131,7 +131,7 @@ def embedded(clip, monkeypatch, run) -> list[int]:
 def test_the_masks_of_a_chunk_are_embedded_in_one_call_and_chunks_are_equal(
     model, sae, keep_prompts, monkeypatch
 ) -> None:
-    monkeypatch.setattr(sweep, "CPU_TENSOR_BYTES", 1 << 30)
+    monkeypatch.setattr(embeddings, "CPU_TENSOR_BYTES", 1 << 30)
     some, labels, ks = pixels(64), torch.arange(64) % C, tuple(range(1, 13))
 
     def calls(budget: int) -> list[int]:
@@ -148,7 +148,7 @@ def test_the_masks_of_a_chunk_are_embedded_in_one_call_and_chunks_are_equal(
 
 
 def test_a_cpu_embeds_as_many_masks_at_once_as_its_bound_allows(clip, sae, monkeypatch) -> None:
-    monkeypatch.setattr(sweep, "CPU_TENSOR_BYTES", 20 * 17 * 32 * 4)
+    monkeypatch.setattr(embeddings, "CPU_TENSOR_BYTES", 20 * 17 * 32 * 4)
     calls = embedded(
         clip,
         monkeypatch,
