@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 
+from patchsae.adapt import section
 from patchsae.adapt.config import AdaptOptions
-from patchsae.adapt.recipes import Recipe, published
+from patchsae.adapt.recipes import Kind, Recipe, published
+from patchsae.adapters.kinds import KINDS
+
+
+def test_every_kind_of_adapter_has_a_recipe_and_its_words_in_the_report() -> None:
+    assert set(get_args(Kind)) == set(KINDS) == set(section._KINDS) == set(section._PLACES)
 
 
 def test_maple_base_to_novel_is_the_published_configuration() -> None:

@@ -16,6 +16,12 @@ from PIL import Image
 from patchsae.cli import opening
 from patchsae.cli.entry import main
 from patchsae.cli.verbs import VERBS
+from patchsae.disk import again
+
+
+def test_every_verb_that_writes_a_stage_has_its_place_in_reports_and_can_be_named_to_make_it_again():
+    none_written = {"cache", "check", "data check", "tinyclip", "bench", "doctor"}
+    assert set(again.VERBS) == set(VERBS) - none_written
 
 
 def test_help_of_every_verb_needs_neither_torch_nor_numpy():

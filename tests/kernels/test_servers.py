@@ -6,6 +6,7 @@ import importlib
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import patchsae_kernels as pk
 from patchsae_kernels import cpu, reference, servers
@@ -23,6 +24,20 @@ def test_what_a_row_names_is_there(op):
     for module in map(importlib.import_module, modules):
         assert callable(module.serves)
         assert callable(getattr(module, op.name))
+
+
+def test_every_row_is_called_by_the_laws_of_all_ops():
+    called = set()
+
+    class Noting(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            called.add(func._schema.name)
+            return func(*args, **(kwargs or {}))
+
+    with Noting():
+        for run in EVERY_OP.values():
+            run(the_case())
+    assert {f"patchsae::{op.name}" for op in OPS} <= called
 
 
 @pytest.mark.skipif(not cpu.available, reason="the native extension is not installed")
