@@ -171,7 +171,9 @@ def _read_parquet(path: Path) -> dict[str, np.ndarray | list[Any]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    with path.open("rb") as file:
+    # not Python's own file: its buffers are freed by threads of pyarrow that outlive the reading, some while the
+    # interpreter ends, and abort it
+    with pa.OSFile(str(path)) as file:
         about = pq.read_metadata(file)
         schema = about.schema.to_arrow_schema()
         if len(set(schema.names)) < len(schema.names):

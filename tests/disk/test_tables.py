@@ -1,4 +1,6 @@
 import csv
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -118,6 +120,16 @@ def test_a_small_table_that_unpacks_to_more_than_there_is_memory_is_refused(tmp_
     monkeypatch.setattr("patchsae.disk.claims.available_memory", lambda: 1_000_000)
     with pytest.raises(ValueError, match=r"a\.parquet needs .* MB of memory; 1 MB are available"):
         tables.read_table(path)
+
+
+@pytest.mark.slow
+def test_no_thread_of_the_reader_holds_memory_of_python_when_the_interpreter_ends(tmp_path):
+    """Given a file of Python's own, 8 of 20 such processes were aborted after their last line."""
+    path = tmp_path / "a.parquet"
+    tables.write_table(path, {"name": ["x" * 1_000_000] * 500, "x": list(range(500))})
+    program = "import sys, pathlib; from patchsae.disk import tables; tables.read_table(pathlib.Path(sys.argv[1]))"
+    for _ in range(8):
+        subprocess.run([sys.executable, "-c", program, str(path)], check=True)
 
 
 @pytest.mark.slow
