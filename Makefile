@@ -19,7 +19,7 @@ GATE_PYTHON = $(if $(filter gpu,$(VERSIONS)),$(VENV_GPU),$(VENV))/bin/python
 GATE_READY = $(if $(filter gpu,$(VERSIONS)),$(GPU_READY),$(READY))
 INTERPRETED = TRITON_INTERPRET=1
 # Two processes of two threads would starve each other.
-TESTS = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+TESTS = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --dist worksteal -n
 
 # Else every process that a test starts compiles the package anew.
 unexport PYTHONDONTWRITEBYTECODE
@@ -31,12 +31,13 @@ demo: $(READY)
 
 # What two cores answer in three minutes: lint and all that is not slow, on fewer examples, without compiling for GPUs.
 check: lint
-	$(TESTS) -m "not slow" --hypothesis-profile quick --ignore tests/gate
-	$(INTERPRETED) $(TESTS) -m "not slow" --hypothesis-profile quick tests/triton
+	$(TESTS) 2 -m "not slow" --hypothesis-profile quick --ignore tests/gate
+	$(INTERPRETED) $(TESTS) 2 -m "not slow" --hypothesis-profile quick tests/triton
 
+# Three processes for two cores: many a slow test waits for processes of its own.
 test: $(READY)
-	$(TESTS)
-	$(INTERPRETED) $(TESTS) tests/triton
+	$(TESTS) 3
+	$(INTERPRETED) $(TESTS) 2 tests/triton
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -58,7 +59,7 @@ python312:
 # The same in three random orders of every kernel's programs.
 shuffled: $(READY)
 	for seed in 1 2 3; do \
-	  PROGRAM_ORDER=$$seed $(INTERPRETED) $(TESTS) tests/triton \
+	  PROGRAM_ORDER=$$seed $(INTERPRETED) $(TESTS) 2 tests/triton \
 	    --ignore-glob='*/test_gpu_bench*' --ignore-glob='*/test_gate_of*' || exit 1; \
 	done
 

@@ -14,6 +14,7 @@ MOST = 40  # cases, so that a faster machine tries no others
 ALL = attacks()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ALL)
 def test_a_second_of(name):
     end, number = time.monotonic() + BUDGET, 0

@@ -119,6 +119,7 @@ def test_an_image_is_explained_by_the_old_extraction(old: Path, capsys: pytest.C
     assert "mostly triangle" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_stopped_training_goes_on_to_the_same_autoencoder(old: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cli.main(commands("stopped.sh")["train"])
     assert "train: going on after step 4 of 24" in capsys.readouterr().err

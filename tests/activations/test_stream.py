@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from patchsae.activations import Stream
@@ -15,6 +15,7 @@ from patchsae.activations.plan import Place
 from patchsae.data import BadImage, ImageDataset, batches, open_images, train_order
 from patchsae.models.clip import SplitCLIP
 from tests.activations.small import D, T, all_same, same, union, wanted
+from tests.examples import examples
 
 
 def released_batches(clip: SplitCLIP, dataset: ImageDataset, batch_size: int, count: int, seed: int) -> list:
@@ -40,7 +41,7 @@ def test_unmixed_batches_are_those_of_the_released_loop_bit_for_bit(
     assert found[0].tokens.shape == (4, T, D)
 
 
-@settings(max_examples=10)
+@examples(10)
 @given(st.integers(0, 3), st.sampled_from([None, 2]), st.integers(1, 4), st.integers(0, 7), st.sampled_from([0, 0, 1]))
 def test_going_on_gives_the_same_bits(
     clip: SplitCLIP, dataset: ImageDataset, shuffle: int, count: int | None, size: int, done: int, workers: int

@@ -129,6 +129,7 @@ while True:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
 def test_no_moment_of_a_kill_leaves_what_looks_damaged(tmp_path, seed):
     with subprocess.Popen([sys.executable, "-c", WRITER, os.fspath(tmp_path)], stdout=subprocess.PIPE) as writer:

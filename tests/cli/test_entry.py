@@ -309,6 +309,7 @@ def test_bench_checks_times_and_writes_json(capsys, tmp_path):
     assert "ratio" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("verb", "buffered", "both"),
     [

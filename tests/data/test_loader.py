@@ -5,11 +5,12 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 from PIL import Image
 
 from patchsae.data import BadImage, BadImageRecord, DataError, batches, open_images, shuffled_order
+from tests.examples import examples
 
 N = 30
 BAD = (3, 17, 18)
@@ -85,7 +86,7 @@ def test_the_order_is_kept_and_may_repeat(dataset):
     assert [row[0] for row in _rows(batches(dataset, to_pixels, 2, order))] == order.tolist()
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(start=st.integers(0, N), size=st.integers(1, N + 5), seed=st.integers(0, 9))
 def test_start_resumes_to_exactly_the_rest(dataset, start, size, seed):
     order = shuffled_order(N, 0, seed)

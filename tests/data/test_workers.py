@@ -51,6 +51,7 @@ class Failing:
         return piece
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 3])
 @pytest.mark.parametrize("status", [-signal.SIGKILL, -signal.SIGSEGV, 3])
 @pytest.mark.parametrize("all_of_them", [False, True])

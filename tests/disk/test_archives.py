@@ -139,6 +139,7 @@ CLAIMS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CLAIMS)
 def test_no_memory_is_taken_by_what_a_pickle_claims(tmp_path: Path, name: str) -> None:
     pickled, message = CLAIMS[name]

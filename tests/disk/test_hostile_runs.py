@@ -3,14 +3,15 @@
 import os
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 from patchsae.disk.checksums import DamagedFile
 from patchsae.disk.paths import OutsidePath, is_plain
 from patchsae.disk.runs import Run
+from tests.examples import examples
 
-SAME_FOLDER = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+SAME_FOLDER = examples(60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 NAMES = st.one_of(
     st.sampled_from(["/any/dir", "../../file", "..", ".", "/", "a/../../b", "a/b", "~", ".lock", "a b", "\t", "-x"]),
     st.text(st.characters(blacklist_characters="\n\r", blacklist_categories=["Cs"]), max_size=8),
@@ -33,6 +34,7 @@ def goes_on(root):
     stage.save_json("more", {})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("overwrite", [True, False])
 def test_a_manifest_that_names_other_things_is_refused_by_name(tmp_path, overwrite):
     mine = tmp_path / "mine"

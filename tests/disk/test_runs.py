@@ -212,6 +212,7 @@ while True:
 """
 
 
+@pytest.mark.slow
 def test_a_kill_at_any_moment_leaves_the_last_complete_state(run):
     from safetensors.numpy import load_file
 

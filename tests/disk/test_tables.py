@@ -4,12 +4,13 @@ import sys
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from patchsae.disk import tables
 from patchsae.disk.tables import read_table, write_table
+from tests.examples import examples
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
 DTYPES = [np.bool_, np.int32, np.int64, np.uint8, np.float32, np.float64]
@@ -32,7 +33,7 @@ def tables_(draw):
 
 
 @pytest.mark.parametrize("ending", ["csv", "parquet"])
-@settings(max_examples=30, deadline=None)
+@examples(30)
 @given(columns=tables_())
 def test_round_trip(tmp_path_factory, ending, columns):
     path = tmp_path_factory.getbasetemp() / f"table.{ending}"

@@ -27,6 +27,7 @@ def test_the_highest_level_is_in_force_and_every_machine_has_the_first():
         assert cpu.level() == levels()[-1]
 
 
+@pytest.mark.slow
 def test_the_override_forces_a_level_and_describe_says_why():
     done = run("import patchsae_kernels as pk; print(pk.describe()['native']['why'])", "scalar")
     assert done.returncode == 0, done.stderr
@@ -36,6 +37,7 @@ def test_the_override_forces_a_level_and_describe_says_why():
     assert done.stdout.strip().startswith(expected)
 
 
+@pytest.mark.slow
 def test_an_unknown_level_is_an_error_that_names_the_levels():
     done = run("import patchsae_kernels", "sse9")
     assert done.returncode != 0
@@ -50,6 +52,7 @@ def test_describe_gives_the_level_and_the_reason():
     assert len(what["why"]) > len(f"{cpu.level()}: ")
 
 
+@pytest.mark.slow
 def test_the_rate_of_products_is_measured_at_every_level():
     """In a process of its own: an instruction that is refused ends it."""
     program = """

@@ -143,6 +143,7 @@ def test_no_bit_depends_on_threads_or_on_the_other_rows(weight, with_threads):
         assert torch.equal(a, b_[..., 50:61, :])
 
 
+@pytest.mark.slow
 def test_large_sweep_outputs_are_whole():
     """Beyond 32 MB the output is asked for on huge pages; every element is written all the same."""
     z = random_latents(3, 700, 64, 0.2)

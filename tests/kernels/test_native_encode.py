@@ -2,12 +2,13 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import patchsae_kernels as pk
 from patchsae_kernels import cpu
 from patchsae_kernels.cpu.extension import levels, native
+from tests.examples import examples
 from tests.kernels.cases import Case, assert_same, make_case
 
 pytestmark = pytest.mark.skipif(not cpu.available, reason="the native extension is not installed")
@@ -78,14 +79,13 @@ def check_active(z, expected, slack, threshold=0.0):
 
 @every_level
 @given(case=cases())
-@settings(max_examples=60)
+@examples(60)
 def test_relu_is_the_float64_relu_up_to_rounding(level, case):
     check_active(case.encode(), case.double().pre(), rounding(case))
 
 
 @every_level
 @given(case=cases(), highest=st.floats(0, 3))
-@settings(max_examples=40)
 def test_jumprelu_is_the_preactivation_above_its_threshold(level, case, highest):
     threshold = torch.linspace(0, highest, case.W_enc.shape[1])
     z = case.encode(activation="jumprelu", threshold=threshold)
@@ -94,7 +94,7 @@ def test_jumprelu_is_the_preactivation_above_its_threshold(level, case, highest)
 
 @every_level
 @given(case=cases(min_n=1), k=st.sampled_from([1, 2, 5, 32, 100, 512]))
-@settings(max_examples=60)
+@examples(60)
 def test_topk_takes_the_largest_of_the_float32_latents(level, case, k):
     """The same values as ReLU has them, the k largest of each row, ties to the lower latent."""
     k = min(k, case.W_enc.shape[1])
@@ -121,7 +121,7 @@ def test_topk_breaks_ties_towards_the_lower_latent(level, k):
 
 @every_level
 @given(seed=st.integers(0, 2**31), d=st.sampled_from([16, 33, 64]), spread=st.sampled_from([1e-7, 1e-5, 1e-3, 1e-2]))
-@settings(max_examples=30)
+@examples(30)
 def test_values_within_the_bound_of_zero_are_decided_in_float32(level, seed, d, spread):
     """b_enc cancels the product up to a little on either side of zero: far inside what bfloat16 can tell."""
     case = make_case(seed, 1, d, 300)

@@ -25,6 +25,7 @@ def test_opcheck_encode(grad):
     opcheck(OPS.encode.default, (*args, [], torch.full((20,), 0.1), "jumprelu", 0, "bf16", BUDGET))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("grad", [False, True])
 def test_opcheck_decodes(grad):
     z, case = random_latents(0, 6, 20), make_case(0, 6, 8, 20)
@@ -35,6 +36,7 @@ def test_opcheck_decodes(grad):
     opcheck(OPS.decode_masked.default, (*csr, torch.rand(2, 20) < 0.5, *dictionary, ids))
 
 
+@pytest.mark.slow
 def test_opcheck_ops_without_gradient():
     z, case = random_latents(0, 6, 20), make_case(0, 6, 8, 20)
     csr = (z.values, z.indices, z.indptr)

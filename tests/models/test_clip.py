@@ -27,6 +27,7 @@ def directories(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {variant: write_clip(root / variant, variant) for variant in VARIANTS}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_the_two_halves_are_encode_image_at_every_layer(directories: dict[str, Path], variant: str) -> None:
     reference = open_clip.create_model(f"local-dir:{directories[variant]}").eval()
@@ -228,6 +229,7 @@ def test_a_tokenizer_that_cannot_be_had_stops_only_the_text_side(tmp_path: Path)
         clip.encode_text(["a cat"])
 
 
+@pytest.mark.slow
 def test_random_weights_come_from_the_seed_alone(caplog: pytest.LogCaptureFixture) -> None:
     torch.manual_seed(5)
     before = torch.random.get_rng_state()

@@ -7,13 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
 import patchsae
 from patchsae.models.sae import SparseAutoencoder
 from patchsae.models.sae_config import SAEConfig
+from tests.examples import examples
 
 D, S = 12, 40
 
@@ -63,7 +64,7 @@ def test_encode_and_forward_are_the_equation(activation: str, k: int | None) -> 
 
 
 @given(shape=st.lists(st.integers(0, 3), min_size=0, max_size=3))
-@settings(deadline=None, max_examples=25)
+@examples(25)
 def test_any_leading_dimensions_are_flattened_and_restored(shape: list[int]) -> None:
     sae, r = make(), tokens(*shape)
     z = sae.encode(r)

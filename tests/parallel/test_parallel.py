@@ -36,12 +36,14 @@ def test_one_process(law: Callable[..., None]) -> None:
     law(Alone())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__)
 @pytest.mark.parametrize("mesh", MESHES, ids="{0[0]}x{0[1]}".format)
 def test_mesh(pools: dict[int, Pool], mesh: tuple[int, int], law: Callable[..., None]) -> None:
     pools[mesh[0] * mesh[1]].run(law, *mesh)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mesh", MESHES, ids="{0[0]}x{0[1]}".format)
 def test_shares_cover_everything_once(pools: dict[int, Pool], mesh: tuple[int, int]) -> None:
     data, latents = mesh
@@ -53,11 +55,13 @@ def test_shares_cover_everything_once(pools: dict[int, Pool], mesh: tuple[int, i
     assert [i for h in held if h[0] == 0 for i in range(laws.S)[h[4]]] == list(range(laws.S))
 
 
+@pytest.mark.slow
 def test_latents_must_divide(pools: dict[int, Pool]) -> None:
     for message in pools[2].run(laws.uneven_latents, 1, 2):
         assert message == "S is 65 latents over 2 processes; expected a multiple of 2"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mesh", MESHES, ids="{0[0]}x{0[1]}".format)
 def test_ten_steps_equal_one_process(pools: dict[int, Pool], mesh: tuple[int, int]) -> None:
     expected = laws.relu_run(Alone(), 0, laws.STEPS, None)

@@ -7,7 +7,7 @@ from html import unescape
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib import font_manager
 from matplotlib.text import Text
@@ -47,7 +47,6 @@ def drawn(names):
     yield recall_panels({f"ranked by {names[0]}\nin {names[-1]}": np.eye(n)}, names, [str(k) for k in range(n)], "k")
 
 
-@settings(deadline=None)
 @given(st.text(max_size=60), st.integers(8, 30))
 def test_a_short_name_fits_and_keeps_both_ends(name, longest):
     shown = lettering.short(name, longest)

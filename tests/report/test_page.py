@@ -3,12 +3,13 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
 from patchsae.disk.runs import Run
 from patchsae.report import Row, Section, Tile, build, images, plots
+from tests.examples import examples
 
 NASTY = "<script>alert(\"1\")</script> & 'x' <img src=http://evil.example/a.png> </svg></style> {{ 7 * 7 }}"
 RESOURCES = {"src", "href", "xlink:href", "srcset", "poster", "data", "action"}
@@ -99,7 +100,7 @@ def test_no_text_becomes_markup(page, tmp_path):
     assert shown.count(NASTY) >= plain.texts.count("word") - shortened
 
 
-@settings(max_examples=15, deadline=None)
+@examples(15)
 @given(st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=20))
 def test_any_text_is_shown_as_it_is(text):
     section = Section(text)

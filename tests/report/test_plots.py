@@ -6,12 +6,13 @@ from typing import Any
 import matplotlib
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from patchsae.report import figures, plots
 from patchsae.report.panels import recall_panels
+from tests.examples import examples
 
 KS = [1, 10, 100, 1000]
 
@@ -67,7 +68,7 @@ def test_pyplot_stays_out():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-@settings(max_examples=10, deadline=None)
+@examples(10)
 @given(st.data(), st.integers(0, 30))
 def test_the_scatter_shows_exactly_the_latents_that_fired(data, latents):
     frequency = data.draw(hnp.arrays(np.float64, latents, elements=st.sampled_from([0, 1e-5, 0.01, 1.0])))

@@ -3,10 +3,11 @@
 import matplotlib
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from patchsae.report import figures, plots, ticks
+from tests.examples import examples
 
 
 def labels(axis):
@@ -23,7 +24,7 @@ def read(label):
     return float(label.replace(",", ""))
 
 
-@settings(deadline=None, max_examples=50)
+@examples(50)
 @given(
     st.floats(-1e6, 1e6),
     st.sampled_from([1e-9, 1e-5, 0.001, 0.3, 1, 2, 3, 7, 25, 1e3, 1e8]),

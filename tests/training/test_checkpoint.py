@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from patchsae.data import BadImageRecord
@@ -16,6 +16,7 @@ from patchsae.training import checkpoint
 from patchsae.training.checkpoint import DamagedCheckpoints, TrainState
 from patchsae.training.config import TrainConfig
 from patchsae.training.learner import Learner
+from tests.examples import examples
 
 CONFIG = TrainConfig(expansion=3, variant="jumprelu", normalise="standardise")
 
@@ -138,7 +139,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "000000003.safetensors"
 
 
-@settings(deadline=None, max_examples=60)
+@examples(60)
 @given(data=st.data())
 def test_no_flipped_bit_goes_unnoticed(
     whole: Path, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject

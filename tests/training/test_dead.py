@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -14,7 +14,6 @@ from patchsae.training.dead import DeadCounter
 HISTORIES = st.tuples(st.integers(0, 12), st.integers(1, 5)).flatmap(lambda shape: arrays(np.bool_, shape))
 
 
-@settings(deadline=None)
 @given(history=HISTORIES, window=st.integers(0, 6))
 def test_a_latent_is_dead_when_its_last_firing_is_more_than_window_steps_ago(history: np.ndarray, window: int) -> None:
     counter = DeadCounter(history.shape[1], window)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from patchsae.models.sae import SparseAutoencoder
@@ -26,7 +26,6 @@ def optimality_gap(points: torch.Tensor, centre: torch.Tensor) -> float:
     return max(0.0, pull.item() - int(at_centre.sum())) / len(points)
 
 
-@settings(deadline=None, max_examples=40)
 @given(seed=st.integers(0, 10_000), n=st.integers(3, 40), d=st.integers(1, 6))
 def test_geometric_median_meets_the_subgradient_condition(seed: int, n: int, d: int) -> None:
     points = torch.randn(n, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
@@ -45,7 +44,6 @@ def test_half_of_the_points_in_one_place_hold_the_median() -> None:
     torch.testing.assert_close(geometric_median(points), torch.ones(3), atol=1e-3, rtol=0)
 
 
-@settings(deadline=None)
 @given(seed=st.integers(0, 10_000))
 def test_geometric_median_moves_turns_and_scales_with_the_points(seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
@@ -119,7 +117,6 @@ def batches_of(seed: int, sizes: list[int], shape: tuple[int, ...]) -> list[torc
     return list(points.split(sizes))
 
 
-@settings(deadline=None)
 @given(seed=st.integers(0, 10_000), sizes=st.lists(st.integers(1, 6), min_size=1, max_size=4))
 def test_several_batches_are_as_good_as_one_large_one(seed: int, sizes: list[int]) -> None:
     batches = batches_of(seed, sizes, (4, 3))

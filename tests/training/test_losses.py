@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from patchsae.models.sae import SparseAutoencoder
@@ -82,7 +82,6 @@ def check_terms(terms: Any, expected: DenseTerms, tolerance: float) -> None:
     assert torch.equal(terms.fired, expected.active.flatten(0, -2).any(dim=0))
 
 
-@settings(deadline=None)
 @given(
     case=CASES, ghost=st.booleans(), cls_weight=st.sampled_from([0.0, 1.0, 2.5]), l1=st.sampled_from([0.0, 8e-5, 0.1])
 )
@@ -90,13 +89,11 @@ def test_terms_and_gradients_equal_the_dense_formula(case: Case, ghost: bool, cl
     check(case, torch.float64, 1e-12, 1e-8, ghost=ghost, cls_weight=cls_weight, l1=l1)
 
 
-@settings(deadline=None)
 @given(case=CASES, cls_weight=st.sampled_from([1.0, 2.5]))
 def test_float32_is_as_close_as_rounding_allows(case: Case, cls_weight: float) -> None:
     check(case, torch.float32, 1e-5, 1e-4, ghost=False, cls_weight=cls_weight, l1=8e-5)
 
 
-@settings(deadline=None)
 @given(case=CASES)
 def test_float32_ghost_terms(case: Case) -> None:
     # The ghost gradient divides by term + 1e-6: where a dead latent happens to meet the residual its condition number

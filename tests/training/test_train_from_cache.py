@@ -61,6 +61,7 @@ def test_it_learns_and_remembers_the_model_and_the_images(tmp_path: Path, cache:
     assert {key: metadata[key] for key in clip.metadata} == clip.metadata
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [{}, {"variant": "topk", "k": 4, "shuffle": 4, "tokens_per_image": 2}])
 def test_stopped_and_given_again_it_ends_with_the_same_bits(
     tmp_path: Path, cache: Path, changes: dict[str, object]

@@ -110,6 +110,7 @@ def test_training_lowers_the_loss(tmp_path: Path, clip: SplitCLIP) -> None:
     assert rows[-1]["explained_variance"] > 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_and_the_same_command_ends_with_the_same_bits(
     tmp_path: Path, clip: SplitCLIP, signum: int, capsys: pytest.CaptureFixture[str]
@@ -240,6 +241,7 @@ RESUMED: dict[str, dict[str, object]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", RESUMED)
 def test_every_recipe_goes_on_with_the_same_bits(tmp_path: Path, clip: SplitCLIP, recipe: str) -> None:
     changes = RESUMED[recipe]

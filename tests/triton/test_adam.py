@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import patchsae_kernels as pk
@@ -13,6 +13,7 @@ from patchsae_kernels.calls import AdamCall
 from patchsae_kernels.reference import training
 from patchsae_kernels.triton import adam, pack
 from patchsae_kernels.triton.launch import record
+from tests.examples import examples
 from tests.kernels.cases import make_case
 
 shapes = st.tuples(st.integers(1, 12), st.integers(1, 40), st.sampled_from(["rows", "columns", "sliced"]))
@@ -27,7 +28,6 @@ def laid_out(shape, layout, g):
     return torch.randn(rows, columns + 3, generator=g)[:, 1 : columns + 1]
 
 
-@settings(max_examples=40, deadline=None)
 @given(shapes, st.booleans(), st.booleans(), st.integers(0, 2**31))
 def test_it_is_the_reference_in_float64_for_any_strides(shape, unit_rows, same_layout, seed):
     g = torch.Generator().manual_seed(seed)
@@ -110,7 +110,7 @@ def bits(t):
     return t.view(torch.int16).int()
 
 
-@settings(max_examples=15, deadline=None)
+@examples(15)
 @given(shapes, st.booleans(), st.integers(0, 2**31))
 def test_moments_in_bfloat16_are_the_reference_s(shape, unit_rows, seed):
     g = torch.Generator().manual_seed(seed)

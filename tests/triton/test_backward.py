@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import patchsae_kernels as pk
@@ -14,10 +14,11 @@ from patchsae_kernels import reference
 from patchsae_kernels.calls import DecodeBackwardCall, EncodeBackwardCall
 from patchsae_kernels.triton import backward, latent_major
 from patchsae_kernels.triton.launch import record
+from tests.examples import examples
 from tests.kernels.cases import make_case, random_latents
 
 BUDGET = 2**28
-few = settings(max_examples=12, deadline=None)
+few = examples(12)
 few_latents = st.builds(
     random_latents,
     st.integers(0, 2**31),

@@ -2,12 +2,13 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from patchsae_kernels.latents import SparseLatents
 from patchsae_kernels.reference.batch_topk import batch_topk
 from patchsae_kernels.triton import batch_topk as kernels
+from tests.examples import examples
 from tests.kernels.cases import random_latents
 
 
@@ -33,7 +34,7 @@ def selections(draw):
     return values, z.indices, z.indptr, total
 
 
-@settings(max_examples=15)
+@examples(15)
 @given(selections())
 def test_the_largest_entries_of_the_batch(selection):
     values, indices, indptr, total = selection
@@ -44,7 +45,7 @@ def test_the_largest_entries_of_the_batch(selection):
     assert_selection(kernels.batch_topk(*z, total), batch_topk(*z, total))
 
 
-@settings(max_examples=15)
+@examples(15)
 @given(selections(), st.integers(1, 9))
 def test_entries_behind_the_last_row_are_ignored(selection, padding):
     values, indices, indptr, total = selection
@@ -67,6 +68,7 @@ def test_values_that_differ_in_one_bit(bit):
         assert_selection(kernels.batch_topk(*z, total), batch_topk(*z, total))
 
 
+@pytest.mark.slow
 def test_more_entries_than_one_program_counts_and_rows_longer_than_a_block():
     g = torch.Generator().manual_seed(0)
     dense = torch.rand(4, kernels.HISTOGRAM_BLOCK * kernels.HISTOGRAM_BLOCKS // 2, generator=g)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import patchsae_kernels as pk
@@ -10,6 +10,7 @@ from patchsae_kernels import reference
 from patchsae_kernels.calls import DecodeCall, MaskedDecodeCall
 from patchsae_kernels.triton import decode as kernels
 from patchsae_kernels.triton.launch import record
+from tests.examples import examples
 from tests.kernels.cases import random_latents
 
 
@@ -45,7 +46,6 @@ few_latents = st.builds(
 widths = st.sampled_from([1, 5, 16, 32, 37])
 
 
-@settings(max_examples=40, deadline=None)
 @given(few_latents, widths, st.sampled_from([torch.float32, torch.bfloat16]))
 def test_decode_is_the_dense_product(z, d, dtype):
     W, b = dictionary(z.shape[1], d)
@@ -145,7 +145,7 @@ def test_the_same_bits_again():
     assert torch.equal(kernels.decode(DecodeCall(*csr(z), W, b)), kernels.decode(DecodeCall(*csr(z), W, b)))
 
 
-@settings(max_examples=30, deadline=None)
+@examples(30)
 @given(few_latents, widths, st.one_of(st.none(), st.integers(1, 3)), st.integers(0, 1000))
 def test_masked_equals_the_decode_of_what_is_kept(z, d, classes, seed):
     n, s = z.shape
@@ -200,7 +200,7 @@ def test_a_class_that_does_not_exist_makes_its_token_nan(classes):
     assert torch.equal(y[known], kernels.decode(DecodeCall(*csr(z), W, b))[known])
 
 
-@settings(max_examples=25, deadline=None)
+@examples(25)
 @given(few_latents, widths, st.sampled_from([torch.float32, torch.bfloat16, torch.float16]))
 def test_the_losses_are_those_of_the_reconstruction(z, d, dtype):
     n, s = z.shape

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import patchsae_kernels as pk
@@ -12,9 +12,10 @@ from patchsae_kernels.calls import EncodeCall
 from patchsae_kernels.reference import checked
 from patchsae_kernels.triton import encode as fast
 from patchsae_kernels.triton import hits, pick, product, topk, tuning
+from tests.examples import examples
 from tests.kernels.cases import Case, assert_same, cases, make_case
 
-few = settings(max_examples=6, deadline=None)
+few = examples(6)
 ks = st.sampled_from([1, 2, 5, 30])
 
 
@@ -83,6 +84,7 @@ def test_input_dtypes_and_strides(dtype, strided):
     assert_agrees(z, oracle(case), case.double().pre())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("activation", ["relu", "topk"])
 def test_more_buckets_than_one_step_of_the_search(monkeypatch, activation):
     case, k = make_case(4, 3, 8, 300), 7 if activation == "topk" else 0
@@ -309,6 +311,7 @@ def test_rounding_after_the_maxima_loses_no_bucket():
     assert indices[0, : counts[0]].tolist() == [0, 40]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1e25, 1e30])
 @pytest.mark.parametrize("what", ["tokens", "weights", "one weight"])
 @pytest.mark.parametrize("activation", ["relu", "topk"])

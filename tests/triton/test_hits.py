@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from patchsae_kernels.triton import hits, library, product
 from patchsae_kernels.triton.centre import centre
 from patchsae_kernels.triton.cutoffs import cutoffs
 from patchsae_kernels.triton.pack import pack
+from tests.examples import examples
 from tests.kernels.cases import make_case
 
-few = settings(max_examples=6, deadline=None)
+few = examples(6)
 floats = st.floats(width=32, allow_nan=False) | st.sampled_from([0.0, -0.0, 1.0, 2.0**-126, 1e-45, 3.4e38, -3.4e38])
 words = st.sampled_from([0, 0, 0, 1, -1, 2**31 - 1, -(2**31), 0x00F00001]) | st.integers(-(2**31), 2**31 - 1)
 
@@ -24,7 +25,7 @@ def bits_of(found: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.slow
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(st.lists(floats, min_size=1, max_size=40), st.none() | floats, st.sampled_from([torch.bfloat16, torch.float32]))
 def test_a_product_is_above_its_cutoff_exactly_where_its_value_is_active(biases, level, dtype):
     bias = torch.tensor([*biases, float("-inf")])
@@ -139,7 +140,8 @@ def test_a_product_that_its_bias_cancels_is_no_hit_in_either_design():
         W[:, 0] = torch.nextafter(W[:, 0], torch.ones(32) * 2)
 
 
-@settings(max_examples=20, deadline=None)
+@pytest.mark.slow
+@examples(20)
 @given(st.integers(1, 4), st.sampled_from([1, 3, 40, 130]), st.data())
 def test_what_is_listed_and_gathered_is_what_the_words_say(rows, width, data):
     found = torch.tensor(data.draw(st.lists(words, min_size=rows * width, max_size=rows * width))).int()

@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from patchsae_kernels import reference
@@ -13,6 +13,7 @@ from patchsae_kernels.calls import StatsCall
 from patchsae_kernels.latents import SparseLatents
 from patchsae_kernels.stats import LatentStats
 from patchsae_kernels.triton import stats as kernels
+from tests.examples import examples
 from tests.kernels.cases import random_latents
 
 CLASSES = 3
@@ -57,7 +58,7 @@ def image_batches(draw):
     return z, images, tokens, draw(st.none() | labels.map(lambda ids: torch.tensor(ids, dtype=torch.int64)))
 
 
-@settings(max_examples=15)
+@examples(15)
 @given(image_batches(), st.sampled_from([0.0, 0.2, 0.7]), st.sampled_from([0, 1, 40]))
 def test_statistics_are_the_references(batch, threshold, first_image):
     z, _, tokens, labels = batch
@@ -67,7 +68,7 @@ def test_statistics_are_the_references(batch, threshold, first_image):
     assert_agree(ours, theirs)
 
 
-@settings(max_examples=15)
+@examples(15)
 @given(image_batches())
 def test_statistics_are_the_dense_ones(batch):
     z, images, tokens, labels = batch
@@ -82,7 +83,7 @@ def test_statistics_are_the_dense_ones(batch):
         assert torch.equal(ours.class_counts[c], (dense > 0.25)[labels == c].sum((0, 1)))
 
 
-@settings(max_examples=15)
+@examples(15)
 @given(image_batches(), st.data())
 def test_any_cut_gives_the_same_bits(batch, data):
     z, images, tokens, labels = batch

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import patchsae_kernels as pk
@@ -16,6 +16,7 @@ from patchsae_kernels.calls import StepCall
 from patchsae_kernels.triton import backward, dense, latent_major, step, tuning
 from patchsae_kernels.triton.ghost import Dead
 from patchsae_kernels.triton.launch import record
+from tests.examples import examples
 from tests.kernels.cases import Case, cases, make_case
 from tests.training.dense_loss import dense_gradients
 
@@ -23,7 +24,7 @@ PARAMETERS = ("W_enc", "b_enc", "W_dec", "b_dec")
 PATHS = ("sparse", "dense")
 NEVER, ALWAYS = 2.0, -1.0
 SCALARS = ("total", "mse", "l1", "ghost", "l0", "squared_error")
-few = settings(max_examples=8, deadline=None)
+few = examples(8)
 
 
 @pytest.fixture(params=PATHS)
@@ -77,6 +78,7 @@ def steps(draw):
     return case, x, dead, draw(st.booleans()), weight, budget
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PATHS)
 @few
 @given(steps())
@@ -92,6 +94,7 @@ def test_terms_and_gradients_are_those_of_the_dense_formula_in_float64(name, dra
         assert grads[parameter].stride() == getattr(case, parameter).stride()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small_blocks")
 @pytest.mark.parametrize("ghost", [False, True])
 @pytest.mark.parametrize("width", [8, 40])
@@ -160,6 +163,7 @@ def test_dense_and_sparse_agree():
         assert (sparse_grads[name] - dense_grads[name]).abs().max() <= 1e-5 * dense_grads[name].abs().max()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ghost", [False, True])
 def test_bfloat16_products_are_those_of_the_reference(path, ghost):
     """float32 sums of rounded operands; the interpreter cuts bits off where a GPU rounds, twice the error."""
@@ -198,6 +202,7 @@ def test_a_run_turns_sparse_once_and_does_not_waver(monkeypatch):
     assert changes == ["dense", "sparse", "dense"]  # at 0.07, not at 0.09; at 0.2, not at 0.11
 
 
+@pytest.mark.slow
 def test_a_choice_changes_nothing_but_rounding(monkeypatch):
     monkeypatch.setattr(tuning, "dense_from", lambda precision: 0.2)
     case, choice = make_case(6, 40, 32, 64, bias=-0.6), pk.StepChoice()

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 import patchsae_kernels as pk
@@ -10,6 +10,7 @@ from patchsae_kernels import reference
 from patchsae_kernels.calls import DecodeCall, MaskedDecodeCall, SweepCall
 from patchsae_kernels.triton import decode, sweep
 from patchsae_kernels.triton.launch import record
+from tests.examples import examples
 from tests.kernels.cases import random_latents
 from tests.triton.test_decode import assert_near, csr, dictionary, few_latents
 
@@ -30,7 +31,7 @@ def sweeps(draw):
     return z, random_rank(s, classes, g), draw(st.lists(st.integers(0, s + 2), max_size=5)), ids
 
 
-@settings(max_examples=30, deadline=None)
+@examples(30)
 @given(sweeps(), st.sampled_from([1, 16, 21]))
 def test_the_sweep_is_2k_masked_dense_products(case, d):
     z, rank, ks, ids = case
@@ -45,7 +46,7 @@ def test_the_sweep_is_2k_masked_dense_products(case, d):
         assert_near(on[i], decode.decode_masked(MaskedDecodeCall(*csr(z), W, b, rank < k, ids)).double())
 
 
-@settings(max_examples=30, deadline=None)
+@examples(30)
 @given(sweeps())
 def test_the_segments_are_those_of_the_reference(case):
     z, rank, ks, ids = case

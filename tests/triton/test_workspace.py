@@ -132,6 +132,7 @@ def assert_bounded(launches: list[Launch], kinds: list[str]) -> None:
         assert taken is None or taken <= 12, f"{launch.kernel.fn.__name__} takes {taken} steps"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("places", [1, 3])
 def test_tokens_that_their_neighbours_left_no_room_keep_their_bits(places, monkeypatch):
     """Candidates of a chunk share its places; what finds none is encoded again by itself, the same way."""
@@ -147,6 +148,7 @@ def test_tokens_that_their_neighbours_left_no_room_keep_their_bits(places, monke
     assert_same(whole, pk.encode(case.x, w))
 
 
+@pytest.mark.slow
 def test_tokens_without_room_and_tokens_with_too_many_are_told_apart(monkeypatch):
     case = make_case(21, 9, 24, 100, bias=0.2)
     w = pk.prepare(case.W_enc, case.b_enc, case.b_dec)
@@ -166,6 +168,7 @@ def test_tokens_without_room_and_tokens_with_too_many_are_told_apart(monkeypatch
     torch.testing.assert_close(after.values, whole.values)
 
 
+@pytest.mark.slow
 def test_rows_padded_to_less_than_a_block_leave_their_neighbours_alone():
     case = make_case(22, 5, 130, 40)
     w = pk.prepare(case.W_enc, case.b_enc, case.b_dec)

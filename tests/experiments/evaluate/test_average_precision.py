@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -35,7 +35,6 @@ def cases(draw: st.DrawFn) -> tuple[Tensor, Tensor]:
     return torch.tensor(scores).float(), torch.tensor(positives)
 
 
-@settings(deadline=None)
 @given(cases(), st.sampled_from([1e-9, 64.0]))
 def test_it_is_the_area_counted_by_hand(case: tuple[Tensor, Tensor], budget_mb: float) -> None:
     scores, positives = case
@@ -49,7 +48,6 @@ def test_it_is_the_area_counted_by_hand(case: tuple[Tensor, Tensor], budget_mb: 
                 assert np.isnan(found[s, v])
 
 
-@settings(deadline=None)
 @given(cases(), st.randoms(use_true_random=False))
 def test_the_order_of_the_images_does_not_matter(case: tuple[Tensor, Tensor], random) -> None:
     scores, positives = case

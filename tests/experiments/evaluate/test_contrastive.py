@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -29,7 +29,6 @@ def test_it_is_the_mean_of_both_cross_entropies() -> None:
     assert float(contrastive_loss(images, texts, 10.0)) == pytest.approx(total, rel=1e-5)
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=12), st.integers(0, 5), st.sampled_from([1.0, 30.0]))
 def test_nothing_gets_below_the_floor_and_a_perfect_embedding_reaches_it(
     labels: list[int], seed: int, scale: float

@@ -143,6 +143,7 @@ class Interrupting(ShapesWorld):
         return super().sample(i)
 
 
+@pytest.mark.slow
 def test_ctrl_c_saves_and_the_same_call_goes_on_to_the_same_bits(clip, sae, tmp_path) -> None:
     broken, whole = Run(tmp_path / "broken").stage("extract"), Run(tmp_path / "whole").stage("extract")
     options = replace(OPTIONS, save_minutes=60.0)
@@ -217,6 +218,7 @@ def test_a_bad_image_is_skipped_and_reported(clip, sae, tmp_path, folder_with_a_
     assert "3.png" in stage.load_json("section")["html"]
 
 
+@pytest.mark.slow
 def test_a_bad_image_stops_and_can_then_be_skipped(clip, sae, tmp_path, folder_with_a_bad_image) -> None:
     dataset = open_images(str(folder_with_a_bad_image))
     stage = Run(tmp_path / "run").stage("extract")

@@ -6,7 +6,7 @@ import gc
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import patchsae_kernels as pk
@@ -28,6 +28,7 @@ from patchsae.experiments.mask.embeddings import (
 )
 from patchsae.experiments.mask.options import TopKOptions
 from patchsae.models.clip import load_clip
+from tests.examples import examples
 from tests.experiments.worlds import S, make_prompted, make_sae
 from tests.small_clips import VARIANTS, pixels, write_clip
 
@@ -49,7 +50,7 @@ def compare(clip, sae, images, labels, rankings, ks, **options) -> float:
     return max(float((ours[variant] - naive[variant]).abs().max()) for variant in naive)
 
 
-@settings(max_examples=8)
+@examples(8)
 @given(st.integers(0, 99), st.integers(1, 6), st.sampled_from([1, 512]), st.sampled_from([0.0, 0.1]))
 def test_agrees_with_a_full_pass_per_mask(clip, sae, seed, images, budget, offset) -> None:
     labels = torch.randint(0, C, (images,), generator=torch.Generator().manual_seed(seed))

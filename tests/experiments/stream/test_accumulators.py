@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -76,7 +76,6 @@ def check(collected: Collected, dense: Tensor, labels: Tensor, exact_sums: bool)
         assert patches.tokens[s].tolist() == [p if p < 0 else p % T for p in positions]
 
 
-@settings(max_examples=40)
 @given(st.integers(0, 9), st.integers(0, 2**16), st.lists(st.integers(0, 9), max_size=4), st.booleans())
 def test_batches_and_resumes_change_nothing(images, seed, cuts, resume) -> None:
     dense = dense_latents(images, seed)
@@ -90,7 +89,6 @@ def test_batches_and_resumes_change_nothing(images, seed, cuts, resume) -> None:
     check(collected, dense, labels, exact_sums=True)
 
 
-@settings(max_examples=40)
 @given(st.integers(1, 9), st.integers(0, 2**16), st.integers(1, 5))
 def test_merging_in_any_order_equals_one_pass(images, seed, parts) -> None:
     dense = dense_latents(images, seed)

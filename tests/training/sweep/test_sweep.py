@@ -57,6 +57,7 @@ def test_members_are_finished_stages_that_open_and_say_where_they_come_from(tmp_
         assert not list(member.stage.path.glob("checkpoints/*"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [{"shuffle": 3}, {"cls_only": True}, {"tokens_per_image": 2, "accumulate": 2}])
 def test_one_block_or_several_see_the_same_tokens(tmp_path: Path, clip: SplitCLIP, changes: dict) -> None:
     grid = short_grid(variant=("topk",), total_images=16, **changes)
@@ -137,6 +138,7 @@ def test_a_signal_saves_and_the_same_command_ends_with_the_same_bits(
     assert weights(sweep_in(tmp_path / "saes", clip, short_grid())) == unbroken
 
 
+@pytest.mark.slow
 def test_members_at_different_steps_meet_again(tmp_path: Path, clip: SplitCLIP, unbroken: dict[str, bytes]) -> None:
     """As a kill between two checkpoints leaves them."""
     dataset = SignalsOnce(open_images(SOURCE), signal.SIGTERM, at=30)

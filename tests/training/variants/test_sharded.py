@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -69,7 +69,7 @@ def test_the_step_is_that_of_one_process(name: str, dead_term: str, data: int, l
         assert torch.equal(fired, terms.fired[start : start + 16 // latents])
 
 
-@settings(max_examples=40)
+@pytest.mark.slow
 @given(
     seed=st.integers(0, 10_000),
     grid=st.sampled_from(GRIDS),
