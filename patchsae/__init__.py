@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from patchsae.adapters.maple import load_maple as load_maple
     from patchsae.data import load_image as load_image
     from patchsae.data import open_images as open_images
+    from patchsae.disk.runs import Run as Run
+    from patchsae.experiments.stream.job import Job as Job
     from patchsae.models.checkpoints.load import load_sae as load_sae
     from patchsae.models.clip import SplitCLIP as SplitCLIP
     from patchsae.models.clip import load_clip as load_clip
@@ -32,6 +34,8 @@ _HOMES = {
     "open_images": "data",
     "load_adapter": "adapters.load",
     "load_maple": "adapters.maple",
+    "Run": "disk.runs",
+    "Job": "experiments.stream.job",
 }
 
 __all__ = sorted(_HOMES)

@@ -44,6 +44,7 @@ for first, second in {pairs!r}:
     "name",
     [
         "SAEConfig SplitCLIP SparseAutoencoder load_adapter load_clip load_image load_maple load_sae open_images steer",
+        "Job Run",
         "experiments.extract.run experiments.classes.run experiments.mask.run experiments.compare.run",
         "experiments.masking.run experiments.adaptation.run experiments.correlation.run experiments.evaluate.run",
         "experiments.table.run experiments.explain.run experiments.correlate.run training.losses.patchsae_loss",

@@ -103,6 +103,8 @@ def test_the_python_of_the_readme_runs(folders, monkeypatch):
     }
     for block in PYTHON:
         code = block.replace('"ViT-B-16-quickgelu", pretrained="openai"', '"tiny"')
-        exec(code.replace('"path/or/hub-id"', '"sae"').replace("capacity=400 *", "capacity=2000 *"), names)
+        code = code.replace('"path/or/hub-id"', '"sae"').replace('"PATH"', '"splits"')
+        exec(code.replace("capacity=400 *", "capacity=2000 *"), names)
     assert names["pixels"].shape == (1, 3, *clip.image_size)
     assert names["result"].scores_after.shape == (1, 2)
+    assert (folders / "runs/mine/extract/latents.parquet").exists()

@@ -56,6 +56,11 @@ def again(folder: Path) -> str:
     return f"`patchsae {verb} --run {quote(str(run))}{named}{given}{overwrite}`, {how}"
 
 
+def verb_of(folder: Path) -> str | None:
+    """The verb that makes a stage, as the stage says, or its name where it says nothing; None for none of ours."""
+    return _said(folder)[0]
+
+
 def _said(folder: Path) -> tuple[str | None, list[str] | None]:
     """Verb and options of a stage by its settings, the verb else by its name; None for what is none of ours."""
     about: Any = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from PIL import Image
 
 from patchsae.cli import opening
 from patchsae.cli.choices import FewImages, Images, Model
+from patchsae.cli.verbs.comparing import correlate
+from patchsae.disk.runs import Run
 from patchsae.experiments.extract.options import ExtractOptions
 from patchsae.models.clip import load_clip
 from tests.small_clips import write_clip
@@ -52,6 +55,19 @@ def test_a_folder_of_the_name_of_a_model_or_tag_is_not_taken_for_it(
 def test_metadata_that_is_no_number_is_named(origin: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="the metadata of the SAE: layer is"):
         opening.clip(Model(), origin)
+
+
+@pytest.mark.parametrize(
+    ("name", "verb", "command"),
+    [("after", "compare", "compare --run {} --name after"), ("compare-b", "extract", "extract --run {} --name compare-b")],
+)
+def test_a_stage_that_was_stopped_says_which_verb_goes_on_with_it(
+    tmp_path: Path, name: str, verb: str, command: str
+) -> None:
+    with Run(tmp_path).stage(name, verb) as stage:
+        stage.begin({})
+    with pytest.raises(FileNotFoundError, match=re.escape(f"run `patchsae {command.format(tmp_path)}` first")):
+        correlate(tmp_path, (name,))
 
 
 @pytest.fixture

@@ -124,11 +124,12 @@ def correlate(run: Path, stages: tuple[str, ...], name: str = "correlate", overw
         overwrite: start again.
     """
     from patchsae.cli import opening
+    from patchsae.disk.again import verb_of
     from patchsae.disk.runs import Run
     from patchsae.experiments import Job
     from patchsae.experiments import correlate as experiment
 
-    made_by = {stage: "compare" if stage.startswith("compare") else "extract" for stage in stages}
+    made_by = {stage: verb_of(Run(run).stage(stage).path) or "extract" for stage in stages}
     finished = [opening.finished_stage(Run(run), stage, made_by[stage], "other --stages") for stage in stages]
     found = [activity for stage in finished for activity in experiment.activities(stage)]
     experiment.run(found, Job(stage_of(run, name, "correlate"), {"stages": list(stages)}, overwrite))

@@ -30,8 +30,9 @@ MAY_DIFFER = ("workers", "on_bad_image", "save_minutes")
 class Job:
     """Where and how an experiment leaves its result. A :class:`Stage` stands for a job of which no more is said:
 
-    extract.run(clip, sae, images, run.stage("extract"))
-    extract.run(clip, sae, images, Job(run.stage("extract"), overwrite=True))
+    stage = patchsae.Run("runs/mine").stage("extract")
+    extract.run(clip, sae, images, stage)
+    extract.run(clip, sae, images, patchsae.Job(stage, overwrite=True))
     """
 
     stage: Stage
