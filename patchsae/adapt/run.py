@@ -38,8 +38,9 @@ def adapt(clip: SplitCLIP, task: Task, job: Job | Stage, options: AdaptOptions) 
     Args:
         clip: nothing of it is changed.
         job: its stage receives ``adapter.safetensors``, for MaPLe also ``MultiModalPromptLearner/model.pth.tar-EPOCHS``
-            in the official layout, ``metrics.jsonl``, ``accuracy.csv``, ``classes.csv``, ``few_shot.csv`` (the images
-            trained on) and a report section.
+            and ``MultiModalPromptLearner/checkpoint`` in the official layout, ``metrics.jsonl``, ``accuracy.json``
+            (what was counted), ``accuracy.csv``, ``classes.csv``, ``few_shot.csv`` (the images trained on),
+            ``checkpoint.safetensors`` while training and a report section.
 
     Returns:
         The lines of accuracy.csv; those of the stage if it had finished already.

@@ -5,7 +5,7 @@
       train/                   Stage
         config.toml            resolved settings, [environment], [versions]
         metrics.jsonl          one JSON object a line
-        *.safetensors *.csv *.parquet *.json *.png
+        *.safetensors *.csv *.parquet *.json *.png *.md
         finished               there once the stage is done
         .files .sums .lock     the stage's own names; their checksums; who is writing
 

@@ -15,10 +15,9 @@ from patchsae.models.clip import SplitCLIP
 class Taps:
     """A `SplitCLIP` as a source of tokens sees it, whose residual stream is those of several blocks side by side.
 
-    Parameters
-    ----------
-    clip: its own block does not matter.
-    blocks: 0-based, ascending.
+    Args:
+        clip: its own block does not matter.
+        blocks: 0-based, ascending.
     """
 
     def __init__(self, clip: SplitCLIP, blocks: Sequence[int]) -> None:

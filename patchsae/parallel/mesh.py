@@ -30,12 +30,11 @@ _REASON = "reason"
 class Mesh:
     """All processes of the default group as a mesh of (data, latents); see `Parallel` for the methods.
 
-    Parameters
-    ----------
-    data, latents: sizes whose product is the number of processes. torch.distributed must be initialised.
-    device: of the tensors to come.
-    patience: how long a collective may wait.
-    store: where a failing process leaves its reason.
+    Args:
+        data, latents: sizes whose product is the number of processes. torch.distributed must be initialised.
+        device: of the tensors to come.
+        patience: how long a collective may wait.
+        store: where a failing process leaves its reason.
     """
 
     def __init__(

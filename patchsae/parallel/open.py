@@ -20,15 +20,13 @@ def open_parallel(
 
     A process that leaves the block with an exception tells the others why, and their next wait ends in `ProcessLost`.
 
-    Parameters
-    ----------
-    latent_shards: processes that share the latents; the others share the images. Must divide their number.
-    device: "cuda" without a number is this process's GPU of its machine; `.device` of the result has the number.
-    patience: how long to wait for another process before giving up.
+    Args:
+        latent_shards: processes that share the latents; the others share the images. Must divide their number.
+        device: "cuda" without a number is this process's GPU of its machine; `.device` of the result has the number.
+        patience: how long to wait for another process before giving up.
 
-    Raises
-    ------
-    ValueError: latent_shards does not divide the number of processes.
+    Raises:
+        ValueError: latent_shards does not divide the number of processes.
     """
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     if latent_shards < 1 or processes % latent_shards:

@@ -109,9 +109,8 @@ def restore(folder: Path, state: TrainState, parallel: Parallel) -> None:
 
     Every process calls it; the first one reads. Damaged checkpoints are named on standard error and left alone.
 
-    Raises
-    ------
-    DamagedCheckpoints: there is none or none is whole; the folder is as it was.
+    Raises:
+        DamagedCheckpoints: there is none or none is whole; the folder is as it was.
     """
     stored = _newest_whole(folder) if parallel.is_first else {}
     with torch.no_grad():

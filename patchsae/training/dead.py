@@ -11,11 +11,10 @@ class DeadCounter:
 
     All counters start at 0, so that no latent is dead before `window + 1` steps have passed.
 
-    Parameters
-    ----------
-    latents: number of latents S.
-    window: a latent is dead when its counter exceeds this number of steps.
-    device: where the counters live.
+    Args:
+        latents: number of latents S.
+        window: a latent is dead when its counter exceeds this number of steps.
+        device: where the counters live.
     """
 
     def __init__(self, latents: int, window: int, device: torch.device | str = "cpu") -> None:

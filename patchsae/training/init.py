@@ -27,14 +27,13 @@ def start_sae(
 
     Random numbers are drawn on the CPU, so that a seed means the same weights on every device.
 
-    Parameters
-    ----------
-    batches: one batch of the residual stream [B, T, D], or several; [N, D] where `start` needs no images.
-    start: b_dec, see `start_centre`.
-    init: `independent`: W_enc and W_dec are independent Kaiming-uniform draws (`SparseAutoencoder.reset_parameters`,
-        the released start). `tied`: W_enc is W_dec transposed (Gao et al. 2024, 2.1). `data`: tied, and each row of
-        W_dec has the direction of a token from b_dec, mixed with that of its random draw; tokens come in random order,
-        anew when all have been used.
+    Args:
+        batches: one batch of the residual stream [B, T, D], or several; [N, D] where `start` needs no images.
+        start: b_dec, see `start_centre`.
+        init: `independent`: W_enc and W_dec are independent Kaiming-uniform draws
+            (`SparseAutoencoder.reset_parameters`, the released start). `tied`: W_enc is W_dec transposed (Gao et al.
+            2024, 2.1). `data`: tied, and each row of W_dec has the direction of a token from b_dec, mixed with that of
+            its random draw; tokens come in random order, anew when all have been used.
     """
     parts = _batches(batches)
     centre = start_centre(parts, start)

@@ -46,12 +46,11 @@ class NonFiniteLoss(PatchsaeError):
 class Learner:
     """A sparse autoencoder in training on a stream of tokens.
 
-    Parameters
-    ----------
-    width: D of the residual stream.
-    device: where it learns; the tokens are there.
-    parallel: the processes that train it together. All of them call every method, at the same time.
-    metadata: of the autoencoder that `export` returns.
+    Args:
+        width: D of the residual stream.
+        device: where it learns; the tokens are there.
+        parallel: the processes that train it together. All of them call every method, at the same time.
+        metadata: of the autoencoder that `export` returns.
     """
 
     state: TrainState
@@ -80,9 +79,8 @@ class Learner:
     def start(self, first: Sequence[TokenBatch]) -> None:
         """Begin: normalisation, weights and b_dec from the first batches, whole on every process.
 
-        Raises
-        ------
-        NonFiniteLoss: tokens that are not finite; its step is 0.
+        Raises:
+            NonFiniteLoss: tokens that are not finite; its step is 0.
         """
         raw = [self._trained_on(batch) for batch in first]
         ids = [id for batch in first for id in batch.ids]
@@ -109,9 +107,8 @@ class Learner:
         that the step is that of the whole batch in one process, up to rounding (a batchtopk selects among the tokens
         of all processes, but in each micro-batch by itself). A batch without any token changes the position alone.
 
-        Raises
-        ------
-        NonFiniteLoss: the state is as it was.
+        Raises:
+            NonFiniteLoss: the state is as it was.
         """
         state, config = self.state, self.config
         x = self.normaliser.apply(self._trained_on(batch))

@@ -25,11 +25,11 @@ from patchsae.training.trainee import Trainee
 class Loop:
     """One pass over the tokens of a feed.
 
-    Parameters
-    ----------
-    trainees: at least one, with begun stages, of configurations that read the same tokens; they share their processes.
-    label: what progress and messages call the pass.
-    dropping: whether one whose loss is not finite is dropped while the others go on; else it ends the pass.
+    Args:
+        trainees: at least one, with begun stages, of configurations that read the same tokens; they share their
+            processes.
+        label: what progress and messages call the pass.
+        dropping: whether one whose loss is not finite is dropped while the others go on; else it ends the pass.
     """
 
     def __init__(self, feed: Feed, trainees: Sequence[Trainee], label: str, *, dropping: bool) -> None:
@@ -42,12 +42,13 @@ class Loop:
     def run(self, images: int, log: Sequence[str] = ()) -> None:
         """From the newest checkpoints, or from the start, to the end.
 
-        images: of the dataset. log: loggers beside metrics.jsonl; see `loggers.NAMES`.
+        Args:
+            images: of the dataset.
+            log: loggers beside metrics.jsonl; see `loggers.NAMES`.
 
-        Raises
-        ------
-        NonFiniteLoss: unless it is dropped; the state before it was saved.
-        Interrupted: SIGINT or SIGTERM, after the checkpoints were written.
+        Raises:
+            NonFiniteLoss: unless it is dropped; the state before it was saved.
+            Interrupted: SIGINT or SIGTERM, after the checkpoints were written.
         """
         self._open()
         begin = self.config.batch_size * self.config.start_batches

@@ -33,22 +33,19 @@ def patchsae_loss(
 
     The forward pass computes the gradients too, in row chunks, so no [N, S] tensor exists; backward hands them out.
 
-    Parameters
-    ----------
-    r: residual stream [B, T, D], CLS first, or [N, D] (no token is CLS then). A constant: it gets no gradient.
-    dead: bool [S], the latents that receive ghost gradients; None means none of them.
-    l1: coefficient of the sparsity term.
-    ghost: whether the ghost term is computed.
-    cls_weight: weight of token 0's squared error in `mse`.
+    Args:
+        r: residual stream [B, T, D], CLS first, or [N, D] (no token is CLS then). A constant: it gets no gradient.
+        dead: bool [S], the latents that receive ghost gradients; None means none of them.
+        l1: coefficient of the sparsity term.
+        ghost: whether the ghost term is computed.
+        cls_weight: weight of token 0's squared error in `mse`.
 
-    Returns
-    -------
-    terms with `.total` (0-d, its `backward()` fills the parameters' `.grad`) and, detached, `.mse`, `.l1` (coefficient
-    included), `.ghost`, `.l0`, `.squared_error`, and `.fired` (bool [S]).
+    Returns:
+        Terms with `.total` (0-d, its `backward()` fills the parameters' `.grad`) and, detached, `.mse`, `.l1`
+        (coefficient included), `.ghost`, `.l0`, `.squared_error`, and `.fired` (bool [S]).
 
-    Raises
-    ------
-    ValueError: `r` requires a gradient, or the autoencoder's activation is not ReLU.
+    Raises:
+        ValueError: `r` requires a gradient, or the autoencoder's activation is not ReLU.
     """
     if r.requires_grad:
         raise ValueError("r requires grad; patchsae_loss treats the residual stream as data: pass r.detach()")

@@ -68,10 +68,9 @@ class Origin(Protocol):
 class FromImages:
     """Images through the tower of a CLIP.
 
-    Parameters
-    ----------
-    found: where the images came from (`images` and what else opens them again); recorded for later stages.
-    workers: processes that decode images; the result does not depend on it.
+    Args:
+        found: where the images came from (`images` and what else opens them again); recorded for later stages.
+        workers: processes that decode images; the result does not depend on it.
     """
 
     def __init__(

@@ -28,10 +28,9 @@ DIVERGED = "diverged"
 class Trainee:
     """A learner with the stage that it fills. Every process has it and calls its methods; the first one writes.
 
-    Parameters
-    ----------
-    stage: begun by `begin`.
-    block: whose output it reads.
+    Args:
+        stage: begun by `begin`.
+        block: whose output it reads.
     """
 
     def __init__(self, learner: Learner, stage: Stage, block: int) -> None:

@@ -31,27 +31,25 @@ def train(
     and not at the end of this one, so its final rows are one step off unit norm; the losses are the same. On the CPU a
     resumed run ends with the same bits as an unbroken one.
 
-    Parameters
-    ----------
-    origin: `FromImages(clip, dataset)` or `FromCache(folder)`.
-    stage: receives the autoencoder (`load_sae(stage.path)`), metrics.jsonl, checkpoints while running, and the
-        training part of the report. config.toml and the autoencoder's metadata say where the tokens came from.
-    overwrite: start afresh whatever the stage holds.
-    log: loggers beside metrics.jsonl; see `loggers.NAMES`.
-    parallel: the processes that train together (`open_parallel`), each with the same arguments and a folder that all
-        of them see; left out: this one alone.
+    Args:
+        origin: `FromImages(clip, dataset)` or `FromCache(folder)`.
+        stage: receives the autoencoder as sae.safetensors and config.json (`load_sae(stage.path)`), metrics.jsonl,
+            what `log` writes, checkpoints while running, and the training part of the report. config.toml and the
+            autoencoder's metadata say where the tokens came from.
+        overwrite: start afresh whatever the stage holds.
+        log: loggers beside metrics.jsonl; see `loggers.NAMES`.
+        parallel: the processes that train together (`open_parallel`), each with the same arguments and a folder that
+            all of them see; left out: this one alone.
 
-    Returns
-    -------
-    the trained autoencoder on the device of `origin`; that of the stage if it had finished already.
+    Returns:
+        The trained autoencoder on the device of `origin`; that of the stage if it had finished already.
 
-    Raises
-    ------
-    NonFiniteLoss: the message names the step and its images; the state before it was saved.
-    Interrupted: SIGINT or SIGTERM, after the checkpoint was written; a SystemExit.
-    DamagedCheckpoints: there are checkpoints to go on from, and all of them are damaged.
-    BadImage: an image cannot be decoded and `config.on_bad_image` is "stop".
-    DamagedShard: a shard of a cache is not what was written.
+    Raises:
+        NonFiniteLoss: the message names the step and its images; the state before it was saved.
+        Interrupted: SIGINT or SIGTERM, after the checkpoint was written; a SystemExit.
+        DamagedCheckpoints: there are checkpoints to go on from, and all of them are damaged.
+        BadImage: an image cannot be decoded and `config.on_bad_image` is "stop".
+        DamagedShard: a shard of a cache is not what was written.
     """
     parallel = parallel or Alone(origin.device)
     check_names(log)

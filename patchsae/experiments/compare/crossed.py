@@ -67,8 +67,8 @@ def run(
         job: its stage receives ``accuracy.csv`` (the models as they are), ``masks.csv`` (a row per model, group
             of classes and variant), ``recall.csv`` (a row per model, variant and class), ``masks_a.png`` and
             ``masks_b.png`` (accuracy over k in either model), ``recall_keep.png`` and ``recall_ablate.png`` (class by
-            k), tensors and the report's section.
-        options: see :class:`CrossOptions`; without ``sweep`` there are no masks and only the accuracies.
+            k), ``correct.safetensors``, ``variants.json`` and the report's section.
+        options: see :class:`CrossOptions`; without ``sweep`` there are no masks and no pictures, only the accuracies.
 
     Raises:
         ValueError: the comparison has no labels, or was made with another autoencoder or other models; the classes of

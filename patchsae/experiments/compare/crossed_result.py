@@ -71,7 +71,7 @@ class CrossedResult:
         return _stacked(("model", "model_name"), parts)
 
     def save(self, stage: Stage) -> None:
-        """Write ``correct.safetensors``, ``accuracy.csv``, ``masks.csv`` and ``recall.csv``."""
+        """Write ``correct.safetensors``, ``variants.json``, ``accuracy.csv``, ``masks.csv`` and ``recall.csv``."""
         names = ("correct", "images")
         stage.save_tensors("correct", {n: torch.stack([getattr(side, n) for side in self.models]) for n in names})
         about = {"sides": list(self.names), "groups": self.groups, "classnames": list(self.classnames)}

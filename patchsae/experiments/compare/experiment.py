@@ -52,8 +52,9 @@ def run(
         first, second: sides A and B. Their models must preprocess images alike and have tokens of the autoencoder's
             width.
         sae: the autoencoder that reads both, S latents.
-        job: its stage receives ``accuracy.csv``, ``classes.csv`` and ``transitions.csv`` (with labels),
-            ``images.parquet``, ``latents.parquet``, tensors, ``shift.png`` and the report's section.
+        job: its stage receives ``images.parquet``, ``latents.parquet``, ``pairs`` and ``sides`` (safetensors),
+            ``names.json``, ``shift.png`` and the report's section; with labels also ``accuracy.csv``, ``classes.csv``,
+            ``transitions.csv`` and ``class_counts.safetensors``.
         options: see :class:`CompareOptions`.
 
     Raises:

@@ -177,7 +177,7 @@ class Comparison:
         require_range("labels", self.pairs.labels, -1, len(self.classnames or ()) - 1)
 
     def save(self, stage: Stage) -> None:
-        """Write ``pairs``, ``sides`` and (with labels) ``class_counts`` as safetensors, names as JSON."""
+        """Write ``pairs``, ``sides`` and (with labels) ``class_counts`` as safetensors, and ``names.json``."""
         stage.save_tensors("pairs", self.pairs._asdict())
         stage.save_tensors("sides", {name: getattr(self, name) for name in _TENSORS})
         if self.class_counts is not None:

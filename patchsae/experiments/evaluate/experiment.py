@@ -53,8 +53,9 @@ def run(
         sae: autoencoder with d_in = D.
         dataset: images; they are visited in an order shuffled by `options.seed`, so that a batch mixes classes.
         job: its stage receives ``evaluation.json`` (all single figures), ``tokens.csv`` (all, CLS, patches),
-            ``classification.csv``, ``concepts.csv``, ``latents.parquet`` (how often each fires), ``counts.safetensors``
-            and the report's section.
+            ``latents.parquet`` (how often each fires), ``counts.safetensors`` and ``result.json`` (what
+            :meth:`EvaluateResult.load` reads) and the report's section; ``classification.csv`` and ``concepts.csv``
+            where there is something to classify and to score.
         options: see :class:`EvaluateOptions`.
 
     Raises:

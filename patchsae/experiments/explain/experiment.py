@@ -57,8 +57,8 @@ def run(
     Args:
         clip: split model. sae: autoencoder of its residual stream, S latents.
         images: name (a path, for instance) -> RGB picture; at least one.
-        job: its stage receives a PNG per image, ``explain.csv`` (a row per image and latent), the report's
-            section.
+        job: its stage receives a PNG per image (``image-001.png``, ...), ``explain.csv`` (a row per image and
+            latent), the report's section.
         options: see :class:`ExplainOptions`.
         references: statistics and reference images of the latents; without them there are no reference images.
 

@@ -43,8 +43,8 @@ def run(
         clip: split model whose residual stream [B, T, D] the autoencoder reads.
         sae: autoencoder with d_in = D and S latents.
         dataset: images, with or without labels.
-        job: its stage receives ``latents``, ``top`` and ``class_counts`` (safetensors), ``latents.parquet`` (a
-            row per latent), ``summary.json``, ``scatter.png`` and the report's section.
+        job: its stage receives ``latents``, ``top`` and (with labels) ``class_counts`` as safetensors,
+            ``latents.parquet`` (a row per latent), ``summary.json``, ``scatter.png`` and the report's section.
         options: see :class:`ExtractOptions`.
 
     Returns:

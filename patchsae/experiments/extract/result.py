@@ -119,7 +119,7 @@ class Extraction:
             require_range(name, tensors[name], -1, positions - 1)
 
     def save(self, stage: Stage) -> None:
-        """Write ``latents``, ``top`` and (with labels) ``class_counts`` as safetensors, the rest as JSON."""
+        """Write ``latents``, ``top`` and (with labels) ``class_counts`` as safetensors, and ``summary.json``."""
         stage.save_tensors("latents", {name: getattr(self, name) for name in ("sums", "counts", "image_counts")})
         stage.save_tensors(
             "top",

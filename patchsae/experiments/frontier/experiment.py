@@ -46,7 +46,7 @@ def run(
     *,
     memory: int,
 ) -> None:
-    """Judge autoencoders that were not trained on `dataset`; leave table, plots and a report section in the stage.
+    """Judge autoencoders that were not trained on `dataset`; leave a table and a report section in the stage.
 
     All tokens are judged, or CLS alone where training saw nothing else; concept scores are of the patches all the same.
     One pass of images serves all autoencoders that fit into `memory` bytes together. A judgement that was killed begins
@@ -55,8 +55,8 @@ def run(
     Args:
         members: of `patchsae.training.sweep.train.train_grid`; those that diverged are named in the report.
         dataset: images that were not trained on.
-        job: its stage receives ``frontier.csv``, a row per autoencoder, and the section; anew where the members have
-            changed.
+        job: its stage receives ``frontier.csv``, a row per autoencoder, and the report's section; anew where the
+            members have changed.
         memory: of each process.
 
     Raises:

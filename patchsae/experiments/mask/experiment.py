@@ -52,7 +52,7 @@ def run(
             ranked; where they are the same images, stderr and the report say so.
         rankings: from :func:`patchsae.experiments.classes.experiment.run`.
         job: its stage receives ``accuracy.csv`` (a row per variant), ``recall.csv`` (a row per variant and
-            class), ``correct.safetensors``, ``sweep.png`` and the report's section.
+            class), ``correct.safetensors``, ``variants.json``, ``sweep.png`` and the report's section.
         options: see :class:`MaskOptions`.
 
     Raises:

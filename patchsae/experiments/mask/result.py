@@ -47,8 +47,8 @@ class MaskResult:
         return sorted({variant.k for variant in self.variants if variant not in UNRANKED})
 
     def save(self, stage: Stage) -> None:
-        """Write ``correct.safetensors``, ``accuracy.csv`` (a row per variant), ``recall.csv`` (per variant and
-        class)."""
+        """Write ``correct.safetensors``, ``variants.json``, ``accuracy.csv`` (a row per variant), ``recall.csv`` (per
+        variant and class)."""
         stage.save_tensors("correct", {"correct": self.correct, "images": self.images})
         stage.save_json(
             "variants", {"variants": [list(variant) for variant in self.variants], "classnames": list(self.classnames)}

@@ -48,19 +48,18 @@ def train_grid(
     What is needed and how it is cut is announced on standard error before it begins. An autoencoder whose loss is not
     finite is dropped with a warning; the others go on.
 
-    Parameters
-    ----------
-    cells: of one `Grid`, so that all see the same tokens.
-    run: receives a stage per cell, under its name, and a report.
-    memory: bytes of each process; see `groups.group_bytes`.
-    origin, overwrite, log, parallel: as for `patchsae.training.trainer.train`; processes share the images alone.
+    Args:
+        cells: of one `Grid`, so that all see the same tokens.
+        run: receives a stage per cell, under its name, with what `patchsae.training.trainer.train` leaves; one that was
+            dropped keeps its checkpoints, and diverged.json says why.
+        memory: bytes of each process; see `groups.group_bytes`.
+        origin, overwrite, log, parallel: as for `patchsae.training.trainer.train`; processes share the images alone.
 
-    Raises
-    ------
-    TooLarge: a cell does not fit alone; nothing was written.
-    Interrupted: SIGINT or SIGTERM, after the checkpoints were written.
-    ConfigDiffers: a cell was begun with other settings.
-    BadImage: an image cannot be decoded and `on_bad_image` is "stop".
+    Raises:
+        TooLarge: a cell does not fit alone; nothing was written.
+        Interrupted: SIGINT or SIGTERM, after the checkpoints were written.
+        ConfigDiffers: a cell was begun with other settings.
+        BadImage: an image cannot be decoded and `on_bad_image` is "stop".
     """
     parallel = parallel or Alone(origin.device)
     check_names(log)
