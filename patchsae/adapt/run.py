@@ -29,7 +29,7 @@ from patchsae.models.clip import SplitCLIP
 from patchsae.report import Section
 from patchsae.words import percent
 
-Adapted: TypeAlias = tuple[checkpoint.AdapterState, list[PartResult]]
+Outcome: TypeAlias = tuple[checkpoint.AdapterState, list[PartResult]]
 
 
 def adapt(clip: SplitCLIP, task: Task, job: Job | Stage, options: AdaptOptions) -> list[results.Row]:
@@ -60,13 +60,13 @@ def adapt(clip: SplitCLIP, task: Task, job: Job | Stage, options: AdaptOptions) 
     told = {**clip.metadata, **job.settings, **dataclasses.asdict(options)}
     config = {**told, "recipe": recipe, "made_from": made_from}
 
-    def compute() -> Adapted:
+    def compute() -> Outcome:
         _write_few(job.stage, task.training)
         state = train_adapter(adapted, task.training, recipe, options, job.stage)
         _save(job.stage, adapted, recipe)
         return state, _evaluate(job.stage, adapted, task, options)
 
-    def write(stage: Stage, done: Adapted) -> Section:
+    def write(stage: Stage, done: Outcome) -> Section:
         state, parts = done
         results.write_tables(stage, parts, options.setting)
         by_seed = results.over_seeds(stage, options.setting, parts)
@@ -105,7 +105,7 @@ def _start_from_words(adapted: AdaptedCLIP, words: str) -> None:
     context.copy_(TextTower(adapted.clip).embedding_of(ids))
 
 
-def _say(name: str, done: Adapted, task: Task, options: AdaptOptions) -> None:
+def _say(name: str, done: Outcome, task: Task, options: AdaptOptions) -> None:
     state, parts = done
     for line in left_out(state.bad, len(task.training)):
         print(line, file=sys.stderr)

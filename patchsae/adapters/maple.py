@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from patchsae.adapters import files, official, witness
 from patchsae.adapters.base import AdaptedCLIP, check_range, check_shapes
 from patchsae.adapters.kinds import create
-from patchsae.adapters.official import Checkpoint
+from patchsae.adapters.official import OfficialMaPLe
 from patchsae.adapters.text import TextTower, class_features, class_prompts
 from patchsae.models.clip import SplitCLIP
 from patchsae.models.given import outside_inference_mode
@@ -169,7 +169,7 @@ ADAPTER = MaPLe
 
 
 def _from_official(
-    clip: SplitCLIP, checkpoint: Checkpoint, classnames: Sequence[str], n_ctx: int | None, depth: int | None
+    clip: SplitCLIP, checkpoint: OfficialMaPLe, classnames: Sequence[str], n_ctx: int | None, depth: int | None
 ) -> MaPLe:
     found, text_width = MaPLeConfig(checkpoint.n_ctx, checkpoint.depth), TextTower(clip).width
     _require_asked(checkpoint.file, found, n_ctx, depth)

@@ -32,8 +32,8 @@ BEST = "model-best.pth.tar"
 
 
 @dataclass(frozen=True, eq=False)
-class Checkpoint:
-    """What such a file says about MaPLe.
+class OfficialMaPLe:
+    """What such a checkpoint says about MaPLe.
 
     Attributes:
         file: the file itself.
@@ -61,7 +61,7 @@ class Checkpoint:
         return self.learned["ctx"].shape[1], self.learned["proj.weight"].shape[0]
 
 
-def read(path: str | Path) -> Checkpoint:
+def read(path: str | Path) -> OfficialMaPLe:
     """Read a checkpoint on the CPU; nothing in it is executed.
 
     Args:
@@ -92,7 +92,7 @@ def read(path: str | Path) -> Checkpoint:
         )
     epoch = content.get("epoch")
     encoders = {name: value for name, value in tensors.items() if name.startswith(witness.ENCODERS)}
-    return Checkpoint(file, epoch if type(epoch) is int else 0, learned, encoders)
+    return OfficialMaPLe(file, epoch if type(epoch) is int else 0, learned, encoders)
 
 
 def write(adapted: AdaptedCLIP, folder: str | Path, epoch: int) -> Path:

@@ -44,7 +44,7 @@ class StageCheck:
 
 
 def check(root: Path) -> list[StageCheck]:
-    """Look through every file that the stages of a run wrote, and those of the runs in it (the cells of a sweep).
+    """Look through every file that the stages of a run wrote, and those of the runs in it (what a sweep trained).
 
     Args:
         root: a run, one stage of it, or a cache.

@@ -145,18 +145,18 @@ def clip_and_images(
     return opened, dataset, found
 
 
-def say_what_is_used(clip: SplitCLIP, dataset: ImageDataset | None, what: str = "") -> None:
+def say_what_is_used(model: SplitCLIP, dataset: ImageDataset | None, what: str = "") -> None:
     """One line on standard error: model, weights, layer, images, device; a second one where they hardly fit.
 
     what: the images in words, where they are not the whole of the dataset.
     """
     if not is_first():
         return
-    own = "its own weights" if clip.seed is None else f"random weights of seed {clip.seed}"
-    images = what or (f"{len(dataset):,} images of {dataset.name}" if dataset is not None else "no images")
-    block = f"block {clip.layer} of 0..{clip.layers - 1}"
-    print(f"using {clip.name}, {clip.pretrained or own}, {block}; {images}; {clip.device}", file=sys.stderr)
-    if clip.name == DEFAULT_MODEL and clip.seed is None and dataset is not None and not _drawn(dataset):
+    own = "its own weights" if model.seed is None else f"random weights of seed {model.seed}"
+    what = what or (f"{len(dataset):,} images of {dataset.name}" if dataset is not None else "no images")
+    block = f"block {model.layer} of 0..{model.layers - 1}"
+    print(f"using {model.name}, {model.pretrained or own}, {block}; {what}; {model.device}", file=sys.stderr)
+    if model.name == DEFAULT_MODEL and model.seed is None and dataset is not None and not _drawn(dataset):
         print(
             "note: 'tiny' is a CLIP of 4 million parameters that has seen the drawn shapes and nothing else; for other "
             "images name one, such as --model ViT-B-16-quickgelu --pretrained openai",
@@ -169,6 +169,11 @@ def _drawn(dataset: ImageDataset) -> bool:
     while isinstance(dataset, Subset):
         dataset = dataset.parent
     return isinstance(dataset, ShapesWorld)
+
+
+def absolute(path: str) -> str:
+    """A path that holds from anywhere."""
+    return os.path.abspath(os.path.expanduser(path))
 
 
 def without_download(choice: Model) -> Model:
@@ -288,7 +293,7 @@ def _whole(name: str) -> str:
     if is_shapes(name):
         return name
     if name.startswith(clip_weights.LOCAL_DIR):
-        return clip_weights.LOCAL_DIR + os.path.abspath(os.path.expanduser(name.removeprefix(clip_weights.LOCAL_DIR)))
+        return clip_weights.LOCAL_DIR + absolute(name.removeprefix(clip_weights.LOCAL_DIR))
     path = os.path.expanduser(name)
     if os.path.exists(path) or os.path.exists(path.rpartition(":")[0]) or glob.glob(path):
         return os.path.abspath(path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -53,8 +52,8 @@ def open_sides(choice: Sides, images: Images, model: Model, sae: SparseAutoencod
         settings["other_model"] = other.name
     named = {
         "other_pretrained": choice.other_pretrained,
-        "adapter": choice.adapter and _whole(choice.adapter),
-        "other_adapter": choice.other_adapter and _whole(choice.other_adapter),
+        "adapter": choice.adapter and opening.absolute(choice.adapter),
+        "other_adapter": choice.other_adapter and opening.absolute(choice.other_adapter),
     }
     settings |= {key: value for key, value in named.items() if value is not None}
     tested, found = _tested(choice, images, sae)
@@ -76,7 +75,8 @@ def open_cell(cell: Cell, clip: SplitCLIP) -> OpenCell:
     except (ValueError, OSError) as error:
         raise ValueError(f"cell {cell.name}: {error}") from error
     second = Side(cell.label or kind_of(model) or "adapted", model, ranked)
-    settings = {**found, **{f"test_{key}": value for key, value in test.items()}, "adapter": _whole(cell.adapter)}
+    tests = {f"test_{key}": value for key, value in test.items()}
+    settings = {**found, **tests, "adapter": opening.absolute(cell.adapter)}
     return OpenCell(Side("CLIP", clip, ranked), second, tested, settings)
 
 
@@ -116,8 +116,3 @@ def _tested(choice: Sides, images: Images, sae: SparseAutoencoder) -> tuple[Imag
         choice.test_images or images.images, choice.test_split, choice.test_limit, images.limit_seed, images.outside
     )
     return opening.images(theirs, sae.config.metadata, option="--test-split")
-
-
-def _whole(path: str) -> str:
-    """A path that holds from anywhere."""
-    return os.path.abspath(os.path.expanduser(path))

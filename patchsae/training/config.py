@@ -9,7 +9,7 @@ from typing import Literal, get_args
 from patchsae.activations.config import OnBadImage
 from patchsae.activations.plan import NeedsImages, StreamPlan
 
-Variant = Literal["relu", "topk", "batchtopk", "jumprelu", "gated", "matryoshka"]
+VariantName = Literal["relu", "topk", "batchtopk", "jumprelu", "gated", "matryoshka"]
 Loss = Literal["released", "published"]
 DeadTerm = Literal["ghost", "auxk", "resample", "none"]
 Init = Literal["independent", "tied", "data"]
@@ -31,10 +31,10 @@ MAY_DIFFER = (
 
 
 @dataclass(frozen=True)
-class Recipe:
+class TrainRecipe:
     """The options of `train`, and of `sweep`, which takes several values of those in `SWEPT`."""
 
-    variant: Variant | tuple[Variant, ...] = "relu"
+    variant: VariantName | tuple[VariantName, ...] = "relu"
     expansion: int | tuple[int, ...] = 64
     loss: Loss = "released"
     """Squared error e^2 of a token x: `released` is the mean over tokens and dimensions of e^2 / |x|, `published` the
@@ -108,10 +108,10 @@ class Recipe:
 
 
 @dataclass(frozen=True)
-class TrainConfig(Recipe):
+class TrainConfig(TrainRecipe):
     """The released recipe; every default is the value that the published checkpoints were trained with."""
 
-    variant: Variant = "relu"
+    variant: VariantName = "relu"
     """What makes latents sparse: `relu` with an L1 term (released), `topk` per token, `batchtopk` over the batch,
     `jumprelu` with trained thresholds, `gated`, or `matryoshka` (batchtopk over nested prefixes of the latents)."""
     expansion: int = 64
@@ -174,7 +174,7 @@ class TrainConfig(Recipe):
 
 
 _CHOICES = {
-    "variant": get_args(Variant),
+    "variant": get_args(VariantName),
     "loss": get_args(Loss),
     "dead_term": get_args(DeadTerm),
     "init": get_args(Init),

@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import get_args
 
 import torch
 from torch import Tensor
 
 from patchsae.models.sae import SparseAutoencoder
+from patchsae.training.config import Normalise
 
-KINDS = ("none", "norm", "standardise")
 ROUNDING = 1e-6
 """A deviation below this share of the mean is rounding."""
 
@@ -34,8 +35,8 @@ class Normaliser:
     @classmethod
     def identity(cls, kind: str, width: int, device: torch.device | str = "cpu") -> Normaliser:
         """One that changes nothing yet: a place to load `shift` and `scale` into."""
-        if kind not in KINDS:
-            raise ValueError(f"kind is {kind!r}; expected one of {', '.join(KINDS)}")
+        if kind not in get_args(Normalise):
+            raise ValueError(f"kind is {kind!r}; expected one of {', '.join(get_args(Normalise))}")
         return cls(kind, torch.zeros(width, device=device), torch.ones(width, device=device))
 
     @classmethod

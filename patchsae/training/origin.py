@@ -69,7 +69,7 @@ class FromImages:
     """Images through the tower of a CLIP.
 
     Args:
-        found: where the images came from (`images` and what else opens them again); recorded for later stages.
+        opened_from: source, split and what else opens these images again; recorded for later stages.
         workers: processes that decode images; the result does not depend on it.
     """
 
@@ -77,11 +77,11 @@ class FromImages:
         self,
         clip: SplitCLIP,
         dataset: ImageDataset,
-        found: Mapping[str, str | int | float | None] | None = None,
+        opened_from: Mapping[str, str | int | float | None] | None = None,
         workers: int = 0,
     ) -> None:
         self.clip, self.dataset, self.workers = clip, dataset, workers
-        self.found = {key: value for key, value in (found or {}).items() if value is not None}
+        self.opened_from = {key: value for key, value in (opened_from or {}).items() if value is not None}
         self.device, self.width, self.image_tokens = clip.device, clip.width, clip.image_tokens
         self.images, self.block = len(dataset), clip.layer
 
@@ -91,11 +91,11 @@ class FromImages:
         return Feed(source, self.clip.layer, taps)
 
     def settings(self, config: TrainConfig, block: int) -> dict[str, Any]:
-        made_from = {"clip_fingerprint": self.clip.fingerprint, **self.found, "dataset": self.dataset.fingerprint}
+        made_from = {"clip_fingerprint": self.clip.fingerprint, **self.opened_from, "dataset": self.dataset.fingerprint}
         return {**self._model(block), **made_from, **asdict(config), "workers": self.workers}
 
     def metadata(self, config: TrainConfig, block: int) -> dict[str, Any]:
-        named = {"dataset": self.dataset.name, **self.found, **inherited(config.on_bad_image)}
+        named = {"dataset": self.dataset.name, **self.opened_from, **inherited(config.on_bad_image)}
         return {**self._model(block), **named}
 
     def reading_bytes(self, config: TrainConfig, blocks: int) -> int:

@@ -69,13 +69,13 @@ def test_a_run_without_checksums_is_read_as_far_as_it_can_be(run):
 
 
 def test_the_many_stages_of_a_sweep_and_one_stage_alone(run):
-    cell = Run(run / "sweep-saes").stage("relu-x8", "sweep")
-    cell.begin({})
-    cell.save_json("about", {"x": 1})
-    cell.finish()
+    trained = Run(run / "sweep-saes").stage("relu-x8", "sweep")
+    trained.begin({})
+    trained.save_json("about", {"x": 1})
+    trained.finish()
     assert len(checking.check(run)) == 3
-    (cell.path / "about.json").write_text("{}")
-    assert damaged(run) == damaged(cell.path) == {"relu-x8/about.json"}
+    (trained.path / "about.json").write_text("{}")
+    assert damaged(run) == damaged(trained.path) == {"relu-x8/about.json"}
     assert damaged(run / "train") == set()
 
 

@@ -49,7 +49,7 @@ def test_every_shipped_preset_serves_a_training_and_a_sweep(name: str) -> None:
     presets.groups(name, GROUPS)
     grid = presets.groups(name, {"images": Images, "tower": Tower, "recipe": Grid})
     recipe = presets.groups(name, GROUPS)["recipe"]
-    assert [cell.config for cell in grid["recipe"].cells([0])] == [recipe]
+    assert [trial.config for trial in grid["recipe"].trials([0])] == [recipe]
 
 
 def test_a_preset_gives_lists_and_single_values_to_a_grid(tmp_path: Path) -> None:

@@ -128,9 +128,9 @@ def sweep(how: Annotated[Sweeping, PLAIN], images: Images, tower: Tower, grid: G
         else:
             origin, clip, test, tested = _cache_to_sweep(how.cache, images, model, options)
         memory = memory_budget(options.memory_gb, parallel)
-        cells, saes = grid.cells(tower.blocks(clip.layers, origin.block)), Run(how.run / f"{how.name}-saes")
+        trials, saes = grid.trials(tower.blocks(clip.layers, origin.block)), Run(how.run / f"{how.name}-saes")
         members = train_grid(
-            origin, cells, saes, memory=memory, overwrite=how.overwrite, log=how.log, parallel=parallel
+            origin, trials, saes, memory=memory, overwrite=how.overwrite, log=how.log, parallel=parallel
         )
         if parallel.is_first:
             report.build(saes)

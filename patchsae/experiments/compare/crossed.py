@@ -26,7 +26,7 @@ from patchsae.experiments.compare.options import CrossOptions
 from patchsae.experiments.compare.result import Comparison
 from patchsae.experiments.compare.side import Side, require_same_tokens
 from patchsae.experiments.groups import class_groups
-from patchsae.experiments.mask.embeddings import ABLATE, KEEP, sweep_embeddings, sweep_ks, variants
+from patchsae.experiments.mask.embeddings import ABLATE, KEEP, maskings, sweep_embeddings, sweep_ks
 from patchsae.experiments.mask.experiment import checked_ranks
 from patchsae.experiments.mask.recall import RecallCounts
 from patchsae.experiments.mask.result import MaskResult
@@ -133,7 +133,7 @@ def _sweep(
     """The result of all images, where this is the first process."""
     assert test.classnames is not None
     classnames, options = tuple(test.classnames), replace(options, ks=sweep_ks(options.ks, sae.config.d_sae))
-    found = variants(list(ranks), options.ks)
+    found = maskings(list(ranks), options.ks)
     clips: list[AnyCLIP] = [side.clip for side in sides]
     counts = [RecallCounts(found, zero_shot(clip, classnames, templates, options, options.groups)) for clip in clips]
     on_device = [{name: rank.to(clip.device) for name, rank in ranks.items()} for clip in clips]
@@ -146,7 +146,7 @@ def _sweep(
     parts = {f"recall_{letter}": count for letter, count in zip(SIDES, counts, strict=True)}
     folded = job.fold(test, clips[0].preprocess, update, parts, options, label="masks")
     folded.require_images(test)
-    first, second = (MaskResult(count.variants, classnames, *count.finalize()) for count in counts)
+    first, second = (MaskResult(count.maskings, classnames, *count.finalize()) for count in counts)
     return CrossedResult((sides[0].name, sides[1].name), options.groups, (first, second)), folded
 
 

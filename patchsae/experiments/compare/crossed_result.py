@@ -11,7 +11,7 @@ from patchsae.disk.runs import Stage
 from patchsae.experiments.accuracies import accuracy_columns
 from patchsae.experiments.compare.result import side_names
 from patchsae.experiments.groups import class_groups
-from patchsae.experiments.mask.embeddings import RECONSTRUCTION, UNMODIFIED, Variant
+from patchsae.experiments.mask.embeddings import RECONSTRUCTION, UNMODIFIED, Masking
 from patchsae.experiments.mask.result import MaskResult
 from patchsae.experiments.stored import require_shapes
 
@@ -56,7 +56,7 @@ class CrossedResult:
         return self._pairs(RECONSTRUCTION)
 
     def mask_columns(self) -> dict[str, list[Any]]:
-        """A row per model, group of classes and variant."""
+        """A row per model, group of classes and masking."""
         parts = [
             (letter, name, group, result.accuracy_columns(labels))
             for letter, name, result in zip(SIDES, self.names, self.models, strict=True)
@@ -65,7 +65,7 @@ class CrossedResult:
         return _stacked(("model", "model_name", "group"), parts)
 
     def recall_columns(self) -> dict[str, list[Any]]:
-        """A row per model, variant and class."""
+        """A row per model, masking and class."""
         sides = zip(SIDES, self.names, self.models, strict=True)
         parts = [(letter, name, result.recall_columns()) for letter, name, result in sides]
         return _stacked(("model", "model_name"), parts)
@@ -75,7 +75,7 @@ class CrossedResult:
         names = ("correct", "images")
         stage.save_tensors("correct", {n: torch.stack([getattr(side, n) for side in self.models]) for n in names})
         about = {"sides": list(self.names), "groups": self.groups, "classnames": list(self.classnames)}
-        stage.save_json("variants", {"variants": [list(variant) for variant in self.models[0].variants], **about})
+        stage.save_json("variants", {"variants": [list(masking) for masking in self.models[0].maskings], **about})
         stage.write_table("accuracy.csv", accuracy_columns(self.names, self.accuracies))
         stage.write_table("masks.csv", self.mask_columns())
         stage.write_table("recall.csv", self.recall_columns())
@@ -85,18 +85,18 @@ class CrossedResult:
         """Read what :meth:`save` left in the stage."""
         with stage.understanding():
             tensors, about = stage.load_tensors("correct"), stage.load_json("variants")
-            variants, classnames = tuple(Variant(*row) for row in about["variants"]), tuple(about["classnames"])
-            sizes = {"V": len(variants), "C": len(classnames)}
+            maskings, classnames = tuple(Masking(*row) for row in about["variants"]), tuple(about["classnames"])
+            sizes = {"V": len(maskings), "C": len(classnames)}
             require_shapes(tensors, {"correct": "int64 2 V C", "images": "int64 2 C"}, **sizes)
             first, second = (
-                MaskResult(variants, classnames, correct, images)
+                MaskResult(maskings, classnames, correct, images)
                 for correct, images in zip(tensors["correct"], tensors["images"], strict=True)
             )
             return CrossedResult((about["sides"][0], about["sides"][1]), about["groups"], (first, second))
 
-    def _pairs(self, variant: Variant) -> dict[str, tuple[float, float]]:
+    def _pairs(self, masking: Masking) -> dict[str, tuple[float, float]]:
         a, b = self.models
-        return {name: (a.accuracy(variant, ls), b.accuracy(variant, ls)) for name, ls in self.class_groups.items()}
+        return {name: (a.accuracy(masking, ls), b.accuracy(masking, ls)) for name, ls in self.class_groups.items()}
 
 
 def _stacked(names: tuple[str, ...], parts: list[tuple[Any, ...]]) -> dict[str, list[Any]]:

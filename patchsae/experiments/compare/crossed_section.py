@@ -12,7 +12,7 @@ from patchsae.experiments.accuracies import accuracy_facts
 from patchsae.experiments.any_clip import AnyCLIP, prompts_in_words
 from patchsae.experiments.compare.crossed_result import SIDES, CrossedResult
 from patchsae.experiments.compare.options import CrossOptions
-from patchsae.experiments.mask.embeddings import ABLATE, KEEP, RECONSTRUCTION, UNMODIFIED, Variant
+from patchsae.experiments.mask.embeddings import ABLATE, KEEP, RECONSTRUCTION, UNMODIFIED, Masking
 from patchsae.experiments.mask.section import ON_RANKED_IMAGES, replaced_tokens
 from patchsae.experiments.shown import rest_of_classes, shown_labels
 from patchsae.experiments.stream.fold import FoldResult
@@ -75,7 +75,7 @@ def crossed_curves(result: CrossedResult, side: int) -> Figure:
     model, names = result.models[side], result.distinct_names
     keep, ablate = (
         {
-            f"ranked by {name}": [model.accuracy(Variant(letter, mode, k)) for k in model.ks]
+            f"ranked by {name}": [model.accuracy(Masking(letter, mode, k)) for k in model.ks]
             for letter, name in zip(SIDES, names, strict=True)
         }
         for mode in (KEEP, ABLATE)
@@ -91,7 +91,7 @@ def recall_maps(result: CrossedResult, mode: str) -> Figure:
     panels = {}
     for ranking, source in zip(SIDES, names, strict=True):
         for model, where in zip(result.models, names, strict=True):
-            recalls = [model.recall(Variant(ranking, mode, k)) for k in ks]
+            recalls = [model.recall(Masking(ranking, mode, k)) for k in ks]
             rows = [[recall[label] for recall in recalls] for label in seen]
             panels[f"ranked by {source}\nin {where}"] = np.asarray(rows, np.float64)
     return recall_panels(panels, [result.classnames[label] for label in seen], [f"{k:,}" for k in ks], "k (latents)")
@@ -114,6 +114,6 @@ def _accuracies(result: CrossedResult, mode: str) -> dict[str, list[Any]]:
     columns: dict[str, list[Any]] = {"k": result.models[0].ks}
     for ranking, source in zip(SIDES, result.distinct_names, strict=True):
         for model, where in zip(result.models, result.distinct_names, strict=True):
-            accuracies = [100 * model.accuracy(Variant(ranking, mode, k)) for k in model.ks]
+            accuracies = [100 * model.accuracy(Masking(ranking, mode, k)) for k in model.ks]
             columns[f"ranked by {source}, in {where}"] = accuracies
     return columns

@@ -13,7 +13,7 @@ from patchsae.experiments.compare.options import CompareOptions
 from patchsae.experiments.compare.pair_table import overlap
 from patchsae.experiments.compare.result import Comparison
 from patchsae.experiments.compare.side import Side
-from patchsae.experiments.compare.transitions import KINDS, NORMALISATIONS
+from patchsae.experiments.compare.transitions import NORMALISATIONS, TRANSITIONS
 from patchsae.experiments.pictures import Seen, activations, name_of, tiles_of
 from patchsae.experiments.shown import left_out, rest_of_classes, shown_labels
 from patchsae.experiments.stream.fold import FoldResult
@@ -102,12 +102,12 @@ def _transitions(part: Section, comparison: Comparison, shown: Sequence[int]) ->
         shares = [found.mean_shares(of, labels) for labels in groups.values()]
         means[f"% of {meaning}"] = [[100 * share for share in of_group] for of_group in shares]
     table = {"mean over classes": list(means)}
-    for position, kind in enumerate(KINDS):
+    for position, kind in enumerate(TRANSITIONS):
         table[kind] = [" / ".join(fixed(row[position], 2) for row in rows) for rows in means.values()]
     told_apart = "" if len(groups) == 1 else f" In every field: {' / '.join(groups)} classes."
     part.table(table, f"Latents of a class, and the same in per cent of several wholes.{told_apart}")
     rest = rest_of_classes(len(shown), len(names))
-    series = {kind: [float(found.counts[label, column]) for label in shown] for column, kind in enumerate(KINDS)}
+    series = {kind: [float(found.counts[label, column]) for label in shown] for column, kind in enumerate(TRANSITIONS)}
     figure = plots.class_dots([names[label] for label in shown], series, "latents", percent=False)
     part.figure(figure, f"Latents of every kind in every class.{rest} All: transitions.csv.")
 

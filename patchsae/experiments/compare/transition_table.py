@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from patchsae.experiments.compare.result import Comparison
-from patchsae.experiments.compare.transitions import KINDS, NORMALISATIONS, Transitions
+from patchsae.experiments.compare.transitions import NORMALISATIONS, TRANSITIONS, Transitions
 
 
 def transition_columns(comparison: Comparison) -> dict[str, list[Any]]:
@@ -33,4 +33,4 @@ def transition_columns(comparison: Comparison) -> dict[str, list[Any]]:
 def _kinds(found: Transitions, labels: list[int]) -> list[tuple[str, float, tuple[float, ...]]]:
     """(kind, mean number of latents, mean share under every normalisation) over some classes."""
     shares = zip(*(found.mean_shares(of, labels) for of in NORMALISATIONS), strict=True)
-    return list(zip(KINDS, found.mean_counts(labels), shares, strict=True))
+    return list(zip(TRANSITIONS, found.mean_counts(labels), shares, strict=True))

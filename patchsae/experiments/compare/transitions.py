@@ -14,7 +14,7 @@ from torch import Tensor
 
 from patchsae.experiments.classes.rankings import rank_by
 
-KINDS = ("high/high", "high->low", "low->high")
+TRANSITIONS = ("high/high", "high->low", "low->high")
 NORMALISATIONS = {
     "high": "the number of latents asked for as high",
     "high_a": "the latents high in A",
@@ -32,7 +32,7 @@ class Transitions:
     """Latents of C classes by where they rank on side A and on side B."""
 
     counts: Tensor
-    """int64 [C, 3]: latents of every kind, in the order of ``KINDS``."""
+    """int64 [C, 3]: latents of every kind, in the order of ``TRANSITIONS``."""
     denominators: dict[str, Tensor]
     """int64 [C] for each of ``NORMALISATIONS``."""
 

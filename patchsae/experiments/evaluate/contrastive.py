@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from patchsae.experiments.mask.embeddings import Variant
+from patchsae.experiments.mask.embeddings import Masking
 
 
 def contrastive_loss(images: Tensor, texts: Tensor, scale: float) -> Tensor:
@@ -38,7 +38,7 @@ def lowest_contrastive_loss(labels: Tensor) -> float:
 class Contrastive:
     """Contrastive losses, means over batches of the same size."""
 
-    losses: Mapping[Variant, float]
+    losses: Mapping[Masking, float]
     lowest: float
     """The mean of :func:`lowest_contrastive_loss`."""
     batches: int
@@ -46,30 +46,30 @@ class Contrastive:
 
 
 class ContrastiveSums:
-    """Sums of the contrastive losses of some variants of the same images.
+    """Sums of the contrastive losses of some maskings of the same images.
 
     Batches of another size (the last one; one with an unreadable image) are left out: the loss grows with the logarithm
     of the size.
 
     Args:
-        variants: V ways of embedding the images.
+        maskings: V ways of embedding the images.
         captions: unit-norm [C, E], the text of every class.
         scale: CLIP's factor on the cosines.
         batch_size: images of a batch that counts.
     """
 
-    def __init__(self, variants: Sequence[Variant], captions: Tensor, scale: float, batch_size: int) -> None:
-        self.variants = tuple(variants)
+    def __init__(self, maskings: Sequence[Masking], captions: Tensor, scale: float, batch_size: int) -> None:
+        self.maskings = tuple(maskings)
         self.captions, self.scale, self.batch_size = captions, scale, batch_size
         self.batches = 0
-        self.sums = torch.zeros(len(self.variants) + 1, dtype=torch.float64)
+        self.sums = torch.zeros(len(self.maskings) + 1, dtype=torch.float64)
 
-    def update(self, embeddings: Mapping[Variant, Tensor], labels: Tensor) -> None:
-        """Take in a batch: variant -> unit-norm [B, E] for every variant, labels int64 [B] in 0 .. C - 1."""
+    def update(self, embeddings: Mapping[Masking, Tensor], labels: Tensor) -> None:
+        """Take in a batch: masking -> unit-norm [B, E] for every masking, labels int64 [B] in 0 .. C - 1."""
         if len(labels) != self.batch_size:
             return
         texts = self.captions[labels.to(self.captions.device)]
-        losses = [float(contrastive_loss(embeddings[v], texts, self.scale)) for v in self.variants]
+        losses = [float(contrastive_loss(embeddings[m], texts, self.scale)) for m in self.maskings]
         self.sums += torch.tensor([*losses, lowest_contrastive_loss(labels)], dtype=torch.float64)
         self.batches += 1
 
@@ -88,4 +88,4 @@ class ContrastiveSums:
         if self.batches == 0:
             return None
         *losses, lowest = (self.sums / self.batches).tolist()
-        return Contrastive(dict(zip(self.variants, losses, strict=True)), lowest, self.batches)
+        return Contrastive(dict(zip(self.maskings, losses, strict=True)), lowest, self.batches)

@@ -21,7 +21,7 @@ from patchsae.experiments.evaluate.concepts import ConceptCounts
 from patchsae.experiments.evaluate.contrastive import ContrastiveSums
 from patchsae.experiments.evaluate.options import EvaluateOptions
 from patchsae.experiments.evaluate.quality import QualityCounts
-from patchsae.experiments.evaluate.result import CLS_ONLY, VARIANTS, EvaluateResult
+from patchsae.experiments.evaluate.result import CLS_ONLY, MASKINGS, EvaluateResult
 from patchsae.experiments.evaluate.section import section
 from patchsae.experiments.mask.embeddings import RECONSTRUCTION, UNMODIFIED
 from patchsae.experiments.mask.recall import RecallCounts
@@ -158,8 +158,8 @@ class Evaluation:
         self._quality = QualityCounts(size, tokens, clip.width, clip.device)
         self._recall = self._contrastive = self._concepts = None
         if reader.classifier is not None and reader.captions is not None:
-            self._recall = RecallCounts(VARIANTS, reader.classifier)
-            self._contrastive = ContrastiveSums(VARIANTS, reader.captions, clip.logit_scale, reader.batch_size)
+            self._recall = RecallCounts(MASKINGS, reader.classifier)
+            self._contrastive = ContrastiveSums(MASKINGS, reader.captions, clip.logit_scale, reader.batch_size)
         if reader.concepts is not None:
             self._concepts = ConceptCounts(reader.concepts.names, size, tokens, clip.device)
 

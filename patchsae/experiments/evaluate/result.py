@@ -12,10 +12,10 @@ from patchsae.disk.runs import Stage
 from patchsae.experiments.evaluate.concepts import ConceptScores
 from patchsae.experiments.evaluate.contrastive import Contrastive
 from patchsae.experiments.evaluate.quality import Quality, TokenQuality
-from patchsae.experiments.mask.embeddings import RECONSTRUCTION, UNMODIFIED, Variant
+from patchsae.experiments.mask.embeddings import RECONSTRUCTION, UNMODIFIED, Masking
 
-CLS_ONLY = Variant("none", "cls reconstructed", 0)
-VARIANTS = (UNMODIFIED, RECONSTRUCTION, CLS_ONLY)
+CLS_ONLY = Masking("none", "cls reconstructed", 0)
+MASKINGS = (UNMODIFIED, RECONSTRUCTION, CLS_ONLY)
 TOKEN_GROUPS = ("all", "cls", "patches")
 
 _CONCEPT_TENSORS = tuple(field.name for field in fields(ConceptScores) if field.name not in ("names", "images"))
@@ -31,7 +31,7 @@ class EvaluateResult:
     batch_size: int
     """Images in the batches of the contrastive loss."""
     correct: Tensor | None
-    """int64 [3, C]: correctly classified images of every class, for each of VARIANTS."""
+    """int64 [3, C]: correctly classified images of every class, for each of MASKINGS."""
     classified: Tensor | None
     """int64 [C]: images of every class."""
     contrastive: Contrastive | None
@@ -40,11 +40,11 @@ class EvaluateResult:
     raw_concepts: ConceptScores | None
     """The same with dimensions of the residual stream in the place of latents."""
 
-    def accuracy(self, variant: Variant) -> float | None:
+    def accuracy(self, masking: Masking) -> float | None:
         """Zero-shot accuracy over all images."""
         if self.correct is None or self.classified is None:
             return None
-        return int(self.correct[VARIANTS.index(variant)].sum()) / int(self.classified.sum())
+        return int(self.correct[MASKINGS.index(masking)].sum()) / int(self.classified.sum())
 
     @property
     def figures(self) -> dict[str, float | int | None]:
@@ -59,10 +59,10 @@ class EvaluateResult:
             "dense": quality.dense(self.dense_above),
             "dense_above": self.dense_above,
         }
-        for variant in VARIANTS:
-            name = variant.mode.replace(" ", "_")
-            figures[f"contrastive_{name}"] = None if loss is None else loss.losses[variant]
-            figures[f"accuracy_{name}"] = self.accuracy(variant)
+        for masking in MASKINGS:
+            name = masking.mode.replace(" ", "_")
+            figures[f"contrastive_{name}"] = None if loss is None else loss.losses[masking]
+            figures[f"accuracy_{name}"] = self.accuracy(masking)
         figures["contrastive_lowest"] = None if loss is None else loss.lowest
         figures["contrastive_batch"] = self.batch_size
         for name, scores in (("concept", concepts), ("raw_concept", raw)):
@@ -80,9 +80,9 @@ class EvaluateResult:
         """A row for the model unmodified, with all tokens reconstructed, and with CLS alone reconstructed."""
         losses = None if self.contrastive is None else self.contrastive.losses
         return {
-            "variant": [variant.name for variant in VARIANTS],
-            "contrastive_loss": [None if losses is None else losses[variant] for variant in VARIANTS],
-            "zero_shot_accuracy": [self.accuracy(variant) for variant in VARIANTS],
+            "variant": [masking.name for masking in MASKINGS],
+            "contrastive_loss": [None if losses is None else losses[masking] for masking in MASKINGS],
+            "zero_shot_accuracy": [self.accuracy(masking) for masking in MASKINGS],
         }
 
     def concept_columns(self) -> dict[str, list[Any]]:
@@ -123,7 +123,7 @@ class EvaluateResult:
             groups = {name: TokenQuality(**_unknown(plain["tokens"][name])) for name in TOKEN_GROUPS}
             loss = plain["contrastive"]
             if loss is not None:
-                losses = dict(zip(VARIANTS, loss["losses"], strict=True))
+                losses = dict(zip(MASKINGS, loss["losses"], strict=True))
                 loss = Contrastive(losses, loss["lowest"], loss["batches"])
             return EvaluateResult(
                 quality=Quality(**groups, l0=tensors["l0"], fired=tensors["fired"]),
@@ -145,7 +145,7 @@ class EvaluateResult:
             "batch_size": self.batch_size,
             "tokens": {group: {name: _known(v) for name, v in row.items()} for group, row in tokens.items()},
             "contrastive": loss
-            and {"losses": [loss.losses[v] for v in VARIANTS], "lowest": loss.lowest, "batches": loss.batches},
+            and {"losses": [loss.losses[m] for m in MASKINGS], "lowest": loss.lowest, "batches": loss.batches},
             "concepts": self.concepts and {"names": self.concepts.names, "images": self.concepts.images},
             "raw_concepts": self.raw_concepts
             and {"names": self.raw_concepts.names, "images": self.raw_concepts.images},

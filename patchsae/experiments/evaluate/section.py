@@ -15,7 +15,7 @@ from patchsae.experiments.any_clip import prompts_in_words
 from patchsae.experiments.evaluate.concepts import ConceptScores
 from patchsae.experiments.evaluate.options import EvaluateOptions
 from patchsae.experiments.evaluate.quality import Quality
-from patchsae.experiments.evaluate.result import CLS_ONLY, VARIANTS, EvaluateResult
+from patchsae.experiments.evaluate.result import CLS_ONLY, MASKINGS, EvaluateResult
 from patchsae.experiments.mask.embeddings import RECONSTRUCTION, UNMODIFIED
 from patchsae.experiments.stream.fold import FoldResult
 from patchsae.models.clip import SplitCLIP
@@ -137,7 +137,7 @@ def _classification(part: Section, result: EvaluateResult, clip: SplitCLIP, opti
         )
     part.table(
         {
-            "residual stream": [_IN_WORDS[variant] for variant in VARIANTS],
+            "residual stream": [_IN_WORDS[masking] for masking in MASKINGS],
             "contrastive loss": columns["contrastive_loss"],
             "zero-shot accuracy, %": [100 * accuracy for accuracy in columns["zero_shot_accuracy"]],
         },

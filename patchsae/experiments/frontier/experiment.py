@@ -65,7 +65,7 @@ def run(
     trained = [member for member in members if member.diverged is None]
     if not trained:
         raise ValueError(f"all {len(members)} autoencoders of the sweep diverged; expected at least one to judge")
-    listed = {member.cell.name: member.diverged or "trained" for member in members}
+    listed = {member.trial.name: member.diverged or "trained" for member in members}
     job = Job.of(job)
     changed = job.parallel.is_first and (job.stage.config or {}).get("members", listed) != listed
 
@@ -100,14 +100,14 @@ def _judge(
     for number, group in enumerate(groups, 1):
         label = "frontier" + ("" if len(groups) == 1 else f" ({number} of {len(groups)})")
         judges = [_Judge(members[i], clip, concepts) for i in group]
-        taps = Taps(clip, sorted({judge.member.cell.layer for judge in judges}))
+        taps = Taps(clip, sorted({judge.member.trial.layer for judge in judges}))
 
         def update(batch: Batch, judges: list[_Judge] = judges, taps: Taps = taps) -> None:
             tokens = taps.residual(batch.pixels).float()
             streams = {block: taps.stream(tokens, block) for block in taps.blocks}
             truth = None if concepts is None else truth_of(concepts, batch.index)
             for judge in judges:
-                judge.update(streams[judge.member.cell.layer], truth)
+                judge.update(streams[judge.member.trial.layer], truth)
 
         counts = {f"{i}.{name}": part for i, judge in enumerate(judges) for name, part in judge.accumulators.items()}
         folded = fold(dataset, clip.preprocess, update, counts, options, label=label, parallel=parallel)
@@ -118,8 +118,8 @@ def _judge(
 
 def _bytes(member: Member, clip: SplitCLIP, concepts: Concepts | None) -> int:
     """Memory of a judge: the parameters, again in low precision, and what its concept score counts."""
-    parameters = training_sizes(member.cell.config, clip.width, clip.image_tokens).parameters
-    latents = member.cell.config.expansion * clip.width
+    parameters = training_sizes(member.trial.config, clip.width, clip.image_tokens).parameters
+    latents = member.trial.config.expansion * clip.width
     counted = 0 if concepts is None else 8 * latents * len(THRESHOLDS) * (len(concepts.names) + 1)
     return parameters + parameters // 2 + counted
 
@@ -131,7 +131,7 @@ class _Judge:
         self.member = member
         self.sae: SparseAutoencoder = load_sae(member.stage.path, clip.device)
         latents, tokens = self.sae.config.d_sae, clip.image_tokens
-        self.cls_only = member.cell.config.cls_only
+        self.cls_only = member.trial.config.cls_only
         self.quality = QualityCounts(latents, 1 if self.cls_only else tokens, clip.width, clip.device)
         self.concepts: ConceptCounts | None = None
         if concepts is not None:
@@ -149,16 +149,16 @@ class _Judge:
             self.concepts.update(self.sae.encode(residual) if self.cls_only else latents, *truth)
 
     def finish(self) -> Point:
-        cell, quality = self.member.cell, self.quality.finalize()
+        trial, quality = self.member.trial, self.quality.finalize()
         tokens = quality.all
         scores = None if self.concepts is None else self.concepts.finalize()
-        option, value = cell.strength
+        option, value = trial.strength
         latents = self.sae.config.d_sae
         return Point(
-            name=cell.name,
-            variant=cell.config.variant,
-            block=cell.layer,
-            expansion=cell.config.expansion,
+            name=trial.name,
+            variant=trial.config.variant,
+            block=trial.layer,
+            expansion=trial.config.expansion,
             latents=latents,
             option=option,
             value=float(value),

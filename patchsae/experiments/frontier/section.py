@@ -64,7 +64,7 @@ def section(points: Sequence[Point], members: Sequence[Member], images: str, sta
     part = Section("Frontier", lead)
     for member in members:
         if member.diverged is not None:
-            part.text(f"{member.cell.name} diverged and is left out: {member.diverged}")
+            part.text(f"{member.trial.name} diverged and is left out: {member.diverged}")
     caption = "Sparser is further left, better is further up; along a line only the sparsity option changes."
     part.figure(frontier_figure(points), caption)
     part.table(

@@ -23,11 +23,11 @@ CPU_TENSOR_BYTES = 16 << 20
 KEEP, ABLATE = "keep", "ablate"
 
 
-class Variant(NamedTuple):
-    """One way of replacing the residual stream."""
+class Masking(NamedTuple):
+    """What stands in the place of the residual stream: which of its latents are kept, or the stream as it is."""
 
     ranking: str
-    """Name of the ranking; "none" for the two variants that need none."""
+    """Name of the ranking; "none" for the two maskings that need none."""
     mode: str
     """"keep" the first k latents ("on" in the paper), "ablate" them ("off"), or "unmodified", or "reconstruction"."""
     k: int
@@ -37,13 +37,13 @@ class Variant(NamedTuple):
         return self.mode if self.ranking == "none" else f"{self.mode} {self.ranking} top {self.k}"
 
 
-UNMODIFIED = Variant("none", "unmodified", 0)
-RECONSTRUCTION = Variant("none", "reconstruction", 0)
+UNMODIFIED = Masking("none", "unmodified", 0)
+RECONSTRUCTION = Masking("none", "reconstruction", 0)
 
 
-def variants(rankings: Sequence[str], ks: Sequence[int]) -> list[Variant]:
-    """Every variant of a sweep in the order of its tables: the two without a ranking, then ranking by mode by k."""
-    swept = [Variant(ranking, mode, k) for ranking in rankings for mode in (KEEP, ABLATE) for k in ks]
+def maskings(rankings: Sequence[str], ks: Sequence[int]) -> list[Masking]:
+    """Every masking of a sweep in the order of its tables: the two without a ranking, then ranking by mode by k."""
+    swept = [Masking(ranking, mode, k) for ranking in rankings for mode in (KEEP, ABLATE) for k in ks]
     return [UNMODIFIED, RECONSTRUCTION, *swept]
 
 
@@ -60,7 +60,7 @@ def sweep_embeddings(
     labels: Tensor,
     rankings: Mapping[str, Tensor],
     options: TopKOptions,
-) -> dict[Variant, Tensor]:
+) -> dict[Masking, Tensor]:
     """Embed a batch of images with the residual stream replaced by what every mask leaves of it.
 
     The tower below the hooked block and the encode run once; every ranking costs one `pk.decode_sweep` and one
@@ -75,7 +75,7 @@ def sweep_embeddings(
             chunks that fit its budget (one image at least), equal to within one image.
 
     Returns:
-        variant -> float [B, E] of unit norm, one entry for each of :func:`variants`.
+        masking -> float [B, E] of unit norm, one entry for each of :func:`maskings`.
     """
     ks, residual = options.ks, clip.residual(pixels)
     replaced = residual[:, : clip.image_tokens] if options.keep_prompt_tokens else residual
@@ -101,7 +101,7 @@ def sweep_embeddings(
             reconstructions = _reconstructions(part, sae.W_dec, b_dec, rank, ks, class_ids, join)
             swept[name].append(_embed(clip, reconstructions, kept[chunk], together))
     for name, parts in swept.items():
-        result |= zip(variants([name], ks)[2:], torch.cat(parts, dim=1), strict=True)
+        result |= zip(maskings([name], ks)[2:], torch.cat(parts, dim=1), strict=True)
     return result
 
 

@@ -19,7 +19,7 @@ from patchsae.disk.hashing import fingerprint
 from patchsae.disk.runs import Stage
 from patchsae.experiments.any_clip import AnyCLIP, require_fit
 from patchsae.experiments.classes.experiment import Rankings
-from patchsae.experiments.mask.embeddings import sweep_embeddings, sweep_ks, variants
+from patchsae.experiments.mask.embeddings import maskings, sweep_embeddings, sweep_ks
 from patchsae.experiments.mask.options import MaskOptions
 from patchsae.experiments.mask.recall import RecallCounts
 from patchsae.experiments.mask.result import MaskResult
@@ -115,7 +115,7 @@ def _sweep(
     assert dataset.classnames is not None
     options = replace(options, ks=sweep_ks(options.ks, sae.config.d_sae))
     classifier = zero_shot(clip, dataset.classnames, templates, options)
-    counts = RecallCounts(variants(list(ranks), options.ks), classifier)
+    counts = RecallCounts(maskings(list(ranks), options.ks), classifier)
     ranks = {name: rank.to(clip.device) for name, rank in ranks.items()}
 
     def update(batch: Batch) -> None:
@@ -125,4 +125,4 @@ def _sweep(
     folded = job.fold(dataset, clip.preprocess, update, parts, options, label="mask")
     folded.require_images(dataset)
     correct, images = counts.finalize()
-    return MaskResult(counts.variants, tuple(dataset.classnames), correct, images), folded
+    return MaskResult(counts.maskings, tuple(dataset.classnames), correct, images), folded

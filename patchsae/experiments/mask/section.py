@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 
 from patchsae.data import ImageDataset
 from patchsae.experiments.any_clip import AnyCLIP, prompts_in_words
-from patchsae.experiments.mask.embeddings import ABLATE, KEEP, RECONSTRUCTION, UNMODIFIED, Variant
+from patchsae.experiments.mask.embeddings import ABLATE, KEEP, RECONSTRUCTION, UNMODIFIED, Masking
 from patchsae.experiments.mask.options import MaskOptions, TopKOptions
 from patchsae.experiments.mask.result import MaskResult
 from patchsae.experiments.shown import rest_of_classes, shown_labels
@@ -77,7 +77,7 @@ def accuracy_curves(result: MaskResult) -> Figure:
 
 
 def _accuracies(result: MaskResult, mode: str) -> dict[str, list[float]]:
-    return {name: [result.accuracy(Variant(name, mode, k)) for k in result.ks] for name in result.rankings}
+    return {name: [result.accuracy(Masking(name, mode, k)) for k in result.ks] for name in result.rankings}
 
 
 def _per_class(part: Section, result: MaskResult) -> None:
@@ -89,10 +89,10 @@ def _per_class(part: Section, result: MaskResult) -> None:
         return
     chosen = {
         "unmodified": UNMODIFIED,
-        f"only top {ks[-1]} kept": Variant(name, KEEP, ks[-1]),
-        f"top {ks[-1]} ablated": Variant(name, ABLATE, ks[-1]),
+        f"only top {ks[-1]} kept": Masking(name, KEEP, ks[-1]),
+        f"top {ks[-1]} ablated": Masking(name, ABLATE, ks[-1]),
     }
-    series = {title: [result.recall(variant)[label] or 0.0 for label in seen] for title, variant in chosen.items()}
+    series = {title: [result.recall(masking)[label] or 0.0 for label in seen] for title, masking in chosen.items()}
     part.heading("Recall per class")
     rest = rest_of_classes(len(seen), len(result.classnames))
     figure = plots.class_dots([result.classnames[label] for label in seen], series, "recall")

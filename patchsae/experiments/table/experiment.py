@@ -16,7 +16,7 @@ from patchsae.disk.runs import Run, Stage
 from patchsae.experiments import compare
 from patchsae.experiments.compare import Side, crossed
 from patchsae.experiments.compare.options import cross_options
-from patchsae.experiments.compare.transitions import KINDS, NORMALISATIONS
+from patchsae.experiments.compare.transitions import NORMALISATIONS, TRANSITIONS
 from patchsae.experiments.stream.job import Job
 from patchsae.experiments.table.cells import Cell
 from patchsae.experiments.table.options import TableOptions
@@ -123,7 +123,7 @@ def _write(share: str, cells_run: Run, stage: Stage, rows: Sequence[TableRow]) -
     first = next(iter(rows[0].accuracies))
     series = {
         kind: [100 * row.means[first].shares[share][position] if first in row.means else 0.0 for row in rows]
-        for position, kind in enumerate(KINDS)
+        for position, kind in enumerate(TRANSITIONS)
     }
     figure = plots.class_dots(names, series, f"% of {NORMALISATIONS[share]}", percent=False)
     section.figure(figure, f"Latents that stay high, turn low and turn high; mean over {first} classes.")

@@ -9,13 +9,13 @@ from typing import Any
 from patchsae.experiments.accuracies import improvement, with_harmonic_mean
 from patchsae.experiments.compare.crossed_result import CrossedResult
 from patchsae.experiments.compare.result import Comparison
-from patchsae.experiments.compare.transitions import KINDS, NORMALISATIONS
+from patchsae.experiments.compare.transitions import NORMALISATIONS, TRANSITIONS
 from patchsae.words import NOTHING, fixed
 
 
 @dataclass(frozen=True)
 class Means:
-    """The latents of a group of classes, averaged over those that have images; lists are in the order of ``KINDS``."""
+    """The latents of a group of classes, averaged over those with images; lists are in the order of ``TRANSITIONS``."""
 
     classes: int
     latents: list[float]
@@ -70,7 +70,7 @@ def markdown_columns(rows: Sequence[TableRow], of: str) -> dict[str, list[str]]:
     of: the normalisation of the shares, one of ``NORMALISATIONS``.
     """
     columns: dict[str, list[str]] = {"dataset": [row.dataset for row in rows], "adapter": [row.adapter for row in rows]}
-    for position, kind in enumerate(KINDS):
+    for position, kind in enumerate(TRANSITIONS):
         columns[kind] = [
             _joined(row.means[group].shares[of][position] if group in row.means else None for group in row.accuracies)
             for row in rows
@@ -100,13 +100,13 @@ def markdown(columns: Mapping[str, Sequence[str]], below: str) -> str:
 
 def _group_columns(row: TableRow, group: str) -> dict[str, Any]:
     means, accuracies = row.means.get(group), with_harmonic_mean(row.accuracies).get(group)
-    nothing = [None] * len(KINDS)
+    nothing = [None] * len(TRANSITIONS)
     columns: dict[str, Any] = {"cell": row.cell, "dataset": row.dataset, "adapter": row.adapter, "group": group}
     columns["classes"] = means.classes if means else None
-    columns |= dict(zip(KINDS, means.latents if means else nothing, strict=True))
+    columns |= dict(zip(TRANSITIONS, means.latents if means else nothing, strict=True))
     for of in NORMALISATIONS:
         shares = means.shares[of] if means else nothing
-        columns |= {f"{kind} of {of}": share for kind, share in zip(KINDS, shares, strict=True)}
+        columns |= {f"{kind} of {of}": share for kind, share in zip(TRANSITIONS, shares, strict=True)}
     first, second = accuracies or (None, None)
     delta = improvement(*accuracies) if accuracies else None
     return columns | {"accuracy_a": first, "accuracy_b": second, "delta": delta}

@@ -6,12 +6,12 @@ import itertools
 from dataclasses import dataclass, fields
 from typing import Any
 
-from patchsae.training.config import STRENGTH, SWEPT, Recipe, TrainConfig, Variant
+from patchsae.training.config import STRENGTH, SWEPT, TrainConfig, TrainRecipe, VariantName
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One autoencoder of a grid."""
+class Trial:
+    """One autoencoder of a grid: a combination of its values, on one block."""
 
     layer: int
     """Block whose output it reads, 0-based."""
@@ -32,11 +32,11 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Grid(Recipe):
+class Grid(TrainRecipe):
     """The recipe of `train`. Where an option takes several values, every combination is trained; a variant is combined
     with the values of its own sparsity option only."""
 
-    variant: tuple[Variant, ...] = ("relu",)
+    variant: tuple[VariantName, ...] = ("relu",)
     """Variants: relu, topk, batchtopk, jumprelu, gated, matryoshka."""
     expansion: tuple[int, ...] = (64,)
     """Latents per dimension of the residual stream."""
@@ -55,16 +55,16 @@ class Grid(Recipe):
             raise ValueError(
                 f"latent_shards is {self.latent_shards}; processes share the images of a sweep, so expected 1"
             )
-        self.cells([0])  # each has its values checked
+        self.trials([0])  # each has its values checked
 
-    def cells(self, blocks: list[int]) -> list[Cell]:
+    def trials(self, blocks: list[int]) -> list[Trial]:
         """All autoencoders of the grid, on these blocks (0-based); values that are given twice count once."""
-        shared = {field.name: getattr(self, field.name) for field in fields(Recipe) if field.name not in SWEPT}
-        found: dict[str, Cell] = {}
+        shared = {field.name: getattr(self, field.name) for field in fields(TrainRecipe) if field.name not in SWEPT}
+        found: dict[str, Trial] = {}
         for layer, variant, expansion in itertools.product(blocks, self.variant, self.expansion):
             option = STRENGTH[variant]
             for value in getattr(self, option):
                 chosen: dict[str, Any] = {"variant": variant, "expansion": expansion, option: value}
-                cell = Cell(layer, TrainConfig(**shared, **chosen))
-                found.setdefault(cell.name, cell)
+                trial = Trial(layer, TrainConfig(**shared, **chosen))
+                found.setdefault(trial.name, trial)
         return list(found.values())

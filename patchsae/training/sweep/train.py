@@ -17,7 +17,7 @@ from patchsae.training.learner import Learner
 from patchsae.training.loggers import check_names
 from patchsae.training.loop import Loop
 from patchsae.training.origin import Origin
-from patchsae.training.sweep.grid import Cell
+from patchsae.training.sweep.grid import Trial
 from patchsae.training.sweep.groups import announce, fit
 from patchsae.training.trainee import Trainee, begin, diverged
 
@@ -26,7 +26,7 @@ from patchsae.training.trainee import Trainee, begin, diverged
 class Member:
     """An autoencoder of a sweep, done with."""
 
-    cell: Cell
+    trial: Trial
     stage: Stage
     """Finished, and `load_sae(stage.path)` opens it; not where it diverged."""
     diverged: str | None
@@ -35,7 +35,7 @@ class Member:
 
 def train_grid(
     origin: Origin,
-    cells: Sequence[Cell],
+    trials: Sequence[Trial],
     run: Run,
     *,
     memory: int,
@@ -43,36 +43,36 @@ def train_grid(
     log: Sequence[str] = (),
     parallel: Parallel | None = None,
 ) -> list[Member]:
-    """Train the cells that are not finished yet, as many at a time as fit into `memory`, or go on with them.
+    """Run the trials that are not finished yet, as many at a time as fit into `memory`, or go on with them.
 
     What is needed and how it is cut is announced on standard error before it begins. An autoencoder whose loss is not
     finite is dropped with a warning; the others go on.
 
     Args:
-        cells: of one `Grid`, so that all see the same tokens.
-        run: receives a stage per cell, under its name, with what `patchsae.training.trainer.train` leaves; one that was
+        trials: of one `Grid`, so that all see the same tokens.
+        run: receives a stage per trial, under its name, with what `patchsae.training.trainer.train` leaves; one that was
             dropped keeps its checkpoints, and diverged.json says why.
         memory: bytes of each process; see `groups.group_bytes`.
         origin, overwrite, log, parallel: as for `patchsae.training.trainer.train`; processes share the images alone.
 
     Raises:
-        TooLarge: a cell does not fit alone; nothing was written.
+        TooLarge: a trial does not fit alone; nothing was written.
         Interrupted: SIGINT or SIGTERM, after the checkpoints were written.
-        ConfigDiffers: a cell was begun with other settings.
+        ConfigDiffers: a trial was begun with other settings.
         BadImage: an image cannot be decoded and `on_bad_image` is "stop".
     """
     parallel = parallel or Alone(origin.device)
     check_names(log)
-    finished = parallel.broadcast([run.stage(cell.name).finished and not overwrite for cell in cells])
-    waiting = [cell for cell, done in zip(cells, finished, strict=True) if not done]
+    finished = parallel.broadcast([run.stage(trial.name).finished and not overwrite for trial in trials])
+    waiting = [trial for trial, done in zip(trials, finished, strict=True) if not done]
     groups = fit(origin, waiting, memory, parallel.data_size)
     if groups and parallel.is_first:
         announce(origin, groups, memory, parallel.data_size)
     sweep = _Sweep(origin, run, overwrite, log, parallel)
-    sweep.train([cell for cell in cells if cell not in waiting], run.root.name)  # says so
+    sweep.train([trial for trial in trials if trial not in waiting], run.root.name)  # says so
     for number, group in enumerate(groups, 1):
         sweep.train(group, run.root.name + ("" if len(groups) == 1 else f" ({number} of {len(groups)})"))
-    return [Member(cell, run.stage(cell.name), diverged(run.stage(cell.name))) for cell in cells]
+    return [Member(trial, run.stage(trial.name), diverged(run.stage(trial.name))) for trial in trials]
 
 
 @dataclass(frozen=True)
@@ -85,29 +85,29 @@ class _Sweep:
     log: Sequence[str]
     parallel: Parallel
 
-    def train(self, cells: Sequence[Cell], label: str) -> None:
+    def train(self, trials: Sequence[Trial], label: str) -> None:
         """A group, in one pass over the images."""
-        if not cells:
+        if not trials:
             return
         origin = self.origin
         # settings that do not fit are refused before any stage has begun
-        feed = origin.feed(cells[0].config, sorted({cell.layer for cell in cells}), self.parallel)
-        learners = [self._learner(cell) for cell in cells]
+        feed = origin.feed(trials[0].config, sorted({trial.layer for trial in trials}), self.parallel)
+        learners = [self._learner(trial) for trial in trials]
         with ExitStack() as stages:
-            begun = [self._begun(cell, learner, stages) for cell, learner in zip(cells, learners, strict=True)]
+            begun = [self._begun(trial, learner, stages) for trial, learner in zip(trials, learners, strict=True)]
             trainees = [trainee for trainee in begun if trainee is not None]
             if trainees:
                 Loop(feed, trainees, label, dropping=True).run(origin.images, self.log)
 
-    def _learner(self, cell: Cell) -> Learner:
-        metadata = self.origin.metadata(cell.config, cell.layer)
-        return Learner(cell.config, self.origin.width, self.origin.device, self.parallel, metadata)
+    def _learner(self, trial: Trial) -> Learner:
+        metadata = self.origin.metadata(trial.config, trial.layer)
+        return Learner(trial.config, self.origin.width, self.origin.device, self.parallel, metadata)
 
-    def _begun(self, cell: Cell, learner: Learner, stages: ExitStack) -> Trainee | None:
-        """None for a cell that is finished, or diverged."""
-        stage = stages.enter_context(self.run.stage(cell.name, "sweep"))
-        settings = self.origin.settings(cell.config, cell.layer)
+    def _begun(self, trial: Trial, learner: Learner, stages: ExitStack) -> Trainee | None:
+        """None for a trial that is finished, or diverged."""
+        stage = stages.enter_context(self.run.stage(trial.name, "sweep"))
+        settings = self.origin.settings(trial.config, trial.layer)
         proceed = begin(stage, settings, self.overwrite, self.parallel)
         if not proceed or self.parallel.broadcast(diverged(stage)) is not None:
             return None
-        return Trainee(learner, stage, cell.layer)
+        return Trainee(learner, stage, trial.layer)

@@ -16,7 +16,7 @@ from patchsae.experiments.classes.rankings import rank_by
 from patchsae.experiments.compare import Comparison, Side, crossed
 from patchsae.experiments.compare.crossed_result import CrossedResult
 from patchsae.experiments.compare.options import CompareOptions, CrossOptions, cross_options
-from patchsae.experiments.mask.embeddings import ABLATE, KEEP, RECONSTRUCTION, UNMODIFIED, Variant
+from patchsae.experiments.mask.embeddings import ABLATE, KEEP, RECONSTRUCTION, UNMODIFIED, Masking
 from patchsae.experiments.mask.options import TopKOptions
 from patchsae.report import build
 from tests.experiments.worlds import CountingCLIP, CountingSAE, S, make_images, make_prompted, make_sae, pixels_of
@@ -90,12 +90,12 @@ def test_the_four_cells_agree_with_dense_full_passes(clip, prompted, sae, compar
         for letter, counts in zip("ab", compared.class_counts, strict=True):
             rank = rank_by(counts)[labels]
             for k in KS:
-                expected[Variant(letter, KEEP, k)] = masked(model, sae, pixels, (rank < k).float(), keep_prompts)
-                expected[Variant(letter, ABLATE, k)] = masked(model, sae, pixels, (rank >= k).float(), keep_prompts)
-        assert set(expected) == set(mine.variants)
-        for variant, embedding in expected.items():
+                expected[Masking(letter, KEEP, k)] = masked(model, sae, pixels, (rank < k).float(), keep_prompts)
+                expected[Masking(letter, ABLATE, k)] = masked(model, sae, pixels, (rank >= k).float(), keep_prompts)
+        assert set(expected) == set(mine.maskings)
+        for masking, embedding in expected.items():
             counts = correct_counts(model, embedding.detach(), test, ["a {}."])
-            assert torch.equal(mine.correct[mine.variants.index(variant)], counts), variant
+            assert torch.equal(mine.correct[mine.maskings.index(masking)], counts), masking
 
 
 def test_prompt_tokens_stay_or_go(prompted, sae) -> None:
@@ -151,8 +151,8 @@ def test_tables_and_report(found) -> None:
     assert len(masks["k"]) == 2 * 2 * variants
     for row, (model, group, name) in enumerate(zip(masks["model"], masks["group"], masks["variant"], strict=True)):
         mine = result.models["ab".index(model)]
-        (variant,) = [v for v in mine.variants if v.name == name]
-        assert masks["accuracy"][row] == mine.accuracy(variant, result.class_groups[group])
+        (masking,) = [v for v in mine.maskings if v.name == name]
+        assert masks["accuracy"][row] == mine.accuracy(masking, result.class_groups[group])
     assert len(recall["recall"]) == 2 * variants * len(result.classnames)
     assert recall["model"] == ["a"] * (len(recall["model"]) // 2) + ["b"] * (len(recall["model"]) // 2)
     for name in ("masks_a", "masks_b", "recall_keep", "recall_ablate"):
@@ -165,8 +165,8 @@ def test_tables_and_report(found) -> None:
 
 def test_keeping_all_is_the_reconstruction_whoever_ranked(found) -> None:
     for model in found[0].models:
-        rows = [model.correct[model.variants.index(Variant(letter, KEEP, S))] for letter in "ab"]
-        full = model.correct[model.variants.index(RECONSTRUCTION)]
+        rows = [model.correct[model.maskings.index(Masking(letter, KEEP, S))] for letter in "ab"]
+        full = model.correct[model.maskings.index(RECONSTRUCTION)]
         assert torch.equal(rows[0], full)
         assert torch.equal(rows[1], full)
 
@@ -176,7 +176,7 @@ def test_a_result_reads_back(found) -> None:
     again = CrossedResult.load(run.stage("compare-test"))
     assert (again.names, again.groups, again.classnames) == (result.names, result.groups, result.classnames)
     for mine, theirs in zip(again.models, result.models, strict=True):
-        assert mine.variants == theirs.variants
+        assert mine.maskings == theirs.maskings
         assert torch.equal(mine.correct, theirs.correct)
 
 
@@ -185,7 +185,7 @@ def test_without_a_sweep_there_are_accuracies_alone(clip, prompted, sae, compare
     options = cross_options(COMPARE, TopKOptions(), swept=False)
     result = crossed.run(*sides_of(clip, prompted), sae, compared, make_images(TESTED, "val"), stage, options)
     assert result.accuracies == found[0].accuracies
-    assert result.models[0].variants == (UNMODIFIED, RECONSTRUCTION)
+    assert result.models[0].maskings == (UNMODIFIED, RECONSTRUCTION)
     assert not (stage.path / "masks_a.png").exists()
 
 

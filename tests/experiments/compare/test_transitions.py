@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from patchsae.experiments.compare.transitions import KINDS, NORMALISATIONS, transitions
+from patchsae.experiments.compare.transitions import NORMALISATIONS, TRANSITIONS, transitions
 
 S = 8
 counts = st.lists(st.lists(st.integers(0, 4), min_size=S, max_size=S), min_size=1, max_size=3)
@@ -72,7 +72,7 @@ def test_means_are_over_the_asked_classes() -> None:
     before = torch.tensor([[3, 2, 0, 0], [3, 2, 0, 0], [1, 1, 1, 1]])
     after = torch.tensor([[3, 2, 0, 0], [0, 0, 2, 3], [1, 1, 1, 1]])
     found = transitions(before, after, 2, 2)
-    assert dict(zip(KINDS, found.mean_counts([0, 1]), strict=True)) == {
+    assert dict(zip(TRANSITIONS, found.mean_counts([0, 1]), strict=True)) == {
         "high/high": 1.0,
         "high->low": 1.0,
         "low->high": 1.0,

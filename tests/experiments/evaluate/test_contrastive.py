@@ -52,13 +52,13 @@ def test_only_whole_batches_count_and_merging_adds() -> None:
         return sums
 
     whole = counted(0, 1, 2)
-    whole.update({variant: embedding[:3] for variant, embedding in batches[0].items()}, labels[:3])
+    whole.update({masking: embedding[:3] for masking, embedding in batches[0].items()}, labels[:3])
     found = whole.finalize()
     assert found is not None
     assert found.batches == 3
-    for variant in (UNMODIFIED, RECONSTRUCTION):
-        expected = sum(float(contrastive_loss(batch[variant], captions[labels], 7.0)) for batch in batches) / 3
-        assert found.losses[variant] == pytest.approx(expected, rel=1e-12)
+    for masking in (UNMODIFIED, RECONSTRUCTION):
+        expected = sum(float(contrastive_loss(batch[masking], captions[labels], 7.0)) for batch in batches) / 3
+        assert found.losses[masking] == pytest.approx(expected, rel=1e-12)
     assert found.lowest == pytest.approx(math.log(2) / 2)
     merged = counted(2)
     merged.merge(counted(0, 1))

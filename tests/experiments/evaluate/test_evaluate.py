@@ -18,7 +18,7 @@ from patchsae.experiments import evaluate
 from patchsae.experiments.evaluate.concepts import concept_scores
 from patchsae.experiments.evaluate.contrastive import contrastive_loss
 from patchsae.experiments.evaluate.experiment import ImageReader, raw_latents
-from patchsae.experiments.evaluate.result import CLS_ONLY, VARIANTS, EvaluateResult
+from patchsae.experiments.evaluate.result import CLS_ONLY, MASKINGS, EvaluateResult
 from patchsae.experiments.mask.embeddings import RECONSTRUCTION, UNMODIFIED
 from patchsae.models import prompts
 from patchsae.models.clip import SplitCLIP
@@ -72,14 +72,14 @@ def test_the_figures_are_those_of_a_dense_computation(clip, sae, stage) -> None:
     order = ImageReader(clip, dataset, OPTIONS).order
     assert sorted(order.tolist()) == list(range(N))
     assert result.contrastive.batches == N // 8
-    for variant in VARIANTS:
-        right = (embeddings[variant] @ weights.T).argmax(1) == labels
-        assert result.accuracy(variant) == pytest.approx(float(right.double().mean()))
+    for masking in MASKINGS:
+        right = (embeddings[masking] @ weights.T).argmax(1) == labels
+        assert result.accuracy(masking) == pytest.approx(float(right.double().mean()))
         losses = [
-            float(contrastive_loss(embeddings[variant][part], captions[labels[part]], clip.logit_scale))
+            float(contrastive_loss(embeddings[masking][part], captions[labels[part]], clip.logit_scale))
             for part in order[: N // 8 * 8].split(8)
         ]
-        assert result.contrastive.losses[variant] == pytest.approx(sum(losses) / len(losses), rel=1e-5)
+        assert result.contrastive.losses[masking] == pytest.approx(sum(losses) / len(losses), rel=1e-5)
 
 
 def test_the_concept_scores_are_those_of_all_latents_at_once(clip, sae, stage) -> None:
@@ -110,9 +110,9 @@ def test_a_perfect_autoencoder_changes_nothing(clip, tmp_path) -> None:
     assert result.quality.all.explained_variance == pytest.approx(1, abs=1e-9)
     assert result.quality.all.cosine == pytest.approx(1)
     assert result.quality.all.l0 == clip.width
-    for variant in (RECONSTRUCTION, CLS_ONLY):
-        assert result.accuracy(variant) == result.accuracy(UNMODIFIED)
-        assert result.contrastive.losses[variant] == pytest.approx(result.contrastive.losses[UNMODIFIED], rel=1e-6)
+    for masking in (RECONSTRUCTION, CLS_ONLY):
+        assert result.accuracy(masking) == result.accuracy(UNMODIFIED)
+        assert result.contrastive.losses[masking] == pytest.approx(result.contrastive.losses[UNMODIFIED], rel=1e-6)
 
 
 def test_tables_and_figures_say_the_same(stage) -> None:
@@ -130,8 +130,8 @@ def test_tables_and_figures_say_the_same(stage) -> None:
     assert len(stage.read_table("latents.parquet")["frequency"]) == S
     html = stage.load_json("section")["html"]
     assert "What CLIP still sees" in html
-    for what, variant in (("unmodified", "unmodified"), ("reconstructed", "reconstruction")):
-        share = words.percent(figures[f"accuracy_{variant}"])
+    for what, masking in (("unmodified", "unmodified"), ("reconstructed", "reconstruction")):
+        share = words.percent(figures[f"accuracy_{masking}"])
         assert f'<dt>accuracy, {what}</dt><dd title="{share}">{share}</dd>' in html
     assert "Intersection over union" in html
 

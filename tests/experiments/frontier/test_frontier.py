@@ -42,7 +42,9 @@ def clip(clip_folder: Path) -> SplitCLIP:
 def members(clip: SplitCLIP, tmp_path_factory: pytest.TempPathFactory) -> list[Member]:
     grid = Grid(variant=("relu", "topk"), k=(2, 4), l1=(0.01,), expansion=(4,), batch_size=4, total_images=16)
     images = open_images("shapes:train?n=16&size=16")
-    return train_grid(FromImages(clip, images), grid.cells([0, 1]), Run(tmp_path_factory.mktemp("saes")), memory=PLENTY)
+    return train_grid(
+        FromImages(clip, images), grid.trials([0, 1]), Run(tmp_path_factory.mktemp("saes")), memory=PLENTY
+    )
 
 
 def judge(root: Path, clip: SplitCLIP, members: list[Member], images: str = TEST, memory: int = PLENTY) -> Stage:
@@ -55,10 +57,10 @@ def test_figures_are_those_of_each_autoencoder_alone(
     tmp_path: Path, clip: SplitCLIP, clip_folder: Path, members: list[Member]
 ) -> None:
     table = judge(tmp_path, clip, members).read_table(TABLE)
-    assert list(table["name"]) == [member.cell.name for member in members]
+    assert list(table["name"]) == [member.trial.name for member in members]
     pixels = torch.cat([batch.pixels for batch in batches(open_images(TEST), clip.preprocess, 24)])
     for row, member in enumerate(members):
-        split = load_clip(f"local-dir:{clip_folder}", layer=member.cell.layer, device="cpu")
+        split = load_clip(f"local-dir:{clip_folder}", layer=member.trial.layer, device="cpu")
         x = split.residual(pixels).flatten(0, 1).double()
         sae = load_sae(member.stage.path, "cpu")
         z = sae.encode(x.float())
@@ -74,13 +76,13 @@ def test_figures_are_those_of_each_autoencoder_alone(
         for name, value in expected.items():
             assert table[name][row] == pytest.approx(value, rel=1e-5, abs=1e-7), name
         assert 0 < table["concept_precision"][row] < 1
-        assert (table["option"][row], table["value"][row]) == member.cell.strength
+        assert (table["option"][row], table["value"][row]) == member.trial.strength
 
 
 def test_what_was_trained_on_cls_is_judged_on_cls(tmp_path: Path, clip: SplitCLIP) -> None:
     grid = Grid(l1=(1e-4,), expansion=(4,), batch_size=4, total_images=16, cls_only=True)
     images = open_images("shapes:train?n=16&size=16")
-    (member,) = train_grid(FromImages(clip, images), grid.cells([0]), Run(tmp_path / "saes"), memory=PLENTY)
+    (member,) = train_grid(FromImages(clip, images), grid.trials([0]), Run(tmp_path / "saes"), memory=PLENTY)
     table = judge(tmp_path, clip, [member]).read_table(TABLE)
     pixels = torch.cat([batch.pixels for batch in batches(open_images(TEST), clip.preprocess, 24)])
     x = Taps(clip, [0]).residual(pixels)[:, 0]
@@ -105,8 +107,8 @@ def test_a_member_that_diverged_is_named_and_has_no_row(
     assert "already finished" in capsys.readouterr().out
     lost = replace(members[0], diverged="step 3 has a loss that is not finite")
     stage = judge(tmp_path, clip, [lost, *members[1:]])  # other members: written anew
-    assert list(stage.read_table(TABLE)["name"]) == [member.cell.name for member in members[1:]]
-    assert f"{lost.cell.name} diverged and is left out: step 3" in stage.load_json("section")["html"]
+    assert list(stage.read_table(TABLE)["name"]) == [member.trial.name for member in members[1:]]
+    assert f"{lost.trial.name} diverged and is left out: step 3" in stage.load_json("section")["html"]
     with pytest.raises(ValueError, match="all 1 autoencoders of the sweep diverged"):
         judge(tmp_path / "none", clip, [lost])
 

@@ -18,13 +18,13 @@ from patchsae.experiments.mask.embeddings import (
     KEEP,
     RECONSTRUCTION,
     UNMODIFIED,
-    Variant,
+    Masking,
     embedding_bytes,
     even_runs,
     images_per_chunk,
+    maskings,
     sweep_embeddings,
     sweep_ks,
-    variants,
 )
 from patchsae.experiments.mask.options import TopKOptions
 from patchsae.models.clip import load_clip
@@ -42,12 +42,12 @@ def make_rankings(seed: int = 0, latents: int = S) -> dict[str, torch.Tensor]:
 
 
 def compare(clip, sae, images, labels, rankings, ks, **options) -> float:
-    """Largest difference of any embedding from the naive sweep; the variants must be the same."""
+    """Largest difference of any embedding from the naive sweep; the maskings must be the same."""
     ours = sweep_embeddings(clip, sae, images, labels, rankings, TopKOptions(ks, **options))
     offset = options.get("bias_offset", 0.0)
     naive = naive_sweep(clip.model, clip.layer, sae.state_dict(), images, labels, rankings, ks, offset)
-    assert ours.keys() == naive.keys() == set(variants(list(rankings), ks))
-    return max(float((ours[variant] - naive[variant]).abs().max()) for variant in naive)
+    assert ours.keys() == naive.keys() == set(maskings(list(rankings), ks))
+    return max(float((ours[masking] - naive[masking]).abs().max()) for masking in naive)
 
 
 @examples(8)
@@ -68,7 +68,7 @@ def test_agrees_on_other_towers_and_blocks(variant, layer, sae, tmp_path) -> Non
 
 def one_by_one(
     clip, sae, images, labels, rankings, ks, offset: float, keep_prompts: bool
-) -> dict[Variant, torch.Tensor]:
+) -> dict[Masking, torch.Tensor]:
     """Every mask of every image decoded and embedded alone."""
     residual = clip.residual(images)
     count = clip.image_tokens if keep_prompts else residual.shape[1]
@@ -76,18 +76,18 @@ def one_by_one(
     def embed(decoded, image) -> torch.Tensor:
         return clip.embed(torch.cat([decoded + offset, residual[image, count:]])[None])[0]
 
-    found: dict[Variant, list[torch.Tensor]] = {variant: [] for variant in variants(list(rankings), ks)}
+    found: dict[Masking, list[torch.Tensor]] = {masking: [] for masking in maskings(list(rankings), ks)}
     for image, label in enumerate(labels.tolist()):
         latents = sae.encode(residual[image, :count])
         found[UNMODIFIED].append(clip.embed(residual[image : image + 1])[0])
         found[RECONSTRUCTION].append(embed(pk.decode(latents, sae.W_dec, sae.b_dec), image))
-        for variant in variants(list(rankings), ks)[2:]:
+        for masking in maskings(list(rankings), ks)[2:]:
             rank = (
-                rankings[variant.ranking] if rankings[variant.ranking].ndim == 1 else rankings[variant.ranking][label]
+                rankings[masking.ranking] if rankings[masking.ranking].ndim == 1 else rankings[masking.ranking][label]
             )
-            keep = rank < variant.k if variant.mode == KEEP else rank >= variant.k
-            found[variant].append(embed(pk.decode_masked(latents, keep, sae.W_dec, sae.b_dec), image))
-    return {variant: torch.stack(embeddings) for variant, embeddings in found.items()}
+            keep = rank < masking.k if masking.mode == KEEP else rank >= masking.k
+            found[masking].append(embed(pk.decode_masked(latents, keep, sae.W_dec, sae.b_dec), image))
+    return {masking: torch.stack(embeddings) for masking, embeddings in found.items()}
 
 
 @pytest.fixture(params=["cls alone", "whole blocks", "prompted"])
@@ -109,8 +109,8 @@ def test_masks_embedded_together_are_those_embedded_one_by_one(model, sae, keep_
         masks = TopKOptions(ks, budget_mb=budget, **options)
         together = sweep_embeddings(model, sae, some, labels, make_rankings(), masks)
         assert list(together) == list(alone)
-        for variant, expected in alone.items():
-            torch.testing.assert_close(together[variant], expected, rtol=0, atol=1e-6)
+        for masking, expected in alone.items():
+            torch.testing.assert_close(together[masking], expected, rtol=0, atol=1e-6)
 
 
 def embedded(clip, monkeypatch, run) -> list[int]:
@@ -220,8 +220,8 @@ def test_keeping_all_is_the_reconstruction_and_ablating_all_is_b_dec(clip, sae) 
     torch.testing.assert_close(result[UNMODIFIED], clip.embed(residual), rtol=0, atol=0)
     torch.testing.assert_close(result[RECONSTRUCTION], full, rtol=0, atol=1e-6)
     for name in ("class", "random"):
-        torch.testing.assert_close(result[Variant(name, KEEP, S)], full, rtol=0, atol=1e-6)
-        torch.testing.assert_close(result[Variant(name, ABLATE, S)], nothing, rtol=0, atol=1e-6)
+        torch.testing.assert_close(result[Masking(name, KEEP, S)], full, rtol=0, atol=1e-6)
+        torch.testing.assert_close(result[Masking(name, ABLATE, S)], nothing, rtol=0, atol=1e-6)
 
 
 def test_the_lower_tower_and_the_encoder_run_once(clip, sae) -> None:
@@ -240,11 +240,11 @@ def test_the_lower_tower_and_the_encoder_run_once(clip, sae) -> None:
 def test_each_image_is_masked_by_its_own_class(clip, sae) -> None:
     rankings = {"class": make_rankings()["class"]}
     some = pixels(1).expand(C, -1, -1, -1)
-    result = sweep_embeddings(clip, sae, some, torch.arange(C), rankings, TopKOptions((5,)))[Variant("class", KEEP, 5)]
+    result = sweep_embeddings(clip, sae, some, torch.arange(C), rankings, TopKOptions((5,)))[Masking("class", KEEP, 5)]
     for label in range(C):
         own = {"one": rankings["class"][label]}
         alone = sweep_embeddings(clip, sae, some[:1], torch.zeros(1).long(), own, TopKOptions((5,)))
-        torch.testing.assert_close(result[label], alone[Variant("one", KEEP, 5)][0], rtol=0, atol=1e-6)
+        torch.testing.assert_close(result[label], alone[Masking("one", KEEP, 5)][0], rtol=0, atol=1e-6)
     assert float((result[0] - result[1]).abs().max()) > 1e-3
 
 

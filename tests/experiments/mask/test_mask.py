@@ -18,7 +18,7 @@ from patchsae.experiments import classes, extract, mask
 from patchsae.experiments.classes import Rankings
 from patchsae.experiments.extract.options import ExtractOptions
 from patchsae.experiments.mask import MaskResult
-from patchsae.experiments.mask.embeddings import ABLATE, KEEP, RECONSTRUCTION, UNMODIFIED, Variant
+from patchsae.experiments.mask.embeddings import ABLATE, KEEP, RECONSTRUCTION, UNMODIFIED, Masking
 from patchsae.experiments.mask.options import MaskOptions
 from patchsae.experiments.mask.recall import RecallCounts
 from patchsae.experiments.zero_shot import ZeroShot
@@ -54,11 +54,11 @@ def test_counts_equal_those_of_full_forward_passes(clip, sae, rankings, swept) -
         clip.model, clip.layer, sae.state_dict(), pixels_of(clip, dataset), labels, rankings.ranks, (1, 10, S)
     )
     classifier = clip.text_classifier(dataset.classnames, list(OPTIONS.templates))
-    assert set(result.variants) == naive.keys()
-    for variant, embedding in naive.items():
+    assert set(result.maskings) == naive.keys()
+    for masking, embedding in naive.items():
         right = (embedding @ classifier.T).argmax(1) == labels
         expected = torch.bincount(labels[right], minlength=len(dataset.classnames))
-        assert torch.equal(result.correct[result.variants.index(variant)], expected), variant
+        assert torch.equal(result.correct[result.maskings.index(masking)], expected), masking
     assert torch.equal(result.images, torch.bincount(labels, minlength=len(dataset.classnames)))
 
 
@@ -69,8 +69,8 @@ def test_tables_have_named_rows(swept) -> None:
     assert accuracy["variant"][:3] == ["unmodified", "reconstruction", "keep class top 1"]
     assert len(accuracy["variant"]) == len(set(accuracy["variant"])) == 2 + 3 * 2 * 3
     for name, value in zip(accuracy["variant"], accuracy["accuracy"], strict=True):
-        (variant,) = [v for v in result.variants if v.name == name]
-        assert value == result.accuracy(variant)
+        (masking,) = [v for v in result.maskings if v.name == name]
+        assert value == result.accuracy(masking)
     assert (stage.path / "sweep.png").read_bytes().startswith(PNG)
     recall = stage.read_table("recall.csv")
     assert len(recall["variant"]) == len(accuracy["variant"]) * len(result.classnames)
@@ -83,9 +83,9 @@ def test_tables_have_named_rows(swept) -> None:
 def test_keeping_all_classifies_as_the_reconstruction_does(swept) -> None:
     result, _ = swept
     for name in ("class", "dataset", "random"):
-        row = result.correct[result.variants.index(Variant(name, KEEP, S))]
-        assert torch.equal(row, result.correct[result.variants.index(RECONSTRUCTION)])
-    gone = {result.accuracy(Variant(name, ABLATE, S)) for name in ("class", "dataset", "random")}
+        row = result.correct[result.maskings.index(Masking(name, KEEP, S))]
+        assert torch.equal(row, result.correct[result.maskings.index(RECONSTRUCTION)])
+    gone = {result.accuracy(Masking(name, ABLATE, S)) for name in ("class", "dataset", "random")}
     assert len(gone) == 1
 
 
@@ -170,9 +170,9 @@ def test_an_unknown_ranking_is_refused(clip, sae, rankings, tmp_path) -> None:
         mask.run(clip, sae, make_images(3), rankings, Run(tmp_path).stage("mask"), replace(OPTIONS, rankings=("size",)))
 
 
-def test_counts_of_other_variants_do_not_merge() -> None:
-    first, second = (RecallCounts([variant], ZeroShot(torch.eye(2))) for variant in (UNMODIFIED, RECONSTRUCTION))
-    with pytest.raises(ValueError, match="variants"):
+def test_counts_of_other_maskings_do_not_merge() -> None:
+    first, second = (RecallCounts([masking], ZeroShot(torch.eye(2))) for masking in (UNMODIFIED, RECONSTRUCTION))
+    with pytest.raises(ValueError, match="maskings"):
         first.merge(second)
 
 

@@ -12,7 +12,7 @@ from patchsae.disk.runs import Run
 from patchsae.experiments.accuracies import improvement
 from patchsae.experiments.compare import Comparison
 from patchsae.experiments.compare.crossed_result import CrossedResult
-from patchsae.experiments.compare.transitions import KINDS, NORMALISATIONS
+from patchsae.experiments.compare.transitions import NORMALISATIONS, TRANSITIONS
 from patchsae.experiments.table import Cell, TableRow
 from patchsae.report import build
 from tests.experiments.table import table_process
@@ -41,10 +41,10 @@ def test_fields_are_those_of_the_cells(made) -> None:
             labels = comparison.seen_labels[group]
             assert columns["classes"][line] == len(labels)
             latents = comparison.transitions.counts[labels].double().mean(0).tolist()
-            assert [columns[kind][line] for kind in KINDS] == pytest.approx(latents)
+            assert [columns[kind][line] for kind in TRANSITIONS] == pytest.approx(latents)
             for of in NORMALISATIONS:
                 shares = comparison.transitions.mean_shares(of, labels)
-                assert [columns[f"{kind} of {of}"][line] for kind in KINDS] == pytest.approx(shares)
+                assert [columns[f"{kind} of {of}"][line] for kind in TRANSITIONS] == pytest.approx(shares)
         assert columns["accuracy_a"][number * 4] is None  # all classes together: images compete within their group
         for group in ("base", "novel"):
             line = number * len(groups) + groups.index(group)

@@ -45,13 +45,13 @@ def sweep_in(
     **options: object,
 ) -> list[Member]:
     images = open_images(SOURCE) if dataset is None else dataset
-    cells = grid.cells(blocks)
+    trials = grid.trials(blocks)
     origin = FromImages(clip, images, {"images": SOURCE}, workers)
-    return train_grid(origin, cells, Run(root), memory=memory, **options)  # type: ignore[arg-type]
+    return train_grid(origin, trials, Run(root), memory=memory, **options)  # type: ignore[arg-type]
 
 
 def weights(members: list[Member]) -> dict[str, bytes]:
-    return {member.cell.name: (member.stage.path / "sae.safetensors").read_bytes() for member in members}
+    return {member.trial.name: (member.stage.path / "sae.safetensors").read_bytes() for member in members}
 
 
 def work(root: Path, clip_folder: Path, changes: dict[str, object]) -> None:

@@ -20,7 +20,7 @@ shares = st.lists(st.floats(0, 1e38), min_size=1, max_size=3)
 @given(variants, numbers, numbers, shares, shares)
 def test_a_grid_is_every_combination_once_under_a_name_of_its_own(variants, expansions, k, l1, l0) -> None:
     grid = Grid(variant=tuple(variants), expansion=tuple(expansions), k=tuple(k), l1=tuple(l1), l0=tuple(l0))
-    cells = grid.cells([2, 5])
+    trials = grid.trials([2, 5])
     axes = {"k": k, "l1": l1, "l0": l0}
     expected = {
         (layer, variant, expansion, value)
@@ -29,19 +29,19 @@ def test_a_grid_is_every_combination_once_under_a_name_of_its_own(variants, expa
         for expansion in expansions
         for value in axes[STRENGTH[variant]]
     }
-    found = [(c.layer, c.config.variant, c.config.expansion, c.strength[1]) for c in cells]
+    found = [(c.layer, c.config.variant, c.config.expansion, c.strength[1]) for c in trials]
     assert len(found) == len(expected)
     assert set(found) == expected
-    assert len({cell.name for cell in cells}) == len(cells)
-    for cell in cells:
-        Run("runs").stage(cell.name)  # a folder's name
+    assert len({trial.name for trial in trials}) == len(trials)
+    for trial in trials:
+        Run("runs").stage(trial.name)  # a folder's name
 
 
 def test_what_is_not_swept_is_the_same_for_all() -> None:
-    cells = Grid(variant=("relu", "topk"), k=(4, 8), lr=0.5, total_images=7).cells([0])
-    assert cells[0].config == TrainConfig(lr=0.5, total_images=7)
-    assert cells[2].config == TrainConfig(variant="topk", k=8, lr=0.5, total_images=7)
-    assert [cell.name for cell in cells] == ["relu-l1-8e-05-x64-block0", "topk-k4-x64-block0", "topk-k8-x64-block0"]
+    trials = Grid(variant=("relu", "topk"), k=(4, 8), lr=0.5, total_images=7).trials([0])
+    assert trials[0].config == TrainConfig(lr=0.5, total_images=7)
+    assert trials[2].config == TrainConfig(variant="topk", k=8, lr=0.5, total_images=7)
+    assert [trial.name for trial in trials] == ["relu-l1-8e-05-x64-block0", "topk-k4-x64-block0", "topk-k8-x64-block0"]
 
 
 def test_blocks_are_counted_as_python_counts() -> None:

@@ -35,10 +35,10 @@ def test_every_autoencoder_is_that_of_a_training_of_its_own(
     tmp_path: Path, clip: SplitCLIP, unbroken: dict[str, bytes]
 ) -> None:
     alone = {}
-    for cell in short_grid().cells([clip.layer]):
-        stage = Run(tmp_path).stage(cell.name)
-        train(FromImages(clip, open_images(SOURCE), {"images": SOURCE}), cell.config, stage)
-        alone[cell.name] = (stage.path / "sae.safetensors").read_bytes()
+    for trial in short_grid().trials([clip.layer]):
+        stage = Run(tmp_path).stage(trial.name)
+        train(FromImages(clip, open_images(SOURCE), {"images": SOURCE}), trial.config, stage)
+        alone[trial.name] = (stage.path / "sae.safetensors").read_bytes()
     assert clip.layer in BLOCKS
     assert alone == {name: unbroken[name] for name in alone}
 
@@ -51,7 +51,7 @@ def test_members_are_finished_stages_that_open_and_say_where_they_come_from(tmp_
         assert member.diverged is None
         sae = load_sae(member.stage.path, "cpu")
         assert sae.config.d_sae == 4 * clip.width
-        assert sae.config.metadata["layer"] == member.cell.layer
+        assert sae.config.metadata["layer"] == member.trial.layer
         assert sae.config.metadata["images"] == SOURCE
         assert [row["step"] for row in member.stage.metrics()] == list(range(1, 13))
         assert not list(member.stage.path.glob("checkpoints/*"))
@@ -70,8 +70,8 @@ def test_one_block_or_several_see_the_same_tokens(tmp_path: Path, clip: SplitCLI
 def test_a_sweep_that_does_not_fit_is_cut_and_ends_with_the_same_bits(
     tmp_path: Path, clip: SplitCLIP, unbroken: dict[str, bytes], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    cells, origin = short_grid().cells(BLOCKS), FromImages(clip, open_images(SOURCE))
-    memory = group_bytes(origin, cells[:2])  # those of the first block; those of the second take as much
+    trials, origin = short_grid().trials(BLOCKS), FromImages(clip, open_images(SOURCE))
+    memory = group_bytes(origin, trials[:2])  # those of the first block; those of the second take as much
     members = sweep_in(tmp_path / "saes", clip, short_grid(), memory=memory)
     assert "sweep: 4 autoencoders in 2 groups, each with a pass over the images" in capsys.readouterr().err
     assert weights(members) == unbroken
@@ -80,7 +80,7 @@ def test_a_sweep_that_does_not_fit_is_cut_and_ends_with_the_same_bits(
 def test_an_autoencoder_that_does_not_fit_alone_is_refused_before_anything_is_written(
     tmp_path: Path, clip: SplitCLIP
 ) -> None:
-    small, large = short_grid(variant=("topk",), expansion=(4, 64)).cells([0])
+    small, large = short_grid(variant=("topk",), expansion=(4, 64)).trials([0])
     origin = FromImages(clip, open_images(SOURCE))
     assert group_bytes(origin, [small]) < group_bytes(origin, [large])
     with pytest.raises(TooLarge, match="topk-k3-x64-block0 needs .* and .* may be used: .* --memory-gb"):
@@ -104,13 +104,13 @@ def test_a_finished_sweep_does_nothing_and_a_larger_grid_adds_to_it(
 ) -> None:
     grid = short_grid(variant=("topk",), total_images=8)
     before = sweep_in(tmp_path, clip, grid)
-    times = {member.cell.name: (member.stage.path / "sae.safetensors").stat().st_mtime_ns for member in before}
+    times = {member.trial.name: (member.stage.path / "sae.safetensors").stat().st_mtime_ns for member in before}
     more = sweep_in(tmp_path, clip, short_grid(variant=("topk",), total_images=8, k=(3, 5)))
     assert "already finished" in capsys.readouterr().out
     assert len(more) == 4
     for member in more:
         changed = (member.stage.path / "sae.safetensors").stat().st_mtime_ns
-        assert times.get(member.cell.name, changed) == changed
+        assert times.get(member.trial.name, changed) == changed
 
 
 def test_what_diverges_is_dropped_and_named_and_the_others_go_on(
@@ -118,11 +118,11 @@ def test_what_diverges_is_dropped_and_named_and_the_others_go_on(
 ) -> None:
     # so strong a sparsity term overflows in the gradient; the other one is unharmed
     grid = short_grid(variant=("relu",), l1=(3e38, 0.1))
-    members = {member.cell.config.l1: member for member in sweep_in(tmp_path / "both", clip, grid, blocks=[1])}
+    members = {member.trial.config.l1: member for member in sweep_in(tmp_path / "both", clip, grid, blocks=[1])}
     lost, kept = members[3e38], members[0.1]
     assert lost.diverged is not None
     assert not lost.stage.finished
-    assert f"{lost.cell.name}: dropped, the others go on. step" in capsys.readouterr().err
+    assert f"{lost.trial.name}: dropped, the others go on. step" in capsys.readouterr().err
     alone = sweep_in(tmp_path / "alone", clip, short_grid(variant=("relu",), l1=(0.1,)), blocks=[1])
     assert weights([kept]) == weights(alone)
     again = sweep_in(tmp_path / "both", clip, grid, blocks=[1])
@@ -163,20 +163,20 @@ def cache(tmp_path_factory: pytest.TempPathFactory, clip: SplitCLIP) -> Path:
 def test_from_a_cache_every_autoencoder_is_that_of_a_training_on_it(
     tmp_path: Path, clip: SplitCLIP, cache: Path
 ) -> None:
-    cells = short_grid().cells([clip.layer])
-    members = train_grid(FromCache(cache), cells, Run(tmp_path / "saes"), memory=MEMORY)
-    for cell, member in zip(cells, members, strict=True):
-        stage = Run(tmp_path).stage(cell.name)
-        train(FromCache(cache), cell.config, stage)
-        assert (stage.path / "sae.safetensors").read_bytes() == weights([member])[cell.name]
+    trials = short_grid().trials([clip.layer])
+    members = train_grid(FromCache(cache), trials, Run(tmp_path / "saes"), memory=MEMORY)
+    for trial, member in zip(trials, members, strict=True):
+        stage = Run(tmp_path).stage(trial.name)
+        train(FromCache(cache), trial.config, stage)
+        assert (stage.path / "sae.safetensors").read_bytes() == weights([member])[trial.name]
         assert stage.config == member.stage.config
         assert load_sae(member.stage.path).config.metadata["images"] == SOURCE
 
 
 def test_a_cache_has_the_output_of_one_block(tmp_path: Path, clip: SplitCLIP, cache: Path) -> None:
-    cells = short_grid().cells(BLOCKS)
+    trials = short_grid().trials(BLOCKS)
     with pytest.raises(ValueError, match=f"layer is .*; .* holds the output of block {clip.layer} alone"):
-        train_grid(FromCache(cache), cells, Run(tmp_path), memory=MEMORY)
+        train_grid(FromCache(cache), trials, Run(tmp_path), memory=MEMORY)
     assert not Run(tmp_path).stages()
 
 
@@ -189,7 +189,7 @@ def test_every_autoencoder_has_loggers_of_its_own(tmp_path: Path, clip: SplitCLI
     for member in members:
         shown = EventAccumulator(str(member.stage.path / "tensorboard"))
         shown.Reload()
-        found = [(event.step, event.value) for event in shown.Scalars(f"{member.cell.name}/mse")]
+        found = [(event.step, event.value) for event in shown.Scalars(f"{member.trial.name}/mse")]
         assert found == [(row["step"], pytest.approx(row["mse"])) for row in member.stage.metrics()]
     with pytest.raises(ValueError, match="log has 'tensorbord'"):
         sweep_in(tmp_path / "other", clip, short_grid(), log=["tensorbord"])

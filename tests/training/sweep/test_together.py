@@ -95,7 +95,7 @@ def test_two_processes_judge_as_one_does(tmp_path: Path, pool: Pool, clip_folder
 
 def test_each_process_needs_memory_for_its_images_alone(clip: SplitCLIP) -> None:
     def needed(batch_size: int, processes: int) -> int:
-        return group_bytes(origin, short_grid(batch_size=batch_size).cells(BLOCKS), processes)
+        return group_bytes(origin, short_grid(batch_size=batch_size).trials(BLOCKS), processes)
 
     origin = FromImages(clip, open_images(SOURCE))
     assert needed(64, 2) == needed(32, 1) < needed(64, 1)

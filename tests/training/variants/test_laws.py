@@ -12,8 +12,7 @@ import patchsae_kernels as pk
 from patchsae.models.sae import SparseAutoencoder
 from patchsae.models.sae_config import SAEConfig
 from patchsae.parallel.base import Alone
-from patchsae.training.config import STRENGTH, TrainConfig
-from patchsae.training.config import Variant as Name
+from patchsae.training.config import STRENGTH, TrainConfig, VariantName
 from patchsae.training.variants import AuxK, ErrorScale, Ghost, ReLU, TopK, make
 
 from .cases import VARIANTS, Case, make_case, variant_of
@@ -21,7 +20,7 @@ from .dense import Recipe
 
 
 def test_every_name_of_a_variant_has_a_class_of_its_own_an_option_of_strength_and_these_laws() -> None:
-    names = get_args(Name)
+    names = get_args(VariantName)
     assert len({type(make(TrainConfig(variant=name))) for name in names}) == len(names)
     assert set(STRENGTH) == set(names) == set(VARIANTS)
 
