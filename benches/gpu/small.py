@@ -1,4 +1,4 @@
-"""Every op once on small shapes that fit no tile, for the sanitizer: ``python -m benches.gpu.small DEVICE``."""
+"""Every kernel on small shapes that fit no tile, for the sanitizer: ``python -m benches.gpu.small DEVICE``."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ SMALL = replace(TINY, tokens=13, d_in=100, d_sae=1000, l0=20, topk=(8,), sets=1)
 
 
 def run_all(p: Problem) -> None:
-    """All ops, activations and precisions, overflow and repair; what they return is not looked at."""
+    """All activations and precisions, overflow and repair; results are not looked at."""
     specs = [Encode(a, precision) for a in ("relu", "jumprelu") for precision in ("exact", "bf16", "fp32")]
     specs += [Encode("topk", "exact", 8), Encode("topk", "bf16", 32), Encode("batchtopk", "exact", 8)]
     for spec in specs:
         spec.run(p)
     for W in (p.W_dec, p.W_dec_bf16):
         pk.decode(p.z, W, p.b_dec)
-        pk.decode_masked(p.z, p.keep, W, p.b_dec, p.class_ids)
+        pk.decode_masked(p.z, p.keep(), W, p.b_dec, p.class_ids)
         pk.decode_sweep(p.z, p.rank, p.size.sweep, W, p.b_dec, p.class_ids)
         Encode("relu", "exact").reconstruct(p, W)
     for capacity in (0, 5, 4096):

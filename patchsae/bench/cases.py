@@ -1,4 +1,4 @@
-"""What is timed: every op at a named size, beside plain PyTorch doing the same on dense latents; and MaPLe's tower."""
+"""What is timed at a named size: ops, beside plain PyTorch doing the same on dense latents; and MaPLe's tower."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def _decode_cases() -> list[Case]:
     return [
         ours.decode("fp32").beside("decode", side("dense product", dense.decode, "fp32"), read, _same_tensor),
         ours.decode("fp32").beside("decode_bag", side("embedding_bag", dense.bag, "fp32"), read, _same_tensor),
-        Case("", side("ours", _decode_masked), _check_masked).beside(
+        ours.decode_masked("fp32", KEPT).beside(
             "decode_masked",
             side("mask + dense product", partial(dense.masked, k=KEPT), "fp32"),
             floor(read.name, lambda p: _move_decode_bytes(p, _rows_kept(p))),
@@ -107,10 +107,6 @@ def _training_cases() -> list[Case]:
     ]
 
 
-def _decode_masked(p: Problem) -> Tensor:
-    return pk.decode_masked(p.z, p.rank < KEPT, p.W_dec, p.b_dec, p.class_ids)
-
-
 def _move_decode_bytes(p: Problem, rows: int) -> tuple[Tensor, Tensor]:
     """Read as many rows of W_dec as are used, once, and write the output; torch.sum reads with all threads."""
     return p.W_dec[:rows].sum(), p.x.clone()
@@ -125,7 +121,7 @@ def _rows_kept(p: Problem) -> int:
     """The same under the keep set of the masked case."""
 
     def count() -> int:
-        kept = (p.rank < KEPT)[p.class_ids[p.z.rows()], p.z.indices.long()]
+        kept = p.keep(KEPT)[p.class_ids[p.z.rows()], p.z.indices.long()]
         return _distinct(p.z.indices[kept])
 
     return p.cached("rows kept", count)
@@ -188,10 +184,6 @@ def _dense_training_step(p: Problem) -> tuple[Tensor, Tensor]:
     total.backward()
     dense.update(params["W_dec"], optimizer)
     return total.detach(), params["W_dec"].detach()
-
-
-def _check_masked(p: Problem, y: Tensor) -> Findings:
-    return checks.decode(p, p.z, y, p.W_dec, (p.rank < KEPT)[p.class_ids[p.rows]])
 
 
 def _same_latents(p: Problem, z: pk.SparseLatents, h: Tensor) -> Findings:

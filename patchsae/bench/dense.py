@@ -37,7 +37,7 @@ def decode(p: Problem, precision: str = "fp32") -> Tensor:
 
 def masked(p: Problem, k: int) -> Tensor:
     """Only the k first latents of a token's class."""
-    return torch.addmm(p.b_dec, p.dense() * (p.rank < k)[p.class_ids], p.W_dec)
+    return torch.addmm(p.b_dec, p.dense() * p.keep(k)[p.class_ids], p.W_dec)
 
 
 def bag(p: Problem) -> Tensor:

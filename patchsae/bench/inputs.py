@@ -74,10 +74,9 @@ class Problem:
         rows: Tensor = torch.unique_consecutive(spread.round().long())
         return rows
 
-    @property
-    def keep(self) -> Tensor:
-        """bool [C, S]: the keep sets of the masked decode."""
-        return self.rank < self.size.d_sae // 8
+    def keep(self, kept: int | None = None) -> Tensor:
+        """bool [C, S]: the first latents of every class, so many or an eighth of all: for the masked decode."""
+        return self.cached(f"keep {kept}", lambda: self.rank < (self.size.d_sae // 8 if kept is None else kept))
 
     @property
     def parameters(self) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""Every op as users call it, on the input set of a turn, with what checks its answer against float64."""
+"""Ops as users call them, on the input set of a turn, with what checks their answers against float64."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PRECISIONS = ("exact", "bf16", "fp32")
 
 
 def every(size: Size) -> list[Case]:
-    """Every op in every precision."""
+    """Encode, decode, statistics and reconstruction, in every precision that they have."""
     spec = Encode("topk", "exact", size.middle_k)
     return [
         *(encode(spec) for spec in encodes(size)),
@@ -63,28 +63,29 @@ def decode_topk(precision: str) -> Case:
     )
 
 
-def decode_masked(precision: str) -> Case:
+def decode_masked(precision: str, kept: int | None = None) -> Case:
     """One keep set a class."""
 
     def run(p: Problem, turn: int) -> Any:
-        keep = p.cached("keep", lambda: p.keep)
-        return pk.decode_masked(in_turn(p.zs, turn), keep, p.dictionary(precision), p.b_dec, p.class_ids)
+        return pk.decode_masked(in_turn(p.zs, turn), p.keep(kept), p.dictionary(precision), p.b_dec, p.class_ids)
 
     return Case(
         f"decode_masked, {precision}",
         Side("decode_masked", precision, run),
-        lambda p, y: checks.decode(p, p.z, y, p.dictionary(precision), p.keep[p.class_ids[p.rows]]),
+        lambda p, y: checks.decode(p, p.z, y, p.dictionary(precision), p.keep(kept)[p.class_ids[p.rows]]),
     )
 
 
 def decode_masked_alike(precision: str) -> Case:
     """One keep set for all."""
+
+    def run(p: Problem, _: int) -> Any:
+        return pk.decode_masked(p.z, p.keep()[0], p.dictionary(precision), p.b_dec)
+
     return Case(
         f"decode_masked, one set, {precision}",
-        Side(
-            "decode_masked", precision, lambda p, _: pk.decode_masked(p.z, p.keep[0], p.dictionary(precision), p.b_dec)
-        ),
-        lambda p, y: checks.decode(p, p.z, y, p.dictionary(precision), p.keep[:1]),
+        Side("decode_masked", precision, run),
+        lambda p, y: checks.decode(p, p.z, y, p.dictionary(precision), p.keep()[:1]),
     )
 
 

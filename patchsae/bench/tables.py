@@ -1,4 +1,4 @@
-"""Records as tables: every op beside its limit, and trainings by images a second."""
+"""Records as tables: ops beside their limits, and trainings by images a second."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ def encodes(size: sizes.Scale) -> Iterator[tuple[str, int]]:
 
 
 def problem(size: sizes.Scale, shape: Size) -> Iterator[Call]:
-    """Every op in every precision: correctness, determinism, capture, the table."""
+    """What does not train, in every precision: correctness, determinism, capture, the table."""
     l0, k = size.l0, size.middle_k
     for activation, most in encodes(size):
         for precision in PRECISIONS:

@@ -68,7 +68,7 @@ def test_every_stage_leaves_records_and_nothing_fails(interpreted: dict) -> None
     assert [r for r in interpreted["records"] if r["status"] in BAD] == []
     for stage in set(KERNEL_STAGES) - {"warm"}:  # which has nothing to do without a GPU
         assert any(record["status"] == PASSED for record in of(interpreted, stage).values()), stage
-    assert of(interpreted, "sanitizer")["small shapes, plain"]["status"] == PASSED  # every op, in its own program
+    assert of(interpreted, "sanitizer")["small shapes, plain"]["status"] == PASSED  # every kernel, in its own program
 
 
 @pytest.mark.slow

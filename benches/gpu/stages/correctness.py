@@ -1,4 +1,4 @@
-"""Every op at real size in every precision against float64, then shapes and inputs that fit nothing."""
+"""What does not train, at real size in every precision against float64, then shapes and inputs that fit nothing."""
 
 from __future__ import annotations
 

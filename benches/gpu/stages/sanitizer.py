@@ -1,4 +1,4 @@
-"""Every op on small shapes under the vendor's memory and race checkers, where they are installed."""
+"""Every kernel on small shapes under the vendor's memory and race checkers, where they are installed."""
 
 from __future__ import annotations
 

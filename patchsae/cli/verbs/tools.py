@@ -62,7 +62,7 @@ def bench(
     rounds: int = 5,
     json: Path | None = None,
 ) -> None:
-    """Time every op against plain PyTorch, after checking its answer.
+    """Time ops against plain PyTorch, after checking their answers.
 
     Args:
         op: names of ops; left out: all.
