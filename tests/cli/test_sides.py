@@ -14,11 +14,22 @@ from patchsae.cli.sides import open_cell, open_sides
 from patchsae.data.shapes import ShapesWorld
 from patchsae.disk.runs import Run
 from patchsae.experiments.table import Cell
+from patchsae.models.clip import SplitCLIP
 from patchsae.models.sae import SparseAutoencoder
 from patchsae.models.sae_config import SAEConfig
 from tests.experiments.worlds import make_clip, make_prompted, make_sae
 
 IMAGES = Images("shapes?n=12", "train")
+
+
+@pytest.fixture(scope="module")
+def clip_folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("clips") / "first"
+
+
+@pytest.fixture(scope="module")
+def clip(clip_folder) -> SplitCLIP:
+    return make_clip(clip_folder)
 
 
 @pytest.fixture(scope="module")

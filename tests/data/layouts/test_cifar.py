@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 from patchsae.data import DataError, batches, check, open_images, splits
-
-from ..malice import payloads
+from tests.malice import payloads
 
 TEN = [f"data_batch_{number}" for number in range(1, 6)]
 

@@ -5,8 +5,7 @@ import torch
 
 from patchsae.data import DataError, check, open_images, splits
 from patchsae.data.imagenet_codes import names_by_code, val_number
-
-from .mat_files import mat_file
+from tests.data.mat_files import mat_file
 
 TENCH, SHARK, MISSILE, PROJECTILE = "n01440764", "n01484850", "n03773504", "n04008634"
 TRUTH = "ILSVRC2012_validation_ground_truth.txt"

@@ -10,8 +10,14 @@ from PIL import Image
 from patchsae.activations import CachedTokens
 from patchsae.cli.entry import main
 from tests.activations.small import wanted
+from tests.training.tiny import write_clip
 
 pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_clip(tmp_path_factory.mktemp("clip") / "clip")
 
 
 def test_the_verb_writes_reads_and_mends_a_cache(

@@ -13,8 +13,7 @@ from patchsae.data import DataError, check, open_images, splits
 from patchsae.data.layout import choose_split
 from patchsae.data.open import find_layout
 from patchsae.models.prompts import templates_for
-
-from .mat_files import mat_file
+from tests.data.mat_files import mat_file
 
 PETS = {
     "annotations/trainval.txt": "Abyssinian_2 1 1 1\namerican_bulldog_7 2 2 1\n",
