@@ -110,11 +110,6 @@ def load_torchscript(path: Path) -> tuple[dict[str, Tensor], str]:
     return dict(_flatten(path, root)), code
 
 
-def is_torchscript(path: Path) -> bool:
-    """Whether ``path`` is an archive written by ``torch.jit.save``."""
-    return contents.what_is(path).kind == "torchscript"
-
-
 # torch.serialization.get_unsafe_globals_in_checkpoint (2.15) names what is asked for in 13 of the 20 attacks of
 # tests/malice.py: of INST, OBJ, STACK_GLOBAL and extensions it says "unsupported operand", it counts _codecs.encode as
 # safe, and it reads no bare pickle. The walk stays for tuples anyway.

@@ -67,23 +67,6 @@ class ConceptScores:
         return float(self.iou.nanmean())
 
 
-def concept_scores(
-    latents: pk.SparseLatents,
-    tokens_per_image: int,
-    names: Sequence[tuple[str, str]],
-    present: Tensor,
-    masks: Tensor | None = None,
-) -> ConceptScores:
-    """The scores of latents [B * T, S] that are all in memory; images 0, 2, 4, ... choose, the others judge.
-
-    names: (group, concept), V of them. present: bool [B, V], the concepts that each image shows. masks: bool [B, V, P],
-    the patches that show them (P = T - 1).
-    """
-    counts = ConceptCounts(names, latents.shape[1], tokens_per_image, latents.device)
-    counts.update(latents, torch.arange(latents.shape[0] // tokens_per_image), present, masks)
-    return counts.finalize()
-
-
 def patch_maxima(latents: pk.SparseLatents, tokens_per_image: int) -> pk.SparseLatents:
     """Largest activation over the patches of every image, CLS left out: [B * T, S] -> [B, S], still sparse."""
     patches = latents.where(latents.rows() % tokens_per_image != 0)

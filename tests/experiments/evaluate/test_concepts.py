@@ -9,13 +9,7 @@ import torch
 from torch import Tensor
 
 import patchsae_kernels as pk
-from patchsae.experiments.evaluate.concepts import (
-    THRESHOLDS,
-    ConceptCounts,
-    ConceptScores,
-    concept_scores,
-    patch_maxima,
-)
+from patchsae.experiments.evaluate.concepts import THRESHOLDS, ConceptCounts, ConceptScores, patch_maxima
 from tests.experiments.evaluate.test_average_precision import by_hand
 
 B, T, S, V = 24, 10, 7, 3
@@ -34,7 +28,15 @@ def world(seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def scored(dense: Tensor, present: Tensor, masks: Tensor | None) -> ConceptScores:
-    return concept_scores(pk.SparseLatents.from_dense(dense.flatten(0, 1)), T, NAMES, present, masks)
+    return counted(dense, present, masks, list(range(B))).finalize()
+
+
+def counted(dense: Tensor, present: Tensor, masks: Tensor | None, *batches: list[int]) -> ConceptCounts:
+    counts = ConceptCounts(NAMES, S, T)
+    for images in batches:
+        latents = pk.SparseLatents.from_dense(dense[images].flatten(0, 1))
+        counts.update(latents, torch.tensor(images), present[images], None if masks is None else masks[images])
+    return counts
 
 
 def assert_same_bits(found: ConceptScores, expected: ConceptScores) -> None:
@@ -91,14 +93,6 @@ def test_cls_says_nothing() -> None:
     found = scored(dense, present, masks)
     dense[:, 0] = 100 * present[:, :1]
     assert_same_bits(scored(dense, present, masks), found)
-
-
-def counted(dense: Tensor, present: Tensor, masks: Tensor, *batches: list[int]) -> ConceptCounts:
-    counts = ConceptCounts(NAMES, S, T)
-    for images in batches:
-        latents = pk.SparseLatents.from_dense(dense[images].flatten(0, 1))
-        counts.update(latents, torch.tensor(images), present[images], masks[images])
-    return counts
 
 
 def test_batches_order_and_merging_make_no_difference() -> None:

@@ -15,7 +15,7 @@ from patchsae.data import Sample, open_images
 from patchsae.data.shapes import ShapesWorld
 from patchsae.disk.runs import Run, Stage
 from patchsae.experiments import evaluate
-from patchsae.experiments.evaluate.concepts import concept_scores
+from patchsae.experiments.evaluate.concepts import ConceptCounts
 from patchsae.experiments.evaluate.contrastive import contrastive_loss
 from patchsae.experiments.evaluate.experiment import ImageReader, raw_latents
 from patchsae.experiments.evaluate.result import CLS_ONLY, MASKINGS, EvaluateResult
@@ -91,7 +91,9 @@ def test_the_concept_scores_are_those_of_all_latents_at_once(clip, sae, stage) -
     present, masks = concepts.present(range(N)), concepts.masks(range(N))
     for name, latents in readings.items():
         found = getattr(result, name)
-        expected = concept_scores(latents, clip.image_tokens, concepts.names, present, masks)
+        counts = ConceptCounts(concepts.names, latents.shape[1], clip.image_tokens)
+        counts.update(latents, torch.arange(N), present, masks)
+        expected = counts.finalize()
         assert found.names == expected.names
         for figure in ("latent", "precision", "iou", "threshold", "random_precision"):
             torch.testing.assert_close(getattr(found, figure), getattr(expected, figure), equal_nan=True)
