@@ -188,8 +188,10 @@ class StepGraph:
         """Packed weights that the optimiser keeps up to date; None where their rows are not W_enc itself."""
         if self.precision == "fp32":
             return None
+        from patchsae_kernels.triton.pack import Packed
+
         packed = servers.pack(self.weights[0], self.weights[1], self.precision)
-        return packed if packed[servers.PACKED_ROWS].data_ptr() == self.weights[0].data_ptr() else None
+        return packed if Packed(*packed).rows.data_ptr() == self.weights[0].data_ptr() else None
 
     def _versions(self) -> tuple[object, ...]:
         return tuple(version(weight) for weight in self.weights)

@@ -18,9 +18,8 @@ class PreparedWeights:
     def __init__(self, W_enc: Tensor, b_enc: Tensor, b_dec: Tensor) -> None:
         checks.encoder_weights(W_enc, b_enc, b_dec)
         self.W_enc, self.b_enc, self.b_dec = W_enc, b_enc, b_dec
-        self._versions: tuple[
-            object, ...
-        ] = ()  # none yet: a first refresh while tracing leaves the check to a later one
+        # None yet: a first refresh while tracing leaves the check to a later one.
+        self._versions: tuple[object, ...] = ()
         self._packed: dict[str, list[Tensor]] = {}
         self.refresh()
 
@@ -73,10 +72,11 @@ class PreparedWeights:
         kept = [name for name in ("exact", "bf16") if self._packed.get(name)]
         if not kept or not servers.has_triton(self.W_enc.device) or self._versions != self._current():
             return None
+        from patchsae_kernels.triton.pack import Packed
+
         packed = self._packed[kept[0]]
         self._packed = {kept[0]: packed}
-        rows = packed[servers.PACKED_ROWS]
-        return packed if rows.data_ptr() == self.W_enc.data_ptr() else None
+        return packed if Packed(*packed).rows.data_ptr() == self.W_enc.data_ptr() else None
 
     def adopt(self) -> None:
         """The packed rows are those of W_enc as it is now: complete the copies, and take them for current."""

@@ -32,8 +32,6 @@ if importlib.util.find_spec("triton") is None:
 
 REFERENCE = "CompositeExplicitAutograd"
 """The dispatch key of what runs where nothing faster does."""
-PACKED_ROWS = 5
-"""Place of the rows of W_enc among Triton's packed copies."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +53,7 @@ class Op:
         shapes: the results without their values, from a call with tensors that have none.
         reference: the module that serves what nothing else does.
         cpu: the extension's module, if any.
-        triton: the module in `patchsae_kernels.triton`, if any.
+        triton: the module in `patchsae_kernels.triton`, if any: its name, for importing it needs Triton and takes long.
         multiplies: whether the op may take PyTorch's products, which then have the precision of the call.
     """
 
