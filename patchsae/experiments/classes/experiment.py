@@ -68,17 +68,13 @@ def rankings(extraction: Extraction, options: ClassesOptions | None = None) -> R
     return Rankings(extraction.classnames, ranks, extraction.made_from)
 
 
-def run(
-    extraction: Extraction,
-    job: Job | Stage,
-    options: ClassesOptions | None = None,
-) -> Rankings:
+def run(extraction: Extraction, job: Job | Stage, options: ClassesOptions | None = None) -> Rankings:
     """Rank the latents and leave a table, a plot, the rankings and a report section in the stage.
 
     Args:
         extraction: of labelled images, S latents, C classes.
-        job: its stage receives ``rankings.safetensors``, ``classes.json``, ``top_latents.csv``,
-            ``shared_latents.png`` and the report's section.
+        job: its stage receives ``rankings.safetensors``, ``classes.json``, ``top_latents.csv``, ``shared_latents.png``
+            and the report's section.
         options: see :class:`ClassesOptions`.
 
     Raises:
