@@ -1,7 +1,7 @@
 """Where activations come from: `Stream` (images through the tower) or `CachedTokens` (a folder `write_cache` made).
 
 Both are a `TokenSource`: batches of tokens from any place of an order that follows from the seed alone. Names load on
-first use, so that reading the configuration (`patchsae.activations.config`) needs no torch.
+first use, so that reading the options (`patchsae.activations.options`) needs no torch.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from patchsae import lazy
 
 if TYPE_CHECKING:
     from patchsae.activations.cached import CachedTokens as CachedTokens
-    from patchsae.activations.config import CacheOptions as CacheOptions
     from patchsae.activations.index import CacheIndex as CacheIndex
+    from patchsae.activations.options import CacheOptions as CacheOptions
     from patchsae.activations.repair import repair_cache as repair_cache
     from patchsae.activations.source import TokenBatch as TokenBatch
     from patchsae.activations.source import TokenSource as TokenSource
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "CachedTokens": "cached",
-    "CacheOptions": "config",
+    "CacheOptions": "options",
     "CacheIndex": "index",
     "repair_cache": "repair",
     "TokenBatch": "source",

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from patchsae.activations.config import CacheOptions
 from patchsae.activations.decoded import decoded
 from patchsae.activations.index import CacheIndex
 from patchsae.activations.mixing import take_tokens
+from patchsae.activations.options import CacheOptions
 from patchsae.activations.packing import Packed, pack
 from patchsae.data import BadImageRecord, Batch, ImageDataset, shuffled_order
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from patchsae.activations.config import CacheOptions
+from patchsae.activations.options import CacheOptions
 from patchsae.activations.packing import image_bytes
 from patchsae.data import BadImageRecord
 from patchsae.disk.checksums import verified

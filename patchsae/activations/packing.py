@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from patchsae.activations.config import Store
+from patchsae.activations.options import Store
 
 DTYPES: dict[Store, torch.dtype] = {"bfloat16": torch.bfloat16, "int8": torch.int8}
 _LARGEST = 127

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-from patchsae.activations.config import OnBadImage
+from patchsae.activations.options import OnBadImage
 
 
 class DataPlace(Protocol):

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from patchsae import progress
-from patchsae.activations.config import CacheOptions
 from patchsae.activations.content import Content, contents
 from patchsae.activations.index import FILE, CacheIndex, ShardRecord
+from patchsae.activations.options import CacheOptions
 from patchsae.activations.room import announce
 from patchsae.activations.shard import write_shard
 from patchsae.data import ImageDataset

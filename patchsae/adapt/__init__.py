@@ -1,6 +1,6 @@
 """`patchsae adapt`: a frozen CLIP adapted with few images: published recipes, training, evaluation.
 
-What is trained is in `patchsae.adapters`. Reading the options (`patchsae.adapt.config`) needs no torch.
+What is trained is in `patchsae.adapters`. Reading the options (`patchsae.adapt.options`) needs no torch.
 """
 
 from __future__ import annotations

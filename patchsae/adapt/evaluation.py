@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from patchsae.adapt.config import AdaptOptions
 from patchsae.adapt.forward import IMAGE_SIDE_FROZEN, arithmetic
+from patchsae.adapt.options import AdaptOptions
 from patchsae.adapt.task import Part
 from patchsae.adapters import AdaptedCLIP
 from patchsae.data import BadImageRecord, Batch

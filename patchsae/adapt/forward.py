@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from patchsae import progress
-from patchsae.adapt.config import AdaptOptions, Precision
+from patchsae.adapt.options import AdaptOptions, Precision
 from patchsae.adapt.recipes import Recipe
 from patchsae.adapt.views import Views, epoch_order
 from patchsae.adapters import AdaptedCLIP

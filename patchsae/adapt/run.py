@@ -9,9 +9,9 @@ from typing import Any, TypeAlias
 
 import torch
 
-from patchsae.adapt import checkpoint, results
-from patchsae.adapt.config import MAY_DIFFER, AdaptOptions
+from patchsae.adapt import checkpoint, result
 from patchsae.adapt.evaluation import PartResult, evaluate
+from patchsae.adapt.options import MAY_DIFFER, AdaptOptions
 from patchsae.adapt.recipes import Recipe
 from patchsae.adapt.section import adaptation_section
 from patchsae.adapt.task import Task
@@ -32,7 +32,7 @@ from patchsae.words import percent
 Outcome: TypeAlias = tuple[checkpoint.AdapterState, list[PartResult]]
 
 
-def adapt(clip: SplitCLIP, task: Task, job: Job | Stage, options: AdaptOptions) -> list[results.Row]:
+def adapt(clip: SplitCLIP, task: Task, job: Job | Stage, options: AdaptOptions) -> list[result.Row]:
     """Train and test an adapter, or go on where a killed or interrupted run of the same settings stopped.
 
     Args:
@@ -68,14 +68,14 @@ def adapt(clip: SplitCLIP, task: Task, job: Job | Stage, options: AdaptOptions) 
 
     def write(stage: Stage, done: Outcome) -> Section:
         state, parts = done
-        results.write_tables(stage, parts, options.setting)
-        by_seed = results.over_seeds(stage, options.setting, parts)
+        result.write_tables(stage, parts, options.setting)
+        by_seed = result.over_seeds(stage, options.setting, parts)
         section = adaptation_section(stage, adapted, task, recipe, options, state, parts, by_seed)
         _say(stage.name, done, task, options)
         return section
 
     job.make(config, compute, write, device=clip.device, may_differ=MAY_DIFFER, spent=checkpoint.FILE)
-    return results.rows(results.load_parts(job.stage), options.setting)
+    return result.rows(result.load_parts(job.stage), options.setting)
 
 
 def build(clip: SplitCLIP, task: Task, options: AdaptOptions) -> tuple[AdaptedCLIP, Recipe]:
@@ -109,7 +109,7 @@ def _say(name: str, done: Outcome, task: Task, options: AdaptOptions) -> None:
     state, parts = done
     for line in left_out(state.bad, len(task.training)):
         print(line, file=sys.stderr)
-    for row in results.rows(parts, options.setting):
+    for row in result.rows(parts, options.setting):
         print(f"{name}: {row.part}: {percent(row.accuracy, 2)} (CLIP {percent(row.clip, 2)})")
 
 
@@ -133,8 +133,8 @@ def _save(stage: Stage, adapted: AdaptedCLIP, recipe: Recipe) -> None:
 
 def _evaluate(stage: Stage, adapted: AdaptedCLIP, task: Task, options: AdaptOptions) -> list[PartResult]:
     """Every part that the stage does not hold yet."""
-    done = results.load_parts(stage)
+    done = result.load_parts(stage)
     for part in task.parts[len(done) :]:
         done.append(evaluate(adapted, part, templates_of(part.dataset, options), options, stage))
-        results.save_parts(stage, done)
+        result.save_parts(stage, done)
     return done

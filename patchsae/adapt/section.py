@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from patchsae.adapt.checkpoint import AdapterState
-from patchsae.adapt.config import AdaptOptions
 from patchsae.adapt.evaluation import PartResult
+from patchsae.adapt.options import AdaptOptions
 from patchsae.adapt.recipes import Recipe
-from patchsae.adapt.results import Row, rows, summary
+from patchsae.adapt.result import Row, rows, summary
 from patchsae.adapt.task import Task
 from patchsae.adapters import AdaptedCLIP
 from patchsae.disk.runs import Stage

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from patchsae.adapt.config import AdaptOptions
+from patchsae.adapt.options import AdaptOptions
 from patchsae.data import ImageDataset, base_novel, few_shot
 from patchsae.data.base import DataError
 

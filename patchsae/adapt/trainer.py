@@ -11,8 +11,8 @@ from torch.nn import functional as F
 from patchsae import progress
 from patchsae.adapt import checkpoint
 from patchsae.adapt.checkpoint import AdapterState
-from patchsae.adapt.config import AdaptOptions
 from patchsae.adapt.forward import Source, StepInput, open_source
+from patchsae.adapt.options import AdaptOptions
 from patchsae.adapt.recipes import Recipe
 from patchsae.adapters import AdaptedCLIP
 from patchsae.data import BadImageRecord, ImageDataset

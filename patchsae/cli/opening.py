@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import open_clip
 import torch
 
-from patchsae.adapt.config import AdaptOptions
+from patchsae.adapt.options import AdaptOptions
 from patchsae.adapters import AdaptedCLIP, load_adapter
 from patchsae.adapters.files import FILE as ADAPTER
 from patchsae.cli.choices import FewImages, Images, Model

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from patchsae.activations.config import OnBadImage
+from patchsae.activations.options import OnBadImage
 from patchsae.activations.plan import NeedsImages, StreamPlan
 
 VariantName = Literal["relu", "topk", "batchtopk", "jumprelu", "gated", "matryoshka"]

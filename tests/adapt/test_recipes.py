@@ -8,7 +8,7 @@ from typing import get_args
 import pytest
 
 from patchsae.adapt import section
-from patchsae.adapt.config import AdaptOptions
+from patchsae.adapt.options import AdaptOptions
 from patchsae.adapt.recipes import Kind, Recipe, published
 from patchsae.adapters.kinds import KINDS
 

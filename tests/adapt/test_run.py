@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from patchsae import load_adapter, load_maple
-from patchsae.adapt import evaluation, results
+from patchsae.adapt import evaluation, result
 from patchsae.adapt.run import build
 from patchsae.cli import opening
 from patchsae.cli.choices import FewImages
@@ -107,7 +107,7 @@ def test_the_report_sums_up_seeds_that_differ_in_nothing_else(tmp_path: Path, cl
     tiny.adapt_in(tmp_path, clip, tiny.options(**base, seed=1), "one")
     tiny.adapt_in(tmp_path, clip, tiny.options(**base, seed=9, lr=0.5), "another")
     rows, stage = tiny.adapt_in(tmp_path, clip, tiny.options(**base, seed=2), "two")
-    found = results.over_seeds(stage, "few-shot", results.load_parts(stage))
+    found = result.over_seeds(stage, "few-shot", result.load_parts(stage))
     assert list(found) == [1, 2]
     assert found[2] == rows
     content = stage.load_json("section")

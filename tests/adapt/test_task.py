@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from patchsae.adapt.config import AdaptOptions
+from patchsae.adapt.options import AdaptOptions
 from patchsae.adapt.task import make_task
 from patchsae.data import base_novel, few_shot, open_images
 from patchsae.data.base import DataError

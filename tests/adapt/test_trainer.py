@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from patchsae.adapt import checkpoint
-from patchsae.adapt.config import AdaptOptions
 from patchsae.adapt.forward import IMAGE_SIDE_FROZEN, Source, StepInput, open_source
+from patchsae.adapt.options import AdaptOptions
 from patchsae.adapt.recipes import Recipe
 from patchsae.adapt.run import build
 from patchsae.adapt.trainer import NonFiniteStep, take_step, train_adapter

@@ -10,8 +10,8 @@ import open_clip
 import torch
 from safetensors.torch import save_file
 
-from patchsae.adapt.config import AdaptOptions
-from patchsae.adapt.results import Row
+from patchsae.adapt.options import AdaptOptions
+from patchsae.adapt.result import Row
 from patchsae.adapt.run import adapt
 from patchsae.adapt.task import Task, make_task
 from patchsae.data import open_images

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import tyro
 
-from patchsae.adapt.config import AdaptOptions
+from patchsae.adapt.options import AdaptOptions
 from patchsae.cli.choices import FewImages, Images, Model
 from patchsae.cli.verbs.shared import renew_report, require_prompts, stage_of
 from patchsae.tinyclip.config import TinyClipConfig

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
-from patchsae.activations.config import CacheOptions
+from patchsae.activations.options import CacheOptions
 from patchsae.cli.choices import Images, Model, Tower
 from patchsae.cli.verbs.shared import PLAIN, renew_report, stage_of
 from patchsae.training.config import TrainConfig

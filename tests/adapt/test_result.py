@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from patchsae.adapt.evaluation import PartResult
-from patchsae.adapt.results import Row, class_columns, rows, summary
+from patchsae.adapt.result import Row, class_columns, rows, summary
 
 BASE = PartResult("base", ["ant", "bee"], [3, 1], [3, 0], [1, 1], [])
 NOVEL = PartResult("novel", ["cat", "dog"], [4, 0], [2, 0], [4, 0], [])

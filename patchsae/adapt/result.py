@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from patchsae.adapt.config import MAY_DIFFER
 from patchsae.adapt.evaluation import PartResult
+from patchsae.adapt.options import MAY_DIFFER
 from patchsae.disk.runs import Run, Stage
 from patchsae.disk.settings import differences
 from patchsae.experiments.accuracies import HARMONIC_MEAN
