@@ -59,7 +59,10 @@ def test_metadata_that_is_no_number_is_named(origin: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(
     ("name", "verb", "command"),
-    [("after", "compare", "compare --run {} --name after"), ("compare-b", "extract", "extract --run {} --name compare-b")],
+    [
+        ("after", "compare", "compare --run {} --name after"),
+        ("compare-b", "extract", "extract --run {} --name compare-b"),
+    ],
 )
 def test_a_stage_that_was_stopped_says_which_verb_goes_on_with_it(
     tmp_path: Path, name: str, verb: str, command: str

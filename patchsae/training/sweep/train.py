@@ -50,8 +50,8 @@ def train_grid(
 
     Args:
         trials: of one `Grid`, so that all see the same tokens.
-        run: receives a stage per trial, under its name, with what `patchsae.training.trainer.train` leaves; one that was
-            dropped keeps its checkpoints, and diverged.json says why.
+        run: receives a stage per trial, under its name, with what `patchsae.training.trainer.train` leaves; one that
+            was dropped keeps its checkpoints, and diverged.json says why.
         memory: bytes of each process; see `groups.group_bytes`.
         origin, overwrite, log, parallel: as for `patchsae.training.trainer.train`; processes share the images alone.
 
