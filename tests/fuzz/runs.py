@@ -24,7 +24,8 @@ from patchsae.cli import check
 from patchsae.disk import checksums
 from patchsae.disk.runs import Run
 from patchsae.errors import PatchsaeError
-from patchsae.experiments.classes.experiment import Rankings, rankings
+from patchsae.experiments.classes import Rankings
+from patchsae.experiments.classes.experiment import rankings
 from patchsae.experiments.extract import Extraction
 from patchsae.models.sae import SparseAutoencoder
 from patchsae.models.sae_config import SAEConfig

@@ -2,47 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from patchsae.disk.hashing import fingerprint
 from patchsae.disk.runs import Stage
 from patchsae.experiments.classes.options import ClassesOptions
 from patchsae.experiments.classes.rankings import common_latents, order_of, random_rank, rank_by
+from patchsae.experiments.classes.result import Rankings
 from patchsae.experiments.classes.section import section, shared_latents
 from patchsae.experiments.extract.result import Extraction
-from patchsae.experiments.stored import require_range, require_shapes
 from patchsae.experiments.stream.job import Job
 from patchsae.report import Section, figures
-
-_SHAPES = {"class": "int32 C S", "dataset": "int32 S", "random": "int32 S"}
-
-
-@dataclass(frozen=True, eq=False)
-class Rankings:
-    """Orderings of S latents, and the classes they are about."""
-
-    classnames: tuple[str, ...]
-    """Name of every label; two classes may share a name."""
-    ranks: dict[str, Tensor]
-    """"class" int32 [C, S], "dataset" int32 [S], "random" int32 [S]: the position of every latent, 0 is first."""
-    made_from: dict[str, Any]
-    """CLIP, autoencoder and images of the extraction (``Extraction.made_from``)."""
-
-    @staticmethod
-    def load(stage: Stage) -> Rankings:
-        """Read what :func:`run` left in the stage."""
-        with stage.understanding():
-            about, ranks = stage.load_json("classes"), stage.load_tensors("rankings")
-            classnames = tuple(about["classnames"])
-            require_shapes(ranks, _SHAPES, C=len(classnames))
-            for name in _SHAPES:
-                require_range(name, ranks[name], 0, ranks["dataset"].numel() - 1)
-            return Rankings(classnames, ranks, about.get("made_from", {}))
 
 
 def rankings(extraction: Extraction, options: ClassesOptions | None = None) -> Rankings:
@@ -92,8 +65,7 @@ def run(extraction: Extraction, job: Job | Stage, options: ClassesOptions | None
     }
 
     def write(stage: Stage, found: Rankings) -> Section:
-        stage.save_tensors("rankings", found.ranks)
-        stage.save_json("classes", {"classnames": list(found.classnames), "made_from": found.made_from})
+        found.save(stage)
         columns = top_latents(extraction, found, options.top)
         stage.write_table("top_latents.csv", columns)
         stage.write_bytes("shared_latents.png", figures.png(shared_latents(extraction, columns)))

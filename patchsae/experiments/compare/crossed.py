@@ -18,8 +18,8 @@ from patchsae.data import Batch, ImageDataset
 from patchsae.disk.hashing import fingerprint
 from patchsae.disk.runs import Stage
 from patchsae.experiments.any_clip import AnyCLIP, require_fit
-from patchsae.experiments.classes.experiment import Rankings
 from patchsae.experiments.classes.rankings import rank_by
+from patchsae.experiments.classes.result import Rankings
 from patchsae.experiments.compare.crossed_result import SIDES, CrossedResult
 from patchsae.experiments.compare.crossed_section import crossed_curves, recall_maps, section
 from patchsae.experiments.compare.options import CrossOptions

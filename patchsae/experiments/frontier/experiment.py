@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +15,8 @@ from patchsae.disk.runs import Stage
 from patchsae.experiments.evaluate.concept_truth import Concepts, Truth, concepts_of, truth_of
 from patchsae.experiments.evaluate.concepts import THRESHOLDS, ConceptCounts
 from patchsae.experiments.evaluate.quality import QualityCounts
-from patchsae.experiments.frontier.section import Point, section
+from patchsae.experiments.frontier.result import Point, columns
+from patchsae.experiments.frontier.section import section
 from patchsae.experiments.options import StreamOptions
 from patchsae.experiments.provenance import describe_images
 from patchsae.experiments.stream.fold import fold
@@ -76,12 +76,6 @@ def run(
     config = job.config(options, images=describe_images(dataset)) | {"members": listed}
     compute = partial(_judge, clip, trained, dataset, options, memory, job.parallel)
     replace(job, overwrite=job.overwrite or changed).make(config, compute, write, device=clip.device)
-
-
-def columns(points: Sequence[Point]) -> dict[str, list[Any]]:
-    """The table, a row per point; a figure that does not exist is None."""
-    rows = [asdict(point) for point in points]
-    return {name: [_present(row[name]) for row in rows] for name in rows[0]}
 
 
 def _judge(
@@ -172,7 +166,3 @@ class _Judge:
             concept_iou=math.nan if scores is None else scores.mean_iou,
             base_rate=math.nan if scores is None else float(scores.base_rate.nanmean()),
         )
-
-
-def _present(value: Any) -> Any:
-    return None if isinstance(value, float) and math.isnan(value) else value

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from patchsae.disk.runs import Stage
+from patchsae.experiments.frontier.result import Point
 from patchsae.report import Section, figures, lettering
 from patchsae.report.figures import MUTED, SERIES
 from patchsae.training.sweep.train import Member
@@ -17,42 +17,6 @@ from patchsae.words import counted, percent
 
 _MARKERS = ("o", "s", "D", "^", "v", "P")
 _DASHES = ("-", "--", ":", "-.")
-
-
-@dataclass(frozen=True)
-class Point:
-    """One autoencoder of the frontier. NaN where a figure does not exist."""
-
-    name: str
-    variant: str
-    block: int
-    expansion: int
-    latents: int
-    option: str
-    """What sets its sparsity: l1, k or l0."""
-    value: float
-    l0: float
-    """Mean number of active latents per token."""
-    explained_variance: float
-    nmse: float
-    """sum |y - x|^2 / sum |x|^2."""
-    mse: float
-    """The released loss, every token with weight 1."""
-    dead: float
-    """Share of the latents that are active on none of the tokens."""
-    dense: float
-    """Share of the latents that are active on more than a tenth of the tokens."""
-    concept_precision: float
-    """Mean over the concepts of the best latent's average precision over images."""
-    concept_iou: float
-    """Mean over the concepts of the overlap of its patches with the concept's."""
-    base_rate: float
-    """Mean over the concepts of the share of images that show it: the average precision of a coin."""
-
-    @property
-    def family(self) -> tuple[str, int, int]:
-        """Variant, expansion, block: what a line of the plot has in common; along it the sparsity option changes."""
-        return self.variant, self.expansion, self.block
 
 
 def section(points: Sequence[Point], members: Sequence[Member], images: str, stage: Stage) -> Section:

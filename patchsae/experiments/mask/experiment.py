@@ -18,7 +18,7 @@ from patchsae.data import Batch, ImageDataset
 from patchsae.disk.hashing import fingerprint
 from patchsae.disk.runs import Stage
 from patchsae.experiments.any_clip import AnyCLIP, require_fit
-from patchsae.experiments.classes.experiment import Rankings
+from patchsae.experiments.classes.result import Rankings
 from patchsae.experiments.mask.embeddings import maskings, sweep_embeddings, sweep_ks
 from patchsae.experiments.mask.options import MaskOptions
 from patchsae.experiments.mask.recall import RecallCounts

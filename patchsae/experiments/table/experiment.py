@@ -10,19 +10,19 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
-from patchsae import words
 from patchsae.data import ImageDataset
 from patchsae.disk.runs import Run, Stage
 from patchsae.experiments import compare
 from patchsae.experiments.compare import Side, crossed
 from patchsae.experiments.compare.options import cross_options
-from patchsae.experiments.compare.transitions import NORMALISATIONS, TRANSITIONS
+from patchsae.experiments.compare.transitions import NORMALISATIONS
 from patchsae.experiments.stream.job import Job
 from patchsae.experiments.table.cells import Cell
 from patchsae.experiments.table.options import TableOptions
 from patchsae.experiments.table.result import TableRow, caption, markdown, markdown_columns, table_columns, table_row
+from patchsae.experiments.table.section import section
 from patchsae.models.sae import SparseAutoencoder
-from patchsae.report import Section, build, plots
+from patchsae.report import Section, build
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,21 +110,6 @@ def require_share(share: str) -> None:
 
 
 def _write(share: str, cells_run: Run, stage: Stage, rows: Sequence[TableRow]) -> Section:
-    columns, below = markdown_columns(rows, share), caption(rows, share)
     stage.write_table("table.csv", table_columns(rows))
-    stage.write_bytes("table.md", markdown(columns, below).encode())
-    lead = (
-        f"What adaptation changes in {words.counted(len(rows), 'pair')} of a dataset and an adapter. The comparison of "
-        f"each pair, with its latents, is in {cells_run.root.name}/report.html."
-    )
-    section = Section("Adaptation over datasets", lead)
-    section.table(columns, below)
-    names = [f"{row.dataset}, {row.adapter}" for row in rows]
-    first = next(iter(rows[0].accuracies))
-    series = {
-        kind: [100 * row.means[first].shares[share][position] if first in row.means else 0.0 for row in rows]
-        for position, kind in enumerate(TRANSITIONS)
-    }
-    figure = plots.class_dots(names, series, f"% of {NORMALISATIONS[share]}", percent=False)
-    section.figure(figure, f"Latents that stay high, turn low and turn high; mean over {first} classes.")
-    return section
+    stage.write_bytes("table.md", markdown(markdown_columns(rows, share), caption(rows, share)).encode())
+    return section(rows, share, cells_run)

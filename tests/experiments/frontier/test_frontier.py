@@ -14,7 +14,8 @@ from patchsae.data import batches, open_images
 from patchsae.disk.runs import Run, Stage
 from patchsae.experiments import frontier
 from patchsae.experiments.frontier.experiment import TABLE
-from patchsae.experiments.frontier.section import Point, frontier_figure
+from patchsae.experiments.frontier.result import Point
+from patchsae.experiments.frontier.section import frontier_figure
 from patchsae.experiments.options import StreamOptions
 from patchsae.models.clip import SplitCLIP, load_clip
 from patchsae.models.taps import Taps
