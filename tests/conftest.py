@@ -5,7 +5,7 @@ import gc
 from hypothesis import Phase, settings
 
 settings.register_profile("suite", deadline=None, derandomize=True, max_examples=40)
-settings.register_profile("quick", deadline=None, derandomize=True, max_examples=8)  # `make check`
+settings.register_profile("quick", deadline=None, derandomize=True, max_examples=8)  # `make check`, sanitizers
 settings.register_profile(
     "first", settings.get_profile("suite"), phases=[Phase.explicit, Phase.generate]
 )  # a failure will do
