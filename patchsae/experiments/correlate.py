@@ -64,10 +64,7 @@ def correlations(counts: Sequence[Tensor]) -> Tensor:
     return products.clamp(-1, 1).masked_fill(constant[:, None] | constant[None], torch.nan)
 
 
-def run(
-    found: Sequence[Activity],
-    job: Job | Stage,
-) -> Tensor:
+def run(found: Sequence[Activity], job: Job | Stage) -> Tensor:
     """Correlate every two of n activities and leave ``correlation.csv`` (a row and a column each), a heat map
     ``correlation.png`` and a report section in the stage.
 

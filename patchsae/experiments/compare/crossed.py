@@ -31,12 +31,7 @@ from patchsae.experiments.mask.experiment import checked_ranks
 from patchsae.experiments.mask.recall import RecallCounts
 from patchsae.experiments.mask.result import MaskResult
 from patchsae.experiments.mask.section import ON_RANKED_IMAGES
-from patchsae.experiments.provenance import (
-    describe_images,
-    describe_model,
-    describe_sae,
-    require_same_models,
-)
+from patchsae.experiments.provenance import describe_images, describe_model, describe_sae, require_same_models
 from patchsae.experiments.stream.fold import FoldResult
 from patchsae.experiments.stream.job import Job
 from patchsae.experiments.zero_shot import zero_shot

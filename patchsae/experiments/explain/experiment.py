@@ -28,12 +28,7 @@ from patchsae.experiments.pictures import (
     picture_of,
     reference_images,
 )
-from patchsae.experiments.provenance import (
-    describe_images,
-    describe_model,
-    describe_sae,
-    require_same_models,
-)
+from patchsae.experiments.provenance import describe_images, describe_model, describe_sae, require_same_models
 from patchsae.experiments.shown import left_out
 from patchsae.experiments.stream.job import Job
 from patchsae.models.sae import SparseAutoencoder
