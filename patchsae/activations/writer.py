@@ -41,6 +41,7 @@ def write_cache(
     A writer that goes on makes the same bytes as an unbroken one. The size is announced on standard error first.
 
     Args:
+        out: receives ``index.json`` and the shards it names (``shard-00000.safetensors``, ...).
         origin: what opens the images and the model again; recorded for `repair_cache`.
         workers: processes that decode images; the bytes do not depend on it.
         overwrite: start afresh.

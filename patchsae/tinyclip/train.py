@@ -60,6 +60,7 @@ def train_clip(
 
     Args:
         dataset: ShapesWorld (its captions) or any dataset whose images all have a class (its class names).
+        out: receives ``open_clip_config.json``, ``open_clip_model.safetensors`` and ``training.json``.
         config: default TinyClipConfig().
         start: a local-dir checkpoint to go on from; its sizes take the place of the config's.
         workers: processes that decode images.
