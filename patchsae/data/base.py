@@ -94,7 +94,7 @@ class ImageDataset(ABC):
 
     @abstractmethod
     def ids(self, i: int) -> str:
-        """The id of image `i`, without decoding it."""
+        """The id of image `i`, without decoding it. Raises IndexError outside 0 .. n - 1."""
 
     @abstractmethod
     def sample(self, i: int) -> Sample:
@@ -137,10 +137,10 @@ class Subset(ImageDataset):
         self.indices = indices
 
     def ids(self, i: int) -> str:
-        return self.parent.ids(int(self.indices[i]))
+        return self.parent.ids(int(self.indices[position(i, len(self))]))
 
     def sample(self, i: int) -> Sample:
-        return self.parent.sample(int(self.indices[i]))
+        return self.parent.sample(int(self.indices[position(i, len(self))]))
 
     @property
     def read_groups(self) -> ReadGroups | None:
@@ -149,6 +149,13 @@ class Subset(ImageDataset):
         if groups is None or bool((np.diff(self.indices) < 0).any()):
             return None
         return ReadGroups(np.unique(np.searchsorted(self.indices, groups.starts)), groups.together)
+
+
+def position(i: int, n: int) -> int:
+    """`i`, a position among `n` images. -1, which stands for no image in tables, is none: IndexError."""
+    if not 0 <= i < n:
+        raise IndexError(f"position {i} is outside 0 .. {n - 1}")
+    return i
 
 
 def _checked_labels(labels: np.ndarray, classnames: list[str] | None) -> np.ndarray:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from patchsae.data.base import ImageDataset, Sample
+from patchsae.data.base import ImageDataset, Sample, position
 from patchsae.data.decode import EXTENSIONS, decode_file, is_image
 from patchsae.data.layout import dataset_name
 from patchsae.disk.names import written
@@ -49,9 +49,7 @@ class PathTable:
         return len(self._ends)
 
     def __getitem__(self, i: int) -> str:
-        if not 0 <= i < len(self):
-            raise IndexError(f"position {i} is outside 0 .. {len(self) - 1}")
-        start = int(self._ends[i - 1]) if i else 0
+        start = int(self._ends[i - 1]) if position(i, len(self)) else 0
         return os.fsdecode(self._bytes[start : int(self._ends[i])])
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from patchsae.data.base import DataError, ReadGroups
+from patchsae.data.base import DataError, ReadGroups, position
 from patchsae.disk.claims import require_held, require_memory
 from patchsae.errors import brief
 
@@ -91,9 +91,7 @@ class RowGroups:
         self._process = os.getpid()
 
     def _locate(self, row: int) -> tuple[int, int]:
-        if not 0 <= row < len(self):
-            raise IndexError(f"row {row} is outside 0 .. {len(self) - 1}")
-        group = bisect_right(self.starts, row) - 1
+        group = bisect_right(self.starts, position(row, len(self))) - 1
         return group, row - self.starts[group]
 
     def _column_of(self, group: int) -> pa.ChunkedArray:

@@ -1,6 +1,7 @@
 """Every op in plain PyTorch: the definition of correct. One file per family; what is fast has no place here.
 
-`checked` is what runs where nothing faster does: the same ops behind those checks of arguments that read values.
+`checked` is what runs where nothing faster does: these ops behind those checks of arguments that read values, and the
+ops that are made of others (masked and swept decodes, reconstruct, bounded encodes), each of which is defined there.
 """
 
 from patchsae_kernels.reference.sparse import (

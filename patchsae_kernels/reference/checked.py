@@ -1,4 +1,4 @@
-"""The reference behind those checks of arguments that have to read values, for the ops that have such.
+"""The reference behind those checks of arguments that have to read values, and the ops that are made of other ops.
 
 Where the dispatcher finds nothing faster this is what runs; what a faster implementation does not serve comes here.
 """

@@ -1,4 +1,4 @@
-"""Every op in plain PyTorch: the definition of correct.
+"""Encode, decode, their gradients and statistics in plain PyTorch: the definition of correct.
 
 Evaluated in float64 this is the oracle that other implementations are compared with; in float32 it is what runs where
 no faster implementation exists. Arguments have been validated by `patchsae_kernels.checks`. Dense latents exist in row

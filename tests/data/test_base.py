@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from patchsae.data import BadImage, DataError, open_images
+from patchsae.data.classes import relabelled
 
 
 def test_labels_outside_the_classes_are_refused():
@@ -33,6 +34,17 @@ def test_subset_refuses_positions_outside(write_files):
         dataset.subset([0, -1])
     with pytest.raises(DataError, match="indices has 2"):
         dataset.subset([2])
+
+
+@pytest.mark.parametrize("i", [-1, 1])
+def test_no_dataset_takes_the_place_of_no_image_for_its_last(write_files, i):
+    """-1 stands for no image in the tables of reference images."""
+    dataset = open_images(write_files({"a/1.png": 1, "b/2.png": 2}))
+    for images in (dataset.subset([1]), dataset.subset([0, 1]).subset([1]), relabelled(dataset, [1])):
+        assert images.ids(0) == "b/2.png"
+        for read in (images.ids, images.sample):
+            with pytest.raises(IndexError, match=f"position {i} is outside 0 .. 0"):
+                read(i)
 
 
 def test_fingerprint_is_that_of_the_content_and_its_order(write_files):

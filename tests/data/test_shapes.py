@@ -271,7 +271,7 @@ def test_a_wrong_question_is_explained() -> None:
         world.mask(0, "colour", "circle")
     with pytest.raises(DataError, match=r"grid is \(7, 8\)"):
         world.patch_mask(0, "shape", (7, 8))
-    with pytest.raises(IndexError, match="picture 2 of 2"):
+    with pytest.raises(IndexError, match=r"position 2 is outside 0 \.\. 1"):
         world.sample(2)
 
 

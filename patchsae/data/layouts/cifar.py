@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from patchsae.data.base import DataError, ImageDataset, Sample
+from patchsae.data.base import DataError, ImageDataset, Sample, position
 from patchsae.data.layout import Layout, dataset_name
 from patchsae.data.listed import need
 from patchsae.disk.claims import whole_number
@@ -69,9 +69,7 @@ class CifarDataset(ImageDataset):
         )
 
     def _place(self, i: int) -> tuple[_Batch, int]:
-        if not 0 <= i < len(self):
-            raise IndexError(f"position {i} is outside 0 .. {len(self) - 1}")
-        number = int(np.searchsorted(self.ends, i, side="right"))
+        number = int(np.searchsorted(self.ends, position(i, len(self)), side="right"))
         return self.batches[number], int(i - self.ends[number] + len(self.batches[number].labels))
 
 

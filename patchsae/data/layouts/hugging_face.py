@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from patchsae.data.base import BadImage, DataError, ImageDataset, Sample
+from patchsae.data.base import BadImage, DataError, ImageDataset, Sample, position
 from patchsae.data.columns import Labels, choose_columns, read_labels
 from patchsae.data.decode import decode_cell
 from patchsae.data.layout import Layout, dataset_name, split_rank
@@ -37,9 +37,7 @@ class HuggingFaceDataset(ImageDataset):
         self.table = table.select_columns([columns.image]).cast_column(columns.image, image).with_format("arrow")
 
     def ids(self, i: int) -> str:
-        if not 0 <= i < len(self):
-            raise IndexError(f"position {i} is outside 0 .. {len(self) - 1}")
-        return f"{self.name}#{i}"
+        return f"{self.name}#{position(i, len(self))}"
 
     def sample(self, i: int) -> Sample:
         id = self.ids(i)

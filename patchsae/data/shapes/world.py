@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 from PIL import Image
 
-from patchsae.data.base import DataError, ImageDataset, Sample
+from patchsae.data.base import DataError, ImageDataset, Sample, position
 from patchsae.data.shapes.captions import SENTENCES, class_name, describe
 from patchsae.data.shapes.factors import FACTORS, OBJECT_FACTORS, SPLITS, Scene, SceneSampler, ShapeObject
 from patchsae.data.shapes.render import coverage, render
@@ -75,7 +75,7 @@ class ShapesWorld(ImageDataset):
         super().__init__(name, labels, [class_name(dict(zip(parts, v, strict=True))) for v in combinations])
 
     def ids(self, i: int) -> str:
-        return f"{self.split}-{self.seed}-{self._checked(i):06d}"
+        return f"{self.split}-{self.seed}-{position(i, len(self)):06d}"
 
     def sample(self, i: int) -> Sample:
         return Sample(Image.fromarray(self.pixels(i)), int(self.labels[i]), self.ids(i))
@@ -86,7 +86,7 @@ class ShapesWorld(ImageDataset):
 
     def factors(self, i: int) -> Scene:
         """What picture `i` shows: its objects with their factor values and places, its background and its style."""
-        return self.sampler.scene(self._checked(i))
+        return self.sampler.scene(position(i, len(self)))
 
     def factor_labels(self, factor: str) -> np.ndarray:
         """Label numbers by another factor than the dataset's own, int64 [n], positions in FACTORS[factor]."""
@@ -131,11 +131,6 @@ class ShapesWorld(ImageDataset):
         covers = [coverage(o, self.size) >= 0.5 for o in objects]
         covered: np.ndarray = np.any([np.zeros((self.size, self.size), bool), *covers], axis=0)
         return covered
-
-    def _checked(self, i: int) -> int:
-        if not 0 <= i < len(self):
-            raise IndexError(f"picture {i} of {len(self)}")
-        return i
 
 
 def _check_choice(argument: str, value: str, choices: tuple[str, ...]) -> None:

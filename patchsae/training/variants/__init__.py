@@ -54,4 +54,6 @@ def make(config: TrainConfig) -> Variant:
         return JumpReLU(error, dead_term, l0=config.l0, bandwidth=config.bandwidth, threshold=config.threshold)
     if config.variant == "gated":
         return Gated(error, dead_term, l1=config.l1)
-    return Matryoshka(error, dead_term, k=config.k, prefixes=config.prefixes)
+    if config.variant == "matryoshka":
+        return Matryoshka(error, dead_term, k=config.k, prefixes=config.prefixes)
+    raise ValueError(f"variant is {config.variant!r}, which nothing here makes")
