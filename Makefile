@@ -37,7 +37,7 @@ check: lint
 # Three processes for two cores: many a slow test waits for processes of its own.
 test: $(READY)
 	$(TESTS) 3
-	$(INTERPRETED) $(TESTS) 2 tests/triton
+	$(INTERPRETED) $(TESTS) 3 tests/triton
 
 lint: $(READY)
 	$(BIN)/ruff check .
