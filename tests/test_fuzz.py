@@ -1,12 +1,12 @@
 """Every attack for a second; `python -m tests.fuzz --minutes 60` goes on for an hour."""
 
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
 
+from tests.fuzz.__main__ import main
 from tests.fuzz.attacks import attacks, try_case
 
 BUDGET = 1.0  # seconds
@@ -24,11 +24,13 @@ def test_a_second_of(name):
 
 
 @pytest.mark.slow
-def test_an_attack_is_run_by_its_name_in_a_process_of_its_own():
+def test_an_attack_is_run_by_its_name_in_a_process_of_its_own(monkeypatch, capsys):
     """ "files.damaged" is the beginning of another one's name, too."""
-    command = [sys.executable, "-W", "ignore", "-m", "tests.fuzz", "--only", "files.damaged", "--minutes", "0.02"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parent.parent)
-    assert done.returncode == 0, done.stderr
-    name, cases, findings = done.stdout.splitlines()[0].split()
+    monkeypatch.setattr(sys, "argv", ["tests.fuzz", "--only", "files.damaged", "--minutes", "0.02"])
+    monkeypatch.chdir(Path(__file__).parent.parent)
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 0
+    name, cases, findings = capsys.readouterr().out.splitlines()[0].split()
     assert (name, findings) == ("files.damaged", "0")
     assert int(cases) > 0

@@ -1,5 +1,7 @@
 """`python -m tests.gate [WORD ...]`: the table of all kernels, or of the calls whose names hold one of the words.
 
+Without a word a kernel of the package that no call starts is refused as well.
+
 `python -m tests.gate --record`: write what the kernels use at the paper's shape, see `tests.gate.recorded`.
 """
 
@@ -8,7 +10,7 @@ from __future__ import annotations
 import sys
 from itertools import chain
 
-from tests.gate import recorded
+from tests.gate import recorded, shipped
 from tests.gate.arguments import Call
 from tests.gate.calls import CALLS
 from tests.gate.cases import Case, cases
@@ -25,7 +27,7 @@ def main(words: list[str]) -> int:
     papers = set(at_the_papers_shape(calls))
     print(ROW.format("kernel", "target", "regs", "stack", "spills", "shared", "product", "configuration"))
     found = sorted(every_case(calls), key=lambda case: case.name)
-    refused: list[str] = []
+    refused = [] if words else shipped.complaints(found)
     with temporary_cache():
         for case, used in compile_all(found):
             print(row(case, used), flush=True)

@@ -41,7 +41,7 @@ class Call:
 
     Attributes:
         name: what is called and what is special about it; picks calls in ``python -m tests.gate NAME``.
-        slow: left out by ``pytest -m "not slow"``: not the paper's shape.
+        slow: not the paper's shape, whose figures alone are recorded.
         part: the only one that it is compiled for; empty: all.
     """
 

@@ -54,6 +54,14 @@ def complaints(name: str, barriers: int | None) -> list[str]:
     return ["no barrier between its stores and later loads of the same memory; expected one"] if barriers == 0 else []
 
 
+def at_the_papers_shape(name: str, barriers: int | None) -> list[str]:
+    """What is wrong where a kernel compiled at the paper's shape has other barriers than `READ_BACK` gives it."""
+    expected = READ_BACK.get(name)
+    if barriers == expected:
+        return []
+    return [f"{barriers} barriers between its stores and later loads of the same memory; READ_BACK has {expected}"]
+
+
 def barriers_of_read_back(ttgir: str, target: GPUTarget) -> int | None:
     """Barriers that a program passes between a store and a later load through the same argument; None: no such load."""
     found = operations(ttgir, target)

@@ -15,7 +15,7 @@ from pathlib import Path
 import triton
 from triton import knobs
 
-from tests.gate import compiling
+from tests.gate import compiling, races
 from tests.gate.cases import Case
 from tests.gate.compiling import Resources
 
@@ -34,7 +34,10 @@ def refusals(case: Case, used: Resources, at_the_papers_shape: bool) -> list[str
     for attempt in range(ATTEMPTS):
         if attempt > 0:
             used = _again(case)
-        found = compiling.complaints(case, used) + (complaints(case, used) if at_the_papers_shape else [])
+        found = compiling.complaints(case, used)
+        if at_the_papers_shape:
+            found += complaints(case, used)
+            found += [f"{place(case)}: {reason}" for reason in races.at_the_papers_shape(case.name, used.read_back)]
         if not found:
             break
     return found

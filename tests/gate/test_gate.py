@@ -11,7 +11,7 @@ from triton.compiler.errors import CompilationError
 
 from patchsae_kernels.calls import DecodeCall
 from patchsae_kernels.triton import decode
-from tests.gate import broken_kernels, races
+from tests.gate import broken_kernels, races, shipped
 from tests.gate.arguments import BF16, F16, F32, PAPER, Call, csr, meta, misaligned
 from tests.gate.cases import Case, cases
 from tests.gate.compiling import complaints, resources
@@ -105,6 +105,23 @@ def test_reading_back_is_refused(part: Part, function: Callable[..., None], barr
 def test_reading_back_without_a_barrier_is_refused_where_it_is_expected() -> None:
     assert races.complaints("decode_sweep_kernel", 1) == []
     assert "no barrier" in races.complaints("decode_sweep_kernel", 0)[0]
+
+
+@pytest.mark.parametrize(("name", "barriers"), [("latent_stats_image_kernel", 1), ("decode_sweep_kernel", None)])
+def test_fewer_barriers_than_at_the_papers_shape_are_refused(name: str, barriers: int | None) -> None:
+    assert races.at_the_papers_shape(name, races.READ_BACK[name]) == []
+    (reason,) = races.at_the_papers_shape(name, barriers)
+    assert f"READ_BACK has {races.READ_BACK[name]}" in reason
+
+
+def test_a_kernel_that_no_call_starts_is_refused() -> None:
+    started = cases(SM_90, [Call("decode", decode.decode, (DecodeCall(*csr(PAPER), meta(49152, 768), meta(768)),))])
+    reasons = shipped.complaints(started)
+    assert len(reasons) == len(shipped.shipped()) - len({case.name for case in started})
+    assert not any("decode_kernel" in reason for reason in reasons)
+    assert all("no call starts it" in reason for reason in reasons)
+    unknown = only_case(SM_90, broken_kernels.in_place, meta(1024))
+    assert any("not found as a kernel" in reason for reason in shipped.complaints([*started, unknown]))
 
 
 @each_part

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from tests.gate import broken_kernels, recorded
+from tests.gate import broken_kernels, recorded, shipped
 from tests.gate.arguments import Call, meta
 from tests.gate.cases import Case, cases
 from tests.gate.compiling import Resources, resources
@@ -67,3 +67,8 @@ def test_a_version_without_a_file_is_held_to_nothing(known: tuple[Case, Resource
     recorded.FILE.unlink()
     recorded.recorded.cache_clear()
     assert recorded.complaints(case, replace(used, registers=255)) == []
+
+
+def test_records_are_of_kernels_that_there_are() -> None:
+    names = {name.split(".")[-1] for name in shipped.shipped()}
+    assert {place.split()[0] for place in recorded.recorded() or {}} <= names
