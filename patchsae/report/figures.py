@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import matplotlib
+from matplotlib.backend_bases import RendererBase
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from patchsae.report import lettering, ticks
 from patchsae.report.text import escape
@@ -46,7 +48,18 @@ def style() -> Iterator[None]:
 
 def new(width: float = 7.2, height: float = 3.6) -> Figure:
     """An empty figure of `width` x `height` inches (100 CSS pixels each), outside pyplot."""
-    return Figure(figsize=(width, height), layout="constrained")
+    return _Figure(figsize=(width, height), layout="constrained")
+
+
+class _Figure(Figure):
+    """matplotlib draws a figure twice to save it: first for its layout alone, here without the drawing."""
+
+    def draw(self, renderer: RendererBase) -> None:
+        engine = self.get_layout_engine()  # a place holder the second time
+        if isinstance(engine, ConstrainedLayoutEngine) and self.canvas.is_saving():
+            engine.execute(self)
+        else:
+            super().draw(renderer)
 
 
 def png(figure: Figure, dpi: int = _PNG_DPI) -> bytes:
