@@ -1,6 +1,6 @@
 """`python -m tests.gate [WORD ...]`: the table of all kernels, or of the calls whose names hold one of the words.
 
-Without a word a kernel of the package that no call starts is refused as well.
+Without a word a kernel of the package that no call for every part starts is refused as well.
 
 `python -m tests.gate --record`: write what the kernels use at the paper's shape, see `tests.gate.recorded`.
 """
@@ -26,8 +26,10 @@ def main(words: list[str]) -> int:
     calls = [call for call in CALLS if not words or any(word in call.name for word in words)]
     papers = set(at_the_papers_shape(calls))
     print(ROW.format("kernel", "target", "regs", "stack", "spills", "shared", "product", "configuration"))
-    found = sorted(every_case(calls), key=lambda case: case.name)
-    refused = [] if words else shipped.complaints(found)
+    everywhere = every_case([call for call in calls if not call.part])
+    somewhere = every_case([call for call in calls if call.part])
+    found = sorted(dict.fromkeys([*everywhere, *somewhere]), key=lambda case: case.name)
+    refused = [] if words else shipped.complaints(everywhere)
     with temporary_cache():
         for case, used in compile_all(found):
             print(row(case, used), flush=True)

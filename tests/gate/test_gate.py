@@ -11,6 +11,7 @@ from triton.compiler.errors import CompilationError
 
 from patchsae_kernels.calls import DecodeCall
 from patchsae_kernels.triton import decode
+from tests.gate import __main__ as command
 from tests.gate import broken_kernels, races, shipped
 from tests.gate.arguments import BF16, F16, F32, PAPER, Call, csr, meta, misaligned
 from tests.gate.cases import Case, cases
@@ -122,6 +123,17 @@ def test_a_kernel_that_no_call_starts_is_refused() -> None:
     assert all("no call starts it" in reason for reason in reasons)
     unknown = only_case(SM_90, broken_kernels.in_place, meta(1024))
     assert any("not found as a kernel" in reason for reason in shipped.complaints([*started, unknown]))
+
+
+@pytest.mark.parametrize(("words", "status"), [([], 1), (["in place"], 0)])
+def test_the_command_refuses_what_no_call_starts_unless_it_is_about_some(
+    words: list[str], status: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(command, "CALLS", (Call("in place", broken_kernels.in_place, (meta(1024),), slow=True),))
+    assert command.main(words) == status
+    printed = capsys.readouterr().out
+    assert printed.count("in_place") >= len(PARTS)
+    assert ("decode_kernel: no call starts it" in printed) == (status == 1)
 
 
 @each_part

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from tests.gate import broken_kernels, recorded, shipped
+from tests.gate import broken_kernels, races, recorded, shipped
 from tests.gate.arguments import Call, meta
 from tests.gate.cases import Case, cases
 from tests.gate.compiling import Resources, resources
@@ -47,6 +47,16 @@ def test_a_rise_that_another_compilation_does_not_show_is_chance(known: tuple[Ca
     monkeypatch.setattr(recorded, "_again", lambda _case: risen)
     assert len(recorded.refusals(case, risen, at_the_papers_shape=True)) == 1
     assert recorded.refusals(case, risen, at_the_papers_shape=False) == []
+
+
+def test_other_barriers_than_listed_are_refused_at_the_papers_shape(known: tuple[Case, Resources], monkeypatch) -> None:
+    case, used = known
+    fewer = replace(used, read_back=1)
+    monkeypatch.setitem(races.READ_BACK, case.name, 2)
+    monkeypatch.setattr(recorded, "_again", lambda _case: fewer)
+    assert recorded.refusals(case, fewer, at_the_papers_shape=False) == []
+    (reason,) = recorded.refusals(case, fewer, at_the_papers_shape=True)
+    assert "READ_BACK has 2" in reason
 
 
 def test_another_configuration_is_held_to_the_largest(known: tuple[Case, Resources]) -> None:

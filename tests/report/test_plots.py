@@ -9,6 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 
 from patchsae.report import figures, plots
 from patchsae.report.panels import recall_panels
@@ -54,6 +56,21 @@ def test_every_plot_draws_and_leaves_no_state():
         assert drawn(figure).startswith("<svg"), name
         assert figures.png(figure).startswith(b"\x89PNG"), name
     assert dict(matplotlib.rcParams) == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["scatter", "sweep", "heat"])
+def test_what_is_saved_is_what_matplotlib_saves_when_it_draws_for_the_layout_as_well(name):
+    ours, plain = (all_plots()[name] for _ in range(2))
+    plain.__class__ = Figure
+    assert drawn(ours) == drawn(plain)
+    assert figures.png(ours) == figures.png(plain)
+
+
+def test_a_figure_that_is_shown_and_not_saved_is_drawn():
+    canvas = FigureCanvasAgg(plots.histogram([1.0, 2.0], "value"))
+    canvas.draw()
+    assert np.asarray(canvas.buffer_rgba()).any()
 
 
 def test_the_same_data_gives_the_same_svg():

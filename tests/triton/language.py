@@ -7,7 +7,6 @@ anew for each of them, and into a table of NumPy's types, made anew for each ope
 
 from __future__ import annotations
 
-from functools import cache
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,7 +15,6 @@ import triton.language as tl
 from triton.runtime import interpreter
 
 
-@cache
 def replace() -> None:
     """From here on the language is the interpreter's in this process, between launches as well."""
     interpreter._patch_lang(SimpleNamespace(__globals__={"tl": tl, "core": tl.core}))
