@@ -12,6 +12,7 @@ from torch import Tensor
 from patchsae_kernels import checks, plain
 from patchsae_kernels.latents import SparseLatents
 from patchsae_kernels.prepare import PreparedWeights, as_prepared
+from patchsae_kernels.shortfall import complete
 from patchsae_kernels.stats import LatentStats
 
 
@@ -37,7 +38,9 @@ def encode(
         weights: what `prepare` returned, or a raw ``W_enc [D, S]`` followed by ``b_enc [S]`` and ``b_dec [D]``.
         activation: ``"relu"``; ``"topk"``: the k largest positive pre-activations, ties towards the lower latent;
             ``"batchtopk"``: the N * k largest positive ones of the whole batch, ties towards the earlier token, then
-            the lower latent; or ``"jumprelu"``: the pre-activation where it is above ``threshold [S]`` (>= 0).
+            the lower latent; ``"jumprelu"``: the pre-activation where it is above ``threshold [S]`` (>= 0); or
+            ``"topk_no_relu"``: the k largest pre-activations, negative ones too where a token has fewer than k that
+            are positive (those in plain float32, at any precision).
         precision: ``"exact"``: float32 answers; ``"bf16"``: inputs and weights rounded to bfloat16, float32
             accumulation; ``"fp32"``: plain float32 (on a GPU TF32 where PyTorch's switch allows it).
         budget_mb: the most memory for dense pre-activations and their temporaries at any time, in MB.
@@ -52,12 +55,14 @@ def encode(
         RuntimeError: in a second derivative.
     """
     w = as_prepared(weights, b_enc, b_dec)
-    checks.encode_arguments(x, w.W_enc, activation, k, threshold, precision)
+    selection = "topk" if activation == "topk_no_relu" else activation
+    checks.encode_arguments(x, w.W_enc, selection, k, threshold, precision)
     packed, budget = w.packed(precision), checks.budget_bytes(budget_mb)
     values, indices, indptr = torch.ops.patchsae.encode(
-        x, w.W_enc, w.b_enc, w.b_dec, packed, threshold, activation, k or 0, precision, budget
+        x, w.W_enc, w.b_enc, w.b_dec, packed, threshold, selection, k or 0, precision, budget
     )
-    return SparseLatents(values, indices, indptr, (x.shape[0], w.W_enc.shape[1]))
+    z = SparseLatents(values, indices, indptr, (x.shape[0], w.W_enc.shape[1]))
+    return z if selection == activation else complete(z, x, w, k or 0, budget)
 
 
 def encode_bounded(
@@ -168,6 +173,8 @@ def reconstruct(
 def decode(z: SparseLatents, W_dec: Tensor, b_dec: Tensor) -> Tensor:
     """Reconstruction ``z W_dec + b_dec`` ``[N, D]`` float32. Differentiable once in z.values, W_dec and b_dec.
 
+    Where z is of normalised tokens (`SparseLatents.token_scale`), that is undone: y is of the tokens as they came.
+
     Args:
         z: latents ``(N, S)``.
         W_dec: ``[S, D]`` float32 or bfloat16 (accumulated in float32).
@@ -175,7 +182,7 @@ def decode(z: SparseLatents, W_dec: Tensor, b_dec: Tensor) -> Tensor:
     """
     checks.decoder(z, W_dec, b_dec)
     y: Tensor = torch.ops.patchsae.decode(z.values, z.indices, z.indptr, W_dec, b_dec)
-    return y
+    return z.restore(y)
 
 
 def decode_masked(
@@ -189,7 +196,7 @@ def decode_masked(
     checks.decoder(z, W_dec, b_dec)
     checks.per_latent_table("keep", keep, z, class_ids, torch.bool)
     y: Tensor = torch.ops.patchsae.decode_masked(z.values, z.indices, z.indptr, keep, W_dec, b_dec, class_ids)
-    return y
+    return z.restore(y)
 
 
 def decode_sweep(
@@ -208,14 +215,15 @@ def decode_sweep(
 
     Returns:
         ``on, off``, each ``[K, N, D]`` float32: ``on[i]`` keeps latents with ``rank < ks[i]``, ``off[i]`` drops them.
-        b_dec stays in both; ``off`` where all is dropped is exactly b_dec. The outputs are large: 2 K N D floats.
+        b_dec stays in both; ``off`` where all is dropped is exactly b_dec. Normalised tokens are restored as in
+        `decode`. The outputs are large: 2 K N D floats.
     """
     checks.decoder(z, W_dec, b_dec)
     checks.per_latent_table("rank", rank, z, class_ids, torch.int32)
     sizes = [plain.whole_number("ks", k) for k in ks]
     with torch.no_grad():
         on, off = torch.ops.patchsae.decode_sweep(z.values, z.indices, z.indptr, rank, sizes, W_dec, b_dec, class_ids)
-        return on, off
+        return z.restore_(on), z.restore_(off)
 
 
 def latent_stats(

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from patchsae_kernels import plain
 from patchsae_kernels.arithmetic import outside_of_autocast
 
 VALUE_DTYPES = (torch.float32, torch.bfloat16, torch.float64)
+PER_TOKEN = ("token_mean", "token_scale")
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,12 +30,17 @@ class SparseLatents:
         indices: ``[nnz]`` int32, the latent of every entry, in ``0..S-1``.
         indptr: ``[N + 1]`` int64, starting at 0 and ending at nnz.
         shape: ``(N, S)``.
+        token_mean, token_scale: ``[N]`` float32, what an autoencoder that normalises each token took from it and
+            divided it by; None where it did not. They follow their tokens through every method, and decoding undoes
+            them (`restore`).
     """
 
     values: Tensor
     indices: Tensor
     indptr: Tensor
     shape: tuple[int, int]
+    token_mean: Tensor | None = None
+    token_scale: Tensor | None = None
 
     def __post_init__(self) -> None:
         for name in ("values", "indices", "indptr"):
@@ -51,6 +58,8 @@ class SparseLatents:
             )
         if self.indptr.dim() != 1 or self.indptr.shape[0] != self.shape[0] + 1:
             raise ValueError(f"indptr has shape {tuple(self.indptr.shape)}; expected [N + 1] = [{self.shape[0] + 1}]")
+        for name in PER_TOKEN:
+            self._check_per_token(name)
 
     @staticmethod
     def from_dense(dense: Tensor) -> SparseLatents:
@@ -77,7 +86,10 @@ class SparseLatents:
         if len(widths) > 1:
             raise ValueError(f"parts have {widths} latents; expected the same S in every part")
         csr = cat([(part.values, part.indices, part.indptr) for part in parts])
-        return SparseLatents(*csr, (csr[2].shape[0] - 1, widths[0]))
+        per_token: dict[str, Any] = {
+            name: _cat_per_token(name, [getattr(part, name) for part in parts]) for name in PER_TOKEN
+        }
+        return SparseLatents(*csr, (csr[2].shape[0] - 1, widths[0]), **per_token)
 
     @property
     def nnz(self) -> int:
@@ -117,7 +129,22 @@ class SparseLatents:
 
     def with_values(self, values: Tensor) -> SparseLatents:
         """The same pattern with other values ``[nnz]``."""
-        return SparseLatents(values, self.indices, self.indptr, self.shape)
+        return replace(self, values=values)
+
+    def restore(self, y: Tensor) -> Tensor:
+        """``y * token_scale + token_mean``: reconstructions ``[..., N, D]`` of normalised tokens as tokens.
+
+        What no autoencoder normalised is returned as it is. Differentiable.
+        """
+        if self.token_scale is not None:
+            y = y * self.token_scale[:, None]
+        return y if self.token_mean is None else y + self.token_mean[:, None]
+
+    def restore_(self, y: Tensor) -> Tensor:
+        """`restore` in place."""
+        if self.token_scale is not None:
+            y.mul_(self.token_scale[:, None])
+        return y if self.token_mean is None else y.add_(self.token_mean[:, None])
 
     def where(self, keep: Tensor) -> SparseLatents:
         """Only the entries for which ``keep`` (bool ``[nnz]``) holds."""
@@ -128,7 +155,7 @@ class SparseLatents:
             )
         kept = torch.zeros(self.nnz + 1, dtype=torch.int64, device=self.device)
         torch.cumsum(keep, 0, out=kept[1:])
-        return SparseLatents(self.values[keep], self.indices[keep], kept[self.indptr], self.shape)
+        return replace(self, values=self.values[keep], indices=self.indices[keep], indptr=kept[self.indptr])
 
     def select_rows(self, index: Tensor) -> SparseLatents:
         """Tokens ``index`` (int64 ``[M]``, any order, repeats allowed) as a new ``[M, S]`` matrix."""
@@ -138,7 +165,8 @@ class SparseLatents:
         total = int(indptr[-1])
         start = torch.repeat_interleave(self.indptr[index] - indptr[:-1], counts, output_size=total)
         source = start + torch.arange(total, device=self.device)
-        return SparseLatents(self.values[source], self.indices[source], indptr, (index.shape[0], self.shape[1]))
+        shape = (index.shape[0], self.shape[1])
+        return SparseLatents(self.values[source], self.indices[source], indptr, shape, **self._per_token(index))
 
     def reshape_tokens(self, images: int, tokens: int) -> list[SparseLatents]:
         """Split ``[images * tokens, S]`` into one ``[tokens, S]`` matrix per image; values and indices are views."""
@@ -154,6 +182,7 @@ class SparseLatents:
                 self.indices[cuts[i] : cuts[i + 1]],
                 self.indptr[i * tokens : (i + 1) * tokens + 1] - cuts[i],
                 (tokens, self.shape[1]),
+                **self._per_token(slice(i * tokens, (i + 1) * tokens)),
             )
             for i in range(images)
         ]
@@ -194,11 +223,11 @@ class SparseLatents:
         """A copy on ``device`` (the same object when it is there already)."""
         if torch.device(device) == self.device:
             return self
-        return SparseLatents(self.values.to(device), self.indices.to(device), self.indptr.to(device), self.shape)
+        return replace(self, **{name: tensor.to(device) for name, tensor in self._tensors().items()})
 
     def detach(self) -> SparseLatents:
         """The same latents outside of the autograd graph."""
-        return self.with_values(self.values.detach())
+        return replace(self, **{name: tensor.detach() for name, tensor in self._tensors().items()})
 
     def validate(self) -> SparseLatents:
         """Check everything that the constructor cannot check for free; returns self, or raises naming what is wrong."""
@@ -221,9 +250,8 @@ class SparseLatents:
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
         os.close(handle)
         try:
-            tensors = {"values": self.values.detach(), "indices": self.indices, "indptr": self.indptr}
             save_file(
-                {name: tensor.contiguous() for name, tensor in tensors.items()},
+                {name: tensor.detach().contiguous() for name, tensor in self._tensors().items()},
                 temporary,
                 metadata={"format": "patchsae.SparseLatents", "latents": str(self.shape[1])},
             )
@@ -241,9 +269,27 @@ class SparseLatents:
             metadata = file.metadata() or {}
             if metadata.get("format") != "patchsae.SparseLatents":
                 raise ValueError(f"{path} is not a SparseLatents file (format {metadata.get('format')!r})")
-            values, indices, indptr = (file.get_tensor(name) for name in ("values", "indices", "indptr"))
-        shape = (indptr.shape[0] - 1, int(metadata["latents"]))
-        return SparseLatents(values, indices, indptr, shape).validate()
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        shape = (tensors["indptr"].shape[0] - 1, int(metadata["latents"]))
+        return SparseLatents(shape=shape, **tensors).validate()
+
+    def _tensors(self) -> dict[str, Any]:
+        named = {name: getattr(self, name) for name in ("values", "indices", "indptr", *PER_TOKEN)}
+        return {name: tensor for name, tensor in named.items() if tensor is not None}
+
+    def _per_token(self, index: Tensor | slice) -> dict[str, Tensor]:
+        return {name: tensor[index] for name, tensor in self._tensors().items() if name in PER_TOKEN}
+
+    def _check_per_token(self, name: str) -> None:
+        values = getattr(self, name)
+        if values is None:
+            return
+        plain.tensor(name, values, "[N]")
+        if values.dtype not in VALUE_DTYPES or values.shape != (self.shape[0],):
+            raise ValueError(
+                f"{name} has dtype {values.dtype} and shape {tuple(values.shape)}; expected floats [N] = "
+                f"[{self.shape[0]}]"
+            )
 
     def _chosen(self, latents: Sequence[int] | Tensor) -> Tensor:
         """bool [S]: which latents are named; out of range is an error."""
@@ -278,21 +324,32 @@ class SparseLatents:
     def _merge(self, column: Tensor, block: Tensor) -> SparseLatents:
         """Add entries block[n, j] at (n, column[j]); none of these columns may hold entries already."""
         tokens = torch.arange(self.shape[0], device=self.device).repeat_interleave(column.shape[0])
+        return self.merged(tokens, column.repeat(self.shape[0]), block.reshape(-1))
+
+    def merged(self, rows: Tensor, columns: Tensor, values: Tensor) -> SparseLatents:
+        """With M more entries (int64 ``[M]`` rows and columns), none of which may be there already."""
         with outside_of_autocast(self.device):
             return self._sorted(
-                torch.cat([self.rows(), tokens]),
-                torch.cat([self.indices.long(), column.repeat(self.shape[0])]),
-                torch.cat([self.values, block.reshape(-1)]),
+                torch.cat([self.rows(), rows]),
+                torch.cat([self.indices.long(), columns]),
+                torch.cat([self.values, values]),
             )
 
     def _sorted(self, rows: Tensor, columns: Tensor, values: Tensor) -> SparseLatents:
         order = torch.argsort(rows * self.shape[1] + columns)
-        return SparseLatents(
-            values[order],
-            columns[order].to(torch.int32),
-            indptr_from_counts(torch.bincount(rows, minlength=self.shape[0])),
-            self.shape,
+        return replace(
+            self,
+            values=values[order],
+            indices=columns[order].to(torch.int32),
+            indptr=indptr_from_counts(torch.bincount(rows, minlength=self.shape[0])),
         )
+
+
+def _cat_per_token(name: str, parts: Sequence[Tensor | None]) -> Tensor | None:
+    known = [part for part in parts if part is not None]
+    if len(known) not in (0, len(parts)):
+        raise ValueError(f"{len(known)} of {len(parts)} parts have a {name}; expected all or none")
+    return torch.cat(known) if known else None
 
 
 def cat(parts: Sequence[tuple[Tensor, Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:

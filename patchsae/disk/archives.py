@@ -70,12 +70,22 @@ class Inert:
     """Stand-in for a class named in a file: takes attributes, does nothing."""
 
 
-def load_archive(path: Path, stand_ins: Mapping[str, Callable[..., Any]]) -> Any:
+def inert(name: str) -> type[Inert]:
+    """An inert class of its own in the place of the class of this dotted name, which is its `__name__`."""
+    return type(name, (Inert,), {})
+
+
+def load_archive(
+    path: Path, stand_ins: Mapping[str, Callable[..., Any]], packages: tuple[str, ...] = (), start: int = 0
+) -> Any:
     """What ``torch.save`` wrote to ``path``, on the CPU.
 
     Args:
         path: a zip archive (torch >= 1.6). Older files, TorchScript archives and bare pickles are refused.
         stand_ins: dotted names that the file may ask for besides tensors, and what to build in their place.
+        packages: beginnings of dotted names ("overcomplete.") that the file may ask for: each becomes an inert class
+            of its own, whose `__name__` is that name.
+        start: where in the file the archive begins.
 
     Raises:
         UnsafeFileError: naming the first thing that the file asks for and may not have.
@@ -83,12 +93,19 @@ def load_archive(path: Path, stand_ins: Mapping[str, Callable[..., Any]]) -> Any
         FalseClaim: it claims more than it holds.
     """
     kind = contents.what_is(path).kind
-    if kind not in ("torch", "torchscript", "zip"):
-        _refuse_asking(path, stand_ins)
+    if not start and kind not in ("torch", "torchscript", "zip"):
+        refuse_asking(path, stand_ins)
         raise contents.unexpected(path, EXPECTED)
-    with path.open("rb") as file:
-        refuse_unknown(path, _read_pickle(path, file), stand_ins)
-        return _load(path, file, stand_ins)
+    with path.open("rb") as whole:
+        file: IO[bytes] = io.BufferedReader(_Tail(whole, start)) if start else whole
+        pickled = _read_pickle(path, file)
+        named = [name for name in _asked_for(path, pickled) if name.startswith(packages)] if packages else []
+        allowed: dict[str, Callable[..., Any]] = {
+            **stand_ins,
+            **{name: inert(name) for name in named if name not in stand_ins},
+        }
+        refuse_unknown(path, pickled, allowed)
+        return _load(path, file, allowed)
 
 
 def load_torchscript(path: Path) -> tuple[dict[str, Tensor], str]:
@@ -303,7 +320,7 @@ def _require_own_bytes(path: Path, content: object) -> None:
         )
 
 
-def _refuse_asking(path: Path, stand_ins: Mapping[str, Callable[..., Any]]) -> None:
+def refuse_asking(path: Path, stand_ins: Mapping[str, Callable[..., Any]]) -> None:
     """Raise UnsafeFileError for a file that is no archive and asks for something as a pickle does."""
     if not path.is_file():
         return
@@ -320,6 +337,32 @@ def _refuse_asking(path: Path, stand_ins: Mapping[str, Callable[..., Any]]) -> N
             f"{path} is {contents.what_is(path).said} and asks for {asked[0][:100]}; expected {EXPECTED}; "
             "nothing of it was run"
         )
+
+
+class _Tail(io.RawIOBase):
+    """A file from ``start`` on, as a file of its own."""
+
+    def __init__(self, file: IO[bytes], start: int) -> None:
+        self._file, self._start = file, start
+        self._file.seek(start)
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        content = self._file.read(len(buffer))
+        buffer[: len(content)] = content
+        return len(content)
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        place = offset + self._start if whence == os.SEEK_SET else offset
+        return self._file.seek(max(self._start, self._file.seek(place, whence))) - self._start
+
+    def tell(self) -> int:
+        return self._file.tell() - self._start
 
 
 def _script_values() -> dict[str, Callable[..., Any]]:

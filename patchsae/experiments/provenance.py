@@ -19,9 +19,11 @@ def describe_model(clip: AnyCLIP) -> dict[str, Any]:
 
 
 def describe_sae(sae: SparseAutoencoder) -> dict[str, Any]:
-    """Sizes, activation and weights of an autoencoder."""
+    """Sizes, activation and weights of an autoencoder, and what it does to its tokens where it does something."""
     sizes = {name: getattr(sae.config, name) for name in ("d_in", "d_sae", "activation", "k")}
-    return {**sizes, "weights": fingerprint(sae.state_dict())}
+    special = {"normalise": sae.config.normalise, "soft_cap": sae.config.soft_cap}
+    declared = {name: value for name, value in special.items() if value not in ("none", None)}
+    return {**sizes, **declared, "weights": fingerprint(sae.state_dict())}
 
 
 def describe_images(dataset: ImageDataset) -> dict[str, Any]:

@@ -8,13 +8,8 @@ from collections.abc import Sequence
 
 import open_clip
 
-# Hugging Face's conversions of OpenAI's weights -> open_clip's name, with the tag "openai"
-OPENAI = {
-    "openai/clip-vit-base-patch16": "ViT-B-16-quickgelu",
-    "openai/clip-vit-base-patch32": "ViT-B-32-quickgelu",
-    "openai/clip-vit-large-patch14": "ViT-L-14-quickgelu",
-    "openai/clip-vit-large-patch14-336": "ViT-L-14-336-quickgelu",
-}
+from patchsae.models.openai_names import OPENAI
+
 HUB = "hf-hub:"
 SHOWN = 8  # tags in a message
 NOT_SAID = ""

@@ -45,12 +45,14 @@ def patchsae_loss(
         (coefficient included), `.ghost`, `.l0`, `.squared_error`, and `.fired` (bool [S]).
 
     Raises:
-        ValueError: `r` requires a gradient, or the autoencoder's activation is not ReLU.
+        ValueError: `r` requires a gradient, the autoencoder's activation is not ReLU, or it normalises its tokens.
     """
     if r.requires_grad:
         raise ValueError("r requires grad; patchsae_loss treats the residual stream as data: pass r.detach()")
     if sae.config.activation != "relu":
         raise ValueError(f"sae.config.activation is {sae.config.activation!r}; the released loss is defined for 'relu'")
+    if sae.config.normalise != "none" or sae.config.soft_cap is not None:
+        raise ValueError(f"sae is {sae}; the released loss is defined for raw tokens and latents without a cap")
     params = sae.parameters_by_name()
     settings = {"dead": dead, "l1": l1, "ghost": ghost, "cls_weight": cls_weight}
     return pk.StepTerms(*_SaeStep.apply(r, settings, *(params[name] for name in PARAMETERS)))

@@ -92,7 +92,7 @@ def _evaluate(
         images = reader.read(batch)
         evaluation.update(images)
         if baseline is not None and images.truth is not None:
-            baseline.update(raw_latents(images.residual, sae.b_dec), *images.truth)
+            baseline.update(raw_latents(sae.normalised(images.residual).tokens, sae.b_dec), *images.truth)
 
     parts = evaluation.accumulators | ({} if baseline is None else {"raw": baseline})
     folded = job.fold(reader.shuffled, clip.preprocess, update, parts, options, label="evaluate")
@@ -216,10 +216,10 @@ def raw_dimensions(reader: ImageReader) -> ConceptCounts | None:
     return ConceptCounts(reader.concepts.names, 2 * clip.width, clip.image_tokens, clip.device)
 
 
-def raw_latents(residual: Tensor, centre: Tensor) -> pk.SparseLatents:
-    """The dimensions of the residual stream as if they were latents: relu(r - centre), relu(centre - r), [B * T, 2 D].
+def raw_latents(tokens: Tensor, centre: Tensor) -> pk.SparseLatents:
+    """The dimensions of tokens [..., D] as if they were latents: relu(r - centre), relu(centre - r), [N, 2 D].
 
     What the residual stream says about concepts without an autoencoder; both signs, since latents have one.
     """
-    apart = residual.flatten(0, 1) - centre
+    apart = tokens.reshape(-1, tokens.shape[-1]) - centre
     return pk.SparseLatents.from_dense(torch.cat([apart, -apart], dim=1).relu())

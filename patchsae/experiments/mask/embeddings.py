@@ -63,7 +63,7 @@ def sweep_embeddings(
 ) -> dict[Masking, Tensor]:
     """Embed a batch of images with the residual stream replaced by what every mask leaves of it.
 
-    The tower below the hooked block and the encode run once; every ranking costs one `pk.decode_sweep` and one
+    The tower below the hooked block and the encode run once; every ranking costs one `sae.decode_sweep` and one
     `clip.embed` of all its masks per chunk of images (on a CPU as many as are fastest). All tokens are replaced, CLS
     and a prompted model's prompt tokens included, and b_dec stays in every reconstruction.
 
@@ -85,10 +85,9 @@ def sweep_embeddings(
     together = max(1, CPU_TENSOR_BYTES // largest) if residual.device.type == "cpu" else sys.maxsize
 
     latents = sae.encode(replaced)
-    b_dec = sae.b_dec + options.bias_offset  # part of every reconstruction, so what is added to it is added to all
     result = {
         UNMODIFIED: clip.embed(residual),
-        RECONSTRUCTION: _embed(clip, [pk.decode(latents, sae.W_dec, b_dec)], kept, together)[0],
+        RECONSTRUCTION: _embed(clip, [sae.decode(latents, offset=options.bias_offset)], kept, together)[0],
     }
     swept: dict[str, list[Tensor]] = {name: [] for name in rankings}
     for chunk in even_runs(images, images_per_chunk(2 * len(ks) * held, options.budget_mb)):
@@ -98,7 +97,7 @@ def sweep_embeddings(
         for name, rank in rankings.items():
             class_ids = classes if rank.ndim == 2 else None
             join = clip.dtype if 2 * len(ks) * (chunk.stop - chunk.start) <= together else None
-            reconstructions = _reconstructions(part, sae.W_dec, b_dec, rank, ks, class_ids, join)
+            reconstructions = _reconstructions(sae, part, rank, class_ids, options, join)
             swept[name].append(_embed(clip, reconstructions, kept[chunk], together))
     for name, parts in swept.items():
         result |= zip(maskings([name], ks)[2:], torch.cat(parts, dim=1), strict=True)
@@ -127,19 +126,18 @@ def embedding_bytes(clip: AnyCLIP, tokens: int) -> tuple[int, int]:
 
 
 def _reconstructions(
+    sae: SparseAutoencoder,
     latents: pk.SparseLatents,
-    W_dec: Tensor,
-    b_dec: Tensor,
     rank: Tensor,
-    ks: Sequence[int],
     class_ids: Tensor | None,
+    options: TopKOptions,
     join: torch.dtype | None,
 ) -> Iterator[Tensor]:
     """Those that keep [K, N, D], then those that ablate; with ``join`` both in one tensor [2, K, N, D] of that dtype.
 
     A generator, so that what was joined is gone before it is embedded, and all of it before the next ranking's come.
     """
-    on, off = pk.decode_sweep(latents, rank, ks, W_dec, b_dec, class_ids=class_ids)
+    on, off = sae.decode_sweep(latents, rank, options.ks, class_ids, options.bias_offset)
     if join is None:
         yield on
         yield off

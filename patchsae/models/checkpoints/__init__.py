@@ -4,50 +4,72 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-from patchsae.disk.contents import what_is
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from patchsae.models.checkpoints.format import Format
+    from patchsae.models.checkpoints.opened import Opened
 
 
-def formats() -> list[Format]:
+@cache
+def formats() -> tuple[Format, ...]:
     """All formats, by name."""
     modules = [importlib.import_module(f"{__name__}.{module.name}") for module in pkgutil.iter_modules(__path__)]
-    return sorted((module.FORMAT for module in modules if hasattr(module, "FORMAT")), key=lambda f: f.name)
+    return tuple(sorted((module.FORMAT for module in modules if hasattr(module, "FORMAT")), key=lambda f: f.name))
 
 
-def detect(path: Path) -> Format:
-    """The format of an existing file or directory.
+def open_path(path: Path) -> Opened:
+    """What lies at an existing path; what pickles of any format ask for becomes inert."""
+    from patchsae.models.checkpoints.opened import Opened
+
+    stand_ins = {name: inert for format_ in formats() for name, inert in format_.stand_ins.items()}
+    packages = tuple(package for format_ in formats() for package in format_.packages)
+    return Opened(path, stand_ins, packages)
+
+
+def detect(opened: Opened) -> Format:
+    """The format of what was opened, by its contents.
 
     Raises:
         ValueError: none fits, or more than one does.
     """
-    found = [candidate for candidate in formats() if candidate.matches(path)]
+    from patchsae.models.checkpoints import ours
+
+    _refuse_what_holds_no_weights(opened.path)
+    if ours.is_ours(opened.path):
+        return ours.FORMAT  # first: what else lies in the directory of a stage is no weights
+    found = [candidate for candidate in formats() if candidate.matches(opened)]
     if len(found) != 1:
-        which = "matches " + ", ".join(f.name for f in found) if found else _what_it_is(path)
-        known = "; ".join(f"{f.name}: {f.layout}" for f in formats())
-        raise ValueError(f"{path} {which}. Known formats: {known}")
+        held = f"{opened.file} holds {_held(opened)}"
+        which = f"which may be {' or '.join(f.name for f in found)}" if found else "which no format has"
+        raise ValueError(f"{held}, {which}. Known formats: {', '.join(f.name for f in formats())}")
     return found[0]
 
 
-def _what_it_is(path: Path) -> str:
-    """What a path is that no format has, and what may have been meant."""
-    from patchsae.models.checkpoints.ours import CONFIG, WEIGHTS
+def _held(opened: Opened) -> str:
+    """The contents of a file of weights in a few words."""
+    content: Any = opened.content
+    if not isinstance(content, Mapping):
+        return f"a {type(content).__name__}"[:100]
+    names = ", ".join(str(name)[:40] for name in list(content)[:6]) or "nothing"
+    more = f" and {len(content) - 6} more" if len(content) > 6 else ""
+    beside = f"; its configuration is {opened.config_file.name}" if opened.config_file else " without a configuration"
+    return f"{names}{more}{beside}"
+
+
+def _refuse_what_holds_no_weights(path: Path) -> None:
+    """Raise ValueError for what is part of a run, or of a SAE, with what may have been meant."""
+    from patchsae.models.checkpoints.ours import CONFIG, WEIGHTS, is_ours
 
     if not path.is_dir():
-        if path.name in (WEIGHTS, CONFIG):
-            return f"is a part of a SAE; name its directory, {path.parent}"
-        return f"is {what_is(path).said}, which no format is"
-    if (path / "train" / WEIGHTS).is_file():
-        return f"is a run, whose SAE is {path / 'train'}: name that"
-    if (path / "config.toml").is_file():
-        return "is a stage of a run, which holds no SAE; expected that of `patchsae train`, when it is finished"
-    if (path / WEIGHTS).is_file():
-        return f"has {WEIGHTS} without a {CONFIG} that says 'format': 'patchsae'"
-    several = sorted(file.name for file in path.glob("*.pt"))
-    if several:
-        return f"holds several .pt files: name one, such as {path / several[0]}"
-    return "matches no format"
+        if path.name in (WEIGHTS, CONFIG) and is_ours(path.parent):
+            raise ValueError(f"{path} is a part of a SAE; name its directory, {path.parent}")
+    elif (path / "train" / WEIGHTS).is_file():
+        raise ValueError(f"{path} is a run, whose SAE is {path / 'train'}: name that")
+    elif (path / "config.toml").is_file() and not (path / WEIGHTS).is_file():
+        raise ValueError(
+            f"{path} is a stage of a run, which holds no SAE; expected that of `patchsae train`, when it is finished"
+        )

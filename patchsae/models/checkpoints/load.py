@@ -3,34 +3,136 @@
 from __future__ import annotations
 
 import os
+import sys
+import warnings
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
-from patchsae.models.checkpoints import detect, hub
+from patchsae.models.checkpoints import detect, hub, open_path, published, understood
+from patchsae.models.checkpoints.fold import fold
+from patchsae.models.checkpoints.format import Checkpoint
+from patchsae.models.checkpoints.understood import NORMALISED
 from patchsae.models.sae import SparseAutoencoder
 
+OWN = ("patchsae", "patchsae-pt")
+"""Formats of which nothing is said: they leave nothing to be understood."""
 
-def load_sae(source: str | Path, device: str | torch.device = "auto") -> SparseAutoencoder:
+
+def load_sae(
+    source: str | Path,
+    device: str | torch.device = "auto",
+    *,
+    clip: understood.TowerLike | None = None,
+    subtract_b_dec: bool | None = None,
+    mean: Tensor | float | None = None,
+    std: Tensor | float | None = None,
+) -> SparseAutoencoder:
     """Load a SAE from a file or directory of any format in `patchsae.models.checkpoints`, or from the Hugging Face Hub.
 
+    What was understood of another project's file is said in a line on standard error (`understood.line` of the
+    configuration has it again); what a file leaves open is warned of, unless an argument here decides it.
+
     Args:
-        source: a path, or where no such path exists a Hub id ``owner/name`` or ``owner/name/folder/in/it``.
+        source: a path; a short name of `patchsae sae list`; or a Hub id ``owner/name``, ``owner/name/folder/in/it``,
+            each with ``@revision`` or without.
         device: "auto" is CUDA where there is one, as for `load_clip`.
+        clip: refuse a SAE of another tower, layer or token set than this CLIP's.
+        subtract_b_dec: whether the encoder sees x - b_dec or x, for a file that does not say it.
+        mean, std: the SAE was trained on (x - mean) / std, numbers or ``[D]`` each, which its file does not say. They
+            are folded into the weights.
 
     Raises:
         FileNotFoundError: neither a path nor a Hub id.
-        ValueError: no format fits, or the tensors do not; `archives.UnsafeFileError` for a file that asks for more
-            than tensors and its configuration.
+        ValueError: no format fits, the tensors do not, the file answers itself what an argument is to decide, or the
+            SAE is not of ``clip``; `archives.UnsafeFileError` for a file that asks for more than tensors and its
+            configuration.
         ImportError: a Hub id, and huggingface_hub is not installed.
     """
-    path = Path(os.path.expanduser(source))
-    if not os.path.exists(path):
-        path = hub.fetch(str(source))
-    found = detect(path).read(path)
-    try:
-        sae = SparseAutoencoder.from_tensors(found.config, found.tensors)
-    except ValueError as error:
-        raise ValueError(f"{found.file}: {error}") from error
+    path, known = locate(source)
+    found = read(path, subtract_b_dec, known)
+    found = with_input(found, mean, std)
+    for warning in found.unsaid.values():
+        warnings.warn(f"{found.file}: {warning}", stacklevel=2)
+    sae = build(found)
+    if clip is not None:
+        understood.require_of(sae.config, clip)
+    if sae.config.metadata.get("format", "patchsae") not in OWN and os.environ.get("RANK", "0") == "0":
+        print(f"sae: {understood.line(sae.config)}", file=sys.stderr)
     there = "cuda" if torch.cuda.is_available() else "cpu"
     return sae.to(there if device == "auto" else device)
+
+
+def locate(source: str | Path) -> tuple[Path, Mapping[str, str | int | float]]:
+    """Where a source lies, fetched if need be, and what is known of it besides its file.
+
+    Raises FileNotFoundError and ImportError as `load_sae`.
+    """
+    path = Path(os.path.expanduser(source))
+    if os.path.exists(path):
+        return path, {}
+    entry = published.find(str(source))
+    if entry is None:
+        return hub.fetch(str(source)), {}
+    if entry.source is None:
+        raise FileNotFoundError(f"{entry.name} is not on the Hugging Face Hub: {entry.where}")
+    return hub.fetch(entry.source), entry.metadata
+
+
+def read(
+    path: Path, subtract_b_dec: bool | None = None, known: Mapping[str, str | int | float] | None = None
+) -> Checkpoint:
+    """The checkpoint at a path, whichever format it has. Raises ValueError as `load_sae`.
+
+    known: entries of the metadata that the file need not say, such as the tower; what it says counts.
+    """
+    opened = open_path(path)
+    format_ = detect(opened)
+    found = format_.read(opened, subtract_b_dec)
+    if subtract_b_dec is not None and "b_dec" not in found.unsaid:
+        said = found.config.metadata.get("b_dec", understood.SUBTRACTED)
+        raise ValueError(f"subtract_b_dec={subtract_b_dec}; {found.file} leaves nothing to decide: {said}")
+    unsaid = {key: text for key, text in found.unsaid.items() if key != "b_dec" or subtract_b_dec is None}
+    origin = {} if format_.name in OWN else {"format": format_.name, **(known or {})}
+    metadata = {**origin, **found.config.metadata}
+    return replace(found, config=replace(found.config, metadata=metadata), unsaid=unsaid)
+
+
+def with_input(found: Checkpoint, mean: Tensor | float | None, std: Tensor | float | None) -> Checkpoint:
+    """The same autoencoder for tokens x, where it was trained on (x - mean) / std; both None: as it is.
+
+    Raises ValueError where it normalises its tokens itself, and for a mean or deviation that is none.
+    """
+    if mean is None and std is None:
+        return found
+    said = found.config.metadata.get("input", NORMALISED.get(found.config.normalise))
+    if said is not None and "input" not in found.unsaid:
+        raise ValueError(f"mean and std are given; {found.file} says itself what it encodes: {said}")
+    d_in = found.config.d_in
+    shift, scale = _per_dimension("mean", mean, 0.0, d_in), _per_dimension("std", std, 1.0, d_in)
+    if not bool((scale > 0).all()):
+        raise ValueError("std has entries that are not positive; expected positive numbers")
+    parts = {name: found.tensors[name] for name in ("W_enc", "b_enc", "W_dec", "b_dec")}
+    tensors = {**found.tensors, **fold(**parts, subtracts=True, mean=shift, std=scale)}
+    said = "(x - mean) / std" if mean is not None else "x / std"
+    config = replace(found.config, metadata={**found.config.metadata, "input": said})
+    unsaid = {key: text for key, text in found.unsaid.items() if key != "input"}
+    return replace(found, config=config, tensors=tensors, unsaid=unsaid)
+
+
+def build(found: Checkpoint) -> SparseAutoencoder:
+    """The module. Raises ValueError, naming the file, where the tensors do not fit the configuration."""
+    try:
+        return SparseAutoencoder.from_tensors(found.config, found.tensors)
+    except ValueError as error:
+        raise ValueError(f"{found.file}: {error}") from error
+
+
+def _per_dimension(name: str, values: Tensor | float | None, default: float, d_in: int) -> Tensor:
+    given = torch.as_tensor(default if values is None else values, dtype=torch.float64, device="cpu")
+    if given.shape not in ((), (d_in,)) or not bool(given.isfinite().all()):
+        raise ValueError(f"{name} has shape {tuple(given.shape)}; expected finite numbers, one or [D] = [{d_in}]")
+    return given

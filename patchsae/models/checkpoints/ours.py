@@ -16,40 +16,52 @@ from patchsae.disk.checksums import verified
 from patchsae.disk.documents import parse_json, read_json
 from patchsae.disk.tensor_files import read_tensors
 from patchsae.models.checkpoints.format import Checkpoint, Format
+from patchsae.models.checkpoints.opened import Opened
 from patchsae.models.sae_config import SAEConfig
 
-VERSION = 1
+VERSIONS = (1, 2)  # 2 says what is done to tokens and latents; where that is nothing, 1 is written
 WEIGHTS, CONFIG = "sae.safetensors", "config.json"
 MOST_CONFIG = 2**20  # bytes
-FIELDS = {"d_in", "d_sae", "activation", "k", "metadata"}
+FIELDS = {1: {"d_in", "d_sae", "activation", "k", "metadata"}}
+FIELDS[2] = FIELDS[1] | {"normalise", "soft_cap"}
 
 
 def save(config: SAEConfig, state: Mapping[str, Tensor], directory: Path) -> None:
     """Write a SAE into ``directory``. Each file appears complete or stays as it was."""
     directory.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({"format": "patchsae", "version": VERSION, **asdict(config)}, indent=2, sort_keys=True)
+    plain = config.normalise == "none" and config.soft_cap is None and config.activation != "topk_no_relu"
+    version = VERSIONS[0] if plain else VERSIONS[1]
+    fields = {name: value for name, value in asdict(config).items() if name in FIELDS[version]}
+    text = json.dumps({"format": "patchsae", "version": version, **fields}, indent=2, sort_keys=True)
     tensors = {name: tensor.detach().contiguous() for name, tensor in state.items()}
     with replacing(directory / WEIGHTS) as temporary:
         save_file(tensors, temporary, metadata={"config": text})
     write_text(directory / CONFIG, text + "\n")
 
 
-def _matches(path: Path) -> bool:
-    return (path / WEIGHTS).is_file() and (path / CONFIG).is_file() and _record(path).get("format") == "patchsae"
+def is_ours(folder: Path) -> bool:
+    """Whether a directory holds a SAE of this format; its weights are not looked at."""
+    return (folder / WEIGHTS).is_file() and (folder / CONFIG).is_file() and _record(folder).get("format") == "patchsae"
 
 
-def _read(path: Path) -> Checkpoint:
+def _matches(opened: Opened) -> bool:
+    return opened.path.is_dir() and is_ours(opened.path)
+
+
+def _read(opened: Opened, subtracts: bool | None = None) -> Checkpoint:
+    path = opened.path
     record = _record(path)
-    if record.get("version") != VERSION:
+    version = record.get("version")
+    if version not in VERSIONS:
+        known = " and ".join(map(str, VERSIONS))
+        raise ValueError(f"{path / CONFIG} has version {str(version)[:40]}; this patchsae reads versions {known}")
+    fields = FIELDS[version]
+    if record.keys() != fields | {"format", "version"}:
         raise ValueError(
-            f"{path / CONFIG} has version {str(record.get('version'))[:40]}; this patchsae reads version {VERSION}"
-        )
-    if record.keys() != FIELDS | {"format", "version"}:
-        raise ValueError(
-            f"{path / CONFIG} has the entries {str(sorted(record))[:200]}; expected {sorted(FIELDS)}, format, version"
+            f"{path / CONFIG} has the entries {str(sorted(record))[:200]}; expected {sorted(fields)}, format, version"
         )
     try:
-        config = SAEConfig(**{name: record[name] for name in FIELDS})
+        config = SAEConfig(**{name: record[name] for name in fields})
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path / CONFIG}: {error}") from error
     tensors, header = read_tensors(verified(path / WEIGHTS))
@@ -64,4 +76,4 @@ def _record(path: Path) -> dict[str, Any]:
     return record if isinstance(record, dict) else {}
 
 
-FORMAT = Format("patchsae", f"a directory with {WEIGHTS} and {CONFIG}", _matches, _read)
+FORMAT = Format("patchsae", f"a directory with {WEIGHTS} and {CONFIG}", _matches, _read, save)

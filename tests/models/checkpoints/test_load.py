@@ -41,11 +41,18 @@ def offline_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_every_format_has_its_own_name() -> None:
     names = [candidate.name for candidate in checkpoints.formats()]
-    assert names == ["patchsae", "patchsae-pt"]
+    assert len(names) == len(set(names))
+    assert {"patchsae", "patchsae-pt", "saev"} <= set(names)
 
 
 def test_a_path_of_no_format_lists_the_formats(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"matches no format. Known formats: patchsae: .*; patchsae-pt: "):
+    torch.save({"weight": torch.ones(2)}, tmp_path / "sae.pt")
+    with pytest.raises(ValueError, match=r"holds weight without a configuration, .*: patchsae, patchsae-pt"):
+        load_sae(tmp_path)
+
+
+def test_a_folder_without_weights_says_so(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"holds no weights \(\*\.safetensors, "):
         load_sae(tmp_path)
 
 

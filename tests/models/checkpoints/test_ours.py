@@ -85,7 +85,7 @@ def test_other_versions_and_damage_are_named(tmp_path: Path) -> None:
     make(CONFIGS[0]).save(tmp_path)
     text = (tmp_path / "config.json").read_text()
     (tmp_path / "config.json").write_text(text.replace('"version": 1', '"version": 9'))
-    with pytest.raises(ValueError, match="version 9; this patchsae reads version 1"):
+    with pytest.raises(ValueError, match="version 9; this patchsae reads versions 1 and 2"):
         load_sae(tmp_path)
     (tmp_path / "config.json").write_text(text.replace('"version": 1', '"version": 1, "extra": 0'))
     with pytest.raises(ValueError, match="extra"):

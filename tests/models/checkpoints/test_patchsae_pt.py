@@ -132,10 +132,10 @@ def test_a_malicious_entry_beside_good_weights_is_refused(tmp_path: Path, releas
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"state_dict": state()}, r"expected 'state_dict' and 'cfg' or 'config'"),
-        ({"cfg": {}}, r"expected 'state_dict' and 'cfg' or 'config'"),
-        ([1], "holds list"),
-        ({"cfg": 3, "state_dict": state()}, "cfg is a int"),
+        ({"state_dict": state()}, r"holds state_dict without a configuration, which no format has"),
+        ({"cfg": {}}, r"holds cfg without a configuration, which no format has"),
+        ([1], "holds a list, which no format has"),
+        ({"cfg": 3, "state_dict": state()}, "holds cfg, state_dict without"),
         ({"cfg": {"gated_sae": True}, "state_dict": state()}, "gated SAE"),
         ({"cfg": {}, "state_dict": {**state(), "r_mag": torch.ones(S)}}, "r_mag"),
         (

@@ -1,0 +1,103 @@
+"""saev (OSU NLP Group): one file, a line of JSON before what `torch.save` wrote.
+
+The encoder is ``act(x W_enc + b_enc)``; until 2025-07-31 it was ``act((x - b_dec) W_enc + b_enc)``, and the file does
+not say which. Schemas: none (``d_vit``, ``exp_factor``; ReLU), 1 (``cls`` and ``cfg``), 2 to 5 (``cfg.activation``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from patchsae.models.checkpoints import understood
+from patchsae.models.checkpoints.fold import fold
+from patchsae.models.checkpoints.format import Checkpoint, Format
+from patchsae.models.checkpoints.layout import Taken, require_said, take
+from patchsae.models.checkpoints.opened import Opened
+from patchsae.models.sae_config import SAEConfig
+
+SHAPES = {"W_enc": "D S", "b_enc": "S", "W_dec": "S D", "b_dec": "D"}
+THRESHOLD = "activation.threshold"
+SCHEMAS = (1, 2, 3, 4, 5)
+ACTIVATIONS = {"relu": "relu", "topk": "topk_no_relu", "batchtopk": "jumprelu"}
+
+
+def _matches(opened: Opened) -> bool:
+    return bool(opened.header)
+
+
+def _read(opened: Opened, subtracts: bool | None) -> Checkpoint:
+    file, header = opened.file, opened.header
+    schema = header.get("schema")
+    if schema is not None and schema not in SCHEMAS:
+        raise ValueError(f"{file} has saev schema {str(schema)[:40]}; this patchsae reads none and 1 to {SCHEMAS[-1]}")
+    settings = header if schema is None else _table(file, header, "cfg")
+    kind, k = _activation(file, header, settings)
+    taken = take(file, opened.tensors(), SHAPES, {THRESHOLD: ""} if kind == "batchtopk" else {})
+    _require_sizes(file, settings, taken)
+    open_ = schema in (None, 1)
+    taken_as = subtracts if open_ and subtracts is not None else open_
+    metadata: dict[str, str | int | float] = {
+        "variant": f"{'without schema' if schema is None else f'schema {schema}'}, {kind}",
+        "b_dec": understood.SUBTRACTED if taken_as else understood.NOT_SUBTRACTED,
+        "tokens": "patches",
+    }
+    config = SAEConfig(taken.sizes["D"], taken.sizes["S"], ACTIVATIONS[kind], k, metadata)
+    parts = {name: taken.tensors[name] for name in SHAPES}
+    tensors = fold(**parts, subtracts=taken_as)
+    if kind == "batchtopk":
+        # pre > max(threshold, 0); files without one are of before it was kept
+        threshold = taken.tensors.get(THRESHOLD, torch.zeros(()))
+        tensors["threshold"] = threshold.clamp(min=0).expand(taken.sizes["S"]).contiguous()
+    return Checkpoint(file, config, tensors, _unsaid(schema, taken.tensors["b_dec"]))
+
+
+def _unsaid(schema: object, b_dec: Tensor) -> dict[str, str]:
+    """Whether b_dec is subtracted is open in files that may be of before saev's encoder changed, unless it is 0."""
+    if schema not in (None, 1) or not bool(b_dec.any()):
+        return {}
+    return {
+        "b_dec": "saev's encoder subtracted b_dec from its input until 2025-07-31, and files of that time do not say "
+        "so; taken as subtracted. subtract_b_dec=True or False decides it"
+    }
+
+
+def _activation(file: Path, header: Mapping[str, Any], settings: Mapping[str, Any]) -> tuple[str, int | None]:
+    """ "relu", "topk" or "batchtopk", and its k."""
+    if "schema" not in header:
+        return "relu", None
+    activation = settings.get("activation")
+    if isinstance(activation, Mapping):  # {"cls": "TopK", "params": {"top_k": 32, ...}}
+        name, params = activation.get("cls"), _table(file, activation, "params")
+    else:
+        name, params = header.get("cls"), settings
+    kind = str(name).lower()
+    if kind not in ACTIVATIONS:
+        raise ValueError(f"{file} has the activation {str(name)[:40]}; this patchsae reads Relu, TopK and BatchTopK")
+    k = params.get("top_k")
+    return kind, k if kind == "topk" else None
+
+
+def _require_sizes(file: Path, settings: Mapping[str, Any], taken: Taken) -> None:
+    d_in = settings.get("d_model", settings.get("d_vit"))
+    factor = settings.get("exp_factor")
+    d_sae = settings.get("d_sae")
+    if d_sae is None and isinstance(d_in, int) and isinstance(factor, int):
+        d_sae = d_in * factor
+    require_said(file, {"d_model": d_in, "d_sae": d_sae}, taken.sizes, {"d_model": "D", "d_sae": "S"})
+
+
+def _table(file: Path, record: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    value = record.get(key)
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{file}: {key} of its header is {str(value)[:40]}; expected a table")
+    return value
+
+
+FORMAT = Format(
+    "saev", "sae.pt: a line of JSON, then W_enc, b_enc, W_dec, b_dec as torch.save writes them", _matches, _read
+)

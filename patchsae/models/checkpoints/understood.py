@@ -1,0 +1,86 @@
+"""What was understood of a checkpoint, in one line, and whether it is of the CLIP at hand.
+
+A reader leaves it in the metadata of the configuration: ``format``, ``variant`` (the class or version within it),
+``b_dec`` and ``input`` (in words), ``tokens`` ("all", "patches", "cls", "embedding"), ``model``, ``pretrained`` and
+``layer``.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from patchsae.models.openai_names import OPENAI
+from patchsae.models.sae_config import SAEConfig
+
+SUBTRACTED, NOT_SUBTRACTED, NO_B_DEC = "b_dec subtracted", "b_dec not subtracted", "no b_dec"
+RAW = "tokens as they are"
+NORMALISED = {
+    "layer_norm": "each token layer-normed",
+    "norm_rescale": "each token scaled to length sqrt(D)",
+    "unit_norm": "each token scaled to length 1",
+    "latent_norm": "pre-activations layer-normed over the latents",
+}
+TOKENS = {"all": "all tokens", "patches": "patches", "cls": "CLS", "embedding": "image embeddings"}
+
+
+class TowerLike(Protocol):
+    """What of a `SplitCLIP` is looked at."""
+
+    name: str
+    layer: int
+    layers: int
+    width: int
+    embed_dim: int
+
+
+def line(config: SAEConfig) -> str:
+    """Format, variant, sizes, activation, what is done with b_dec and the input, tower, block and tokens."""
+    said = config.metadata
+    variant = f" {said['variant']}" if "variant" in said else ""
+    kind = f"{config.activation} {config.k}" if config.k else config.activation
+    cap = f", capped at {config.soft_cap:g}" if config.soft_cap is not None else ""
+    model = f"{said.get('model', 'a tower that is not said')}"
+    weights = f" {said['pretrained']}" if "pretrained" in said else ""
+    layer = f"output of block {said['layer']}" if "layer" in said else "a block that is not said"
+    tokens = TOKENS.get(str(said.get("tokens")), "tokens not said")
+    done = [str(said.get("b_dec", SUBTRACTED)), NORMALISED.get(config.normalise, str(said.get("input", RAW)))]
+    return (
+        f"{said.get('format', 'patchsae')}{variant}: {kind}{cap}, D {config.d_in:,}, S {config.d_sae:,}; "
+        f"{', '.join(done)}; {model}{weights}, {layer}, {tokens}"
+    )
+
+
+def require_of(config: SAEConfig, clip: TowerLike) -> None:
+    """Raise ValueError unless a SAE reads this tower's residual stream at its block, token by token.
+
+    What the SAE does not say is not asked.
+    """
+    said = config.metadata
+    if config.d_in != clip.width:
+        hint = ": it reads pooled image embeddings" if config.d_in == clip.embed_dim else ""
+        raise ValueError(f"the SAE reads tokens of width {config.d_in}; {clip.name} has width {clip.width}{hint}")
+    if said.get("tokens") in ("cls", "embedding"):
+        raise ValueError(
+            f"the SAE was trained on {TOKENS[str(said['tokens'])]} alone; {clip.name} gives it every patch, of which "
+            "it knows nothing"
+        )
+    for key, theirs, ours in (
+        ("model", _plain(said.get("model")), _plain(clip.name)),
+        ("pretrained", said.get("pretrained"), getattr(clip, "pretrained", None)),
+        ("layer", _block(said.get("layer"), clip.layers), clip.layer),
+    ):
+        if theirs is not None and ours is not None and theirs != ours:
+            raise ValueError(f"the SAE was trained on another {key}: {theirs}; clip has {ours}")
+
+
+def _plain(model: object) -> str | None:
+    """A tower's name without what does not make it another; None for one that lies in a folder."""
+    name = str(model) if model is not None else ""
+    name = OPENAI.get(name, name)
+    if not name or name.startswith(("local-dir:", "/", ".")):
+        return None
+    return name.replace("/", "-").removesuffix("-quickgelu").lower()
+
+
+def _block(layer: object, layers: int) -> int | None:
+    return layer % layers if isinstance(layer, int) and -layers <= layer < layers else None

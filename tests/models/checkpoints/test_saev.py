@@ -1,0 +1,116 @@
+"""saev's files, written by hand at D 3 and S 5, against its formulas in numpy."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from patchsae import load_sae
+
+D, S, K = 3, 5, 4
+RELU = {"cls": "Relu", "params": {"key": "relu"}}
+TOPK = {"cls": "TopK", "params": {"top_k": K}}
+BATCHTOPK = {"cls": "BatchTopK", "params": {"top_k": 2}}
+
+
+def state() -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    shapes = {"W_enc": (D, S), "b_enc": (S,), "W_dec": (S, D), "b_dec": (D,)}
+    return {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+
+
+def write(path: Path, header: dict[str, Any], **more: torch.Tensor) -> Path:
+    with path.open("wb") as file:
+        file.write(json.dumps(header).encode() + b"\n")
+        torch.save(state() | more, file)
+    return path
+
+
+def header(activation: dict[str, Any], schema: int = 5) -> dict[str, Any]:
+    return {"schema": schema, "cfg": {"d_model": D, "d_sae": S, "activation": activation}, "commit": "x", "lib": "1"}
+
+
+def theirs(x: np.ndarray, kind: str, a: int, threshold: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
+    w = {name: tensor.numpy().astype(np.float64) for name, tensor in state().items()}
+    pre = (x - a * w["b_dec"]) @ w["W_enc"] + w["b_enc"]
+    z = np.where(pre > max(threshold, 0), pre, 0)
+    if kind == "topk":
+        order = np.argsort(-pre, axis=1)[:, :K]
+        z = np.zeros_like(pre)
+        np.put_along_axis(z, order, np.take_along_axis(pre, order, 1), 1)
+    return z, z @ w["W_dec"] + w["b_dec"]
+
+
+@pytest.mark.parametrize(
+    ("record", "kind", "subtracts"),
+    [
+        ({"d_vit": D, "exp_factor": 5, "seed": 0}, "relu", None),
+        ({"schema": 1, "cls": "Relu", "cfg": {"d_model": D, "d_sae": S}}, "relu", True),
+        ({"schema": 1, "cls": "Relu", "cfg": {"d_model": D, "d_sae": S}}, "relu", False),
+        (header(RELU, 2), "relu", None),
+        (header(TOPK), "topk", None),
+        (header(BATCHTOPK, 4), "batchtopk", None),
+    ],
+)
+def test_a_file_answers_as_saev_does(tmp_path: Path, record: dict, kind: str, subtracts: bool | None) -> None:
+    if "d_vit" in record:
+        record = record | {"exp_factor": None}  # five latents are no multiple of three dimensions
+    more = {"activation.threshold": torch.tensor(0.3)} if kind == "batchtopk" else {}
+    path = write(tmp_path / "sae.pt", record, **more)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        sae = load_sae(path, "cpu", subtract_b_dec=subtracts)
+    x = torch.randn(40, D, generator=torch.Generator().manual_seed(1))
+    a = int("schema" not in record if subtracts is None else subtracts)
+    latents, y = theirs(x.numpy().astype(np.float64), kind, a, 0.3 if kind == "batchtopk" else 0.0)
+    z = sae.encode(x)
+    np.testing.assert_allclose(z.to_dense().detach().numpy(), latents, atol=1e-5)
+    np.testing.assert_allclose(sae.decode(z).detach().numpy(), y, atol=1e-5)
+    if kind == "topk":
+        assert bool((z.values < 0).any())  # fewer than k pre-activations are positive somewhere
+
+
+def test_what_the_file_leaves_open_is_warned_of_until_it_is_decided(tmp_path: Path) -> None:
+    path = write(tmp_path / "sae.pt", {"schema": 1, "cls": "Relu", "cfg": {}})
+    with pytest.warns(UserWarning, match="subtracted b_dec from its input until 2025-07-31"):
+        load_sae(path, "cpu")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load_sae(path, "cpu", subtract_b_dec=False)
+        load_sae(write(tmp_path / "new.pt", header(RELU)), "cpu")
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        (header(RELU, 9), "saev schema 9; this patchsae reads none and 1 to 5"),
+        (header({"cls": "Gelu", "params": {}}), "activation Gelu"),
+        ({"schema": 5, "cfg": 3}, "cfg of its header is 3; expected a table"),
+        ({"schema": 5, "cfg": {"d_model": D, "d_sae": 10**12, "activation": RELU}}, "d_sae is 1000000000000, and the"),
+    ],
+)
+def test_a_header_that_says_otherwise_is_refused(tmp_path: Path, record: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_sae(write(tmp_path / "sae.pt", record), "cpu")
+
+
+def test_a_decided_file_takes_no_argument(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"leaves nothing to decide: b_dec not subtracted"):
+        load_sae(write(tmp_path / "sae.pt", header(RELU)), "cpu", subtract_b_dec=True)
+
+
+def test_mean_and_deviation_are_folded(tmp_path: Path) -> None:
+    mean, std = torch.tensor([0.5, -1.0, 2.0]), 1.7
+    path = write(tmp_path / "sae.pt", header(RELU))
+    sae = load_sae(path, "cpu", mean=mean, std=std)
+    x = torch.randn(40, D, generator=torch.Generator().manual_seed(1))
+    latents, y = theirs(((x - mean) / std).numpy().astype(np.float64), "relu", 0)
+    z = sae.encode(x)
+    np.testing.assert_allclose(z.to_dense().detach().numpy(), latents, atol=1e-5)
+    np.testing.assert_allclose(sae.decode(z).detach().numpy(), y * std + mean.numpy(), atol=1e-5)
