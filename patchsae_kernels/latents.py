@@ -269,7 +269,8 @@ class SparseLatents:
             metadata = file.metadata() or {}
             if metadata.get("format") != "patchsae.SparseLatents":
                 raise ValueError(f"{path} is not a SparseLatents file (format {metadata.get('format')!r})")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            held = [name for name in PER_TOKEN if name in file.keys()]  # noqa: SIM118
+            tensors = {name: file.get_tensor(name) for name in ("values", "indices", "indptr", *held)}
         shape = (tensors["indptr"].shape[0] - 1, int(metadata["latents"]))
         return SparseLatents(shape=shape, **tensors).validate()
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 
@@ -28,14 +26,11 @@ def complete(z: SparseLatents, x: Tensor, w: PreparedWeights, k: int, budget: in
     short = missing.nonzero().squeeze(1)
     if not len(short):
         return z
-    found = [_largest_left(z, x, w, rows, missing[rows]) for rows in _chunks(short, budget // (4 * HELD * z.shape[1]))]
+    chunks = short.split(max(1, budget // (4 * HELD * z.shape[1])))
+    found = [_largest_left(z, x, w, rows, missing[rows]) for rows in chunks]
     rows, columns, values = (torch.cat(parts) for parts in zip(*found, strict=True))
     kept = values != 0
     return z.merged(rows[kept], columns[kept], values[kept])
-
-
-def _chunks(rows: Tensor, most: int) -> Iterator[Tensor]:
-    yield from rows.split(max(1, most))
 
 
 def _largest_left(

@@ -239,6 +239,9 @@ def _real() -> dict[str, tuple[Path, Callable[[Any], Any]]]:
     sae = SparseAutoencoder(SAEConfig(6, 20, metadata={"model": "tiny", "layer": 2}))
     sae.save(root / "sae")
     torch.save({"cfg": {"d_in": 6, "d_sae": 20}, "state_dict": dict(sae.state_dict())}, root / "sae.pt")
+    with (root / "saev.pt").open("wb") as file:
+        file.write(b'{"schema": 1, "cls": "TopK", "cfg": {"d_model": 6, "d_sae": 20, "top_k": 3}}\n')
+        torch.save(dict(sae.state_dict()), file)
     clip = write_clip(root / "clip")
     state = load((clip / "open_clip_model.safetensors").read_bytes())
     small = {name: value for name, value in state.items() if value.numel() < 10_000}
@@ -253,6 +256,7 @@ def _real() -> dict[str, tuple[Path, Callable[[Any], Any]]]:
     return {
         "SAE": (root / "sae", load_sae),
         "released SAE": (root / "sae.pt", load_sae),
+        "saev": (root / "saev.pt", load_sae),
         "CLIP folder": (clip, lambda path: load_clip(f"local-dir:{path}", device="cpu")),
         "CLIP safetensors": (root / "clip.safetensors", read_weights),
         "CLIP pt": (root / "clip.pt", read_weights),

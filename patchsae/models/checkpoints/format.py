@@ -22,7 +22,7 @@ class Checkpoint:
         config: checked by itself. Its metadata say what was understood, see `understood.line`.
         tensors: by name, on the CPU; whether they fit the configuration is not known yet.
         unsaid: what matters and the file does not say -> what was taken for it, and why: "b_dec" (whether it is
-            subtracted from the input) or "input" (mean and deviation of the tokens).
+            subtracted from the input).
     """
 
     file: Path
@@ -36,21 +36,16 @@ class Format:
     """One way in which a SAE lies on disk.
 
     Attributes:
-        name: short name, used in messages and by `patchsae sae convert`.
+        name: short name, used in messages.
         layout: one line that says which files and tensors make it up.
         matches: whether what was opened is of this format, by its contents; exactly one format says so.
         read: configuration and tensors. The second argument answers whether b_dec is subtracted from the input, where
             the file leaves that open; None: nobody said.
-        write: puts a SAE of ours into a directory; None where this format is only read. Raises ValueError for one that
-            the format cannot hold, by name and with the reason.
         stand_ins: dotted names that a pickle of this format asks for besides tensors -> what to build in their place.
-        packages: beginnings of dotted names whose classes are replaced by inert ones.
     """
 
     name: str
     layout: str
     matches: Callable[[Opened], bool]
     read: Callable[[Opened, bool | None], Checkpoint]
-    write: Callable[[SAEConfig, Mapping[str, Tensor], Path], None] | None = None
     stand_ins: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
-    packages: tuple[str, ...] = ()

@@ -15,7 +15,7 @@ from torch import Tensor
 from patchsae.models.checkpoints import detect, hub, open_path, published, understood
 from patchsae.models.checkpoints.fold import fold
 from patchsae.models.checkpoints.format import Checkpoint
-from patchsae.models.checkpoints.understood import NORMALISED
+from patchsae.models.checkpoints.understood import NORMALISED, RAW
 from patchsae.models.sae import SparseAutoencoder
 
 OWN = ("patchsae", "patchsae-pt")
@@ -91,7 +91,12 @@ def read(
     """
     opened = open_path(path)
     format_ = detect(opened)
-    found = format_.read(opened, subtract_b_dec)
+    try:
+        found = format_.read(opened, subtract_b_dec)
+    except ValueError as error:  # of a configuration that no SAE has; what is wrong with a file names it
+        if str(path) in str(error):
+            raise
+        raise ValueError(f"{opened.file}: {error}") from error
     if subtract_b_dec is not None and "b_dec" not in found.unsaid:
         said = found.config.metadata.get("b_dec", understood.SUBTRACTED)
         raise ValueError(f"subtract_b_dec={subtract_b_dec}; {found.file} leaves nothing to decide: {said}")
@@ -108,8 +113,9 @@ def with_input(found: Checkpoint, mean: Tensor | float | None, std: Tensor | flo
     """
     if mean is None and std is None:
         return found
-    said = found.config.metadata.get("input", NORMALISED.get(found.config.normalise))
-    if said is not None and "input" not in found.unsaid:
+    metadata = found.config.metadata
+    said = metadata.get("input", NORMALISED.get(found.config.normalise, None if "format" in metadata else RAW))
+    if said is not None:
         raise ValueError(f"mean and std are given; {found.file} says itself what it encodes: {said}")
     d_in = found.config.d_in
     shift, scale = _per_dimension("mean", mean, 0.0, d_in), _per_dimension("std", std, 1.0, d_in)
@@ -119,8 +125,7 @@ def with_input(found: Checkpoint, mean: Tensor | float | None, std: Tensor | flo
     tensors = {**found.tensors, **fold(**parts, subtracts=True, mean=shift, std=scale)}
     said = "(x - mean) / std" if mean is not None else "x / std"
     config = replace(found.config, metadata={**found.config.metadata, "input": said})
-    unsaid = {key: text for key, text in found.unsaid.items() if key != "input"}
-    return replace(found, config=config, tensors=tensors, unsaid=unsaid)
+    return replace(found, config=config, tensors=tensors)
 
 
 def build(found: Checkpoint) -> SparseAutoencoder:

@@ -41,10 +41,7 @@ def _read(opened: Opened, subtracts: bool | None = None) -> Checkpoint:
     if set(state) != set(PARAMETERS) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
         found = str([str(name)[:60] for name in list(state)[:6]])
         raise ValueError(f"{file}: state_dict holds {found}, {len(state)} in all; expected the tensors {PARAMETERS}")
-    try:
-        return Checkpoint(file, _config(file, settings, state), state)
-    except ValueError as error:
-        raise ValueError(f"{file}: {error}") from error
+    return Checkpoint(file, _config(file, settings, state), state)
 
 
 def _config(file: Path, settings: Mapping[str, Any], state: Mapping[str, Tensor]) -> SAEConfig:

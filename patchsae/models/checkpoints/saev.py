@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from patchsae.models.checkpoints import understood
@@ -23,6 +22,7 @@ from patchsae.models.sae_config import SAEConfig
 SHAPES = {"W_enc": "D S", "b_enc": "S", "W_dec": "S D", "b_dec": "D"}
 THRESHOLD = "activation.threshold"
 SCHEMAS = (1, 2, 3, 4, 5)
+DEFAULT_K = 32  # of saev's TopK, for a header that does not say it
 ACTIVATIONS = {"relu": "relu", "topk": "topk_no_relu", "batchtopk": "jumprelu"}
 
 
@@ -37,22 +37,26 @@ def _read(opened: Opened, subtracts: bool | None) -> Checkpoint:
         raise ValueError(f"{file} has saev schema {str(schema)[:40]}; this patchsae reads none and 1 to {SCHEMAS[-1]}")
     settings = header if schema is None else _table(file, header, "cfg")
     kind, k = _activation(file, header, settings)
-    taken = take(file, opened.tensors(), SHAPES, {THRESHOLD: ""} if kind == "batchtopk" else {})
+    if kind == "batchtopk" and THRESHOLD not in opened.table:
+        raise ValueError(
+            f"{file} holds a BatchTopK SAE without {THRESHOLD}, of before 2025-11-16, when what a token kept depended "
+            "on its batch; this patchsae reads those with a threshold"
+        )
+    taken = take(file, opened.tensors(), SHAPES | ({THRESHOLD: ""} if kind == "batchtopk" else {}))
     _require_sizes(file, settings, taken)
     open_ = schema in (None, 1)
     taken_as = subtracts if open_ and subtracts is not None else open_
     metadata: dict[str, str | int | float] = {
         "variant": f"{'without schema' if schema is None else f'schema {schema}'}, {kind}",
         "b_dec": understood.SUBTRACTED if taken_as else understood.NOT_SUBTRACTED,
-        "tokens": "patches",
     }
-    config = SAEConfig(taken.sizes["D"], taken.sizes["S"], ACTIVATIONS[kind], k, metadata)
+    d_in, d_sae = taken.sizes["D"], taken.sizes["S"]
+    most = min(k, d_sae) if isinstance(k, int) else k  # as saev takes it
+    config = SAEConfig(d_in, d_sae, ACTIVATIONS[kind], most, metadata)
     parts = {name: taken.tensors[name] for name in SHAPES}
     tensors = fold(**parts, subtracts=taken_as)
     if kind == "batchtopk":
-        # pre > max(threshold, 0); files without one are of before it was kept
-        threshold = taken.tensors.get(THRESHOLD, torch.zeros(()))
-        tensors["threshold"] = threshold.clamp(min=0).expand(taken.sizes["S"]).contiguous()
+        tensors["threshold"] = taken.tensors[THRESHOLD].clamp(min=0).expand(taken.sizes["S"]).contiguous()
     return Checkpoint(file, config, tensors, _unsaid(schema, taken.tensors["b_dec"]))
 
 
@@ -78,8 +82,7 @@ def _activation(file: Path, header: Mapping[str, Any], settings: Mapping[str, An
     kind = str(name).lower()
     if kind not in ACTIVATIONS:
         raise ValueError(f"{file} has the activation {str(name)[:40]}; this patchsae reads Relu, TopK and BatchTopK")
-    k = params.get("top_k")
-    return kind, k if kind == "topk" else None
+    return kind, params.get("top_k", DEFAULT_K) if kind == "topk" else None
 
 
 def _require_sizes(file: Path, settings: Mapping[str, Any], taken: Taken) -> None:

@@ -83,4 +83,7 @@ def _plain(model: object) -> str | None:
 
 
 def _block(layer: object, layers: int) -> int | None:
-    return layer % layers if isinstance(layer, int) and -layers <= layer < layers else None
+    """A block counted from the start; one that the tower does not have stays as it is said."""
+    if not isinstance(layer, int):
+        return None
+    return layer + layers if -layers <= layer < 0 else layer

@@ -12,6 +12,11 @@ import pytest
 import torch
 
 from patchsae import load_sae
+from patchsae.disk import archives
+from patchsae.models.checkpoints import understood
+from patchsae.models.sae import SparseAutoencoder
+from patchsae.models.sae_config import SAEConfig
+from tests import malice
 
 D, S, K = 3, 5, 4
 RELU = {"cls": "Relu", "params": {"key": "relu"}}
@@ -91,6 +96,8 @@ def test_what_the_file_leaves_open_is_warned_of_until_it_is_decided(tmp_path: Pa
     [
         (header(RELU, 9), "saev schema 9; this patchsae reads none and 1 to 5"),
         (header({"cls": "Gelu", "params": {}}), "activation Gelu"),
+        (header({"cls": "TopK", "params": {"top_k": "all"}}), r"sae\.pt: k='all'; expected an integer"),
+        (header(BATCHTOPK), "a BatchTopK SAE without activation.threshold, of before 2025-11-16"),
         ({"schema": 5, "cfg": 3}, "cfg of its header is 3; expected a table"),
         ({"schema": 5, "cfg": {"d_model": D, "d_sae": 10**12, "activation": RELU}}, "d_sae is 1000000000000, and the"),
     ],
@@ -98,6 +105,55 @@ def test_what_the_file_leaves_open_is_warned_of_until_it_is_decided(tmp_path: Pa
 def test_a_header_that_says_otherwise_is_refused(tmp_path: Path, record: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         load_sae(write(tmp_path / "sae.pt", record), "cpu")
+
+
+@pytest.mark.parametrize("name", list(malice.payloads(Path("unused"))))
+def test_nothing_behind_the_header_runs(tmp_path: Path, name: str) -> None:
+    marker, path = tmp_path / "marker", tmp_path / "sae.pt"
+    path.write_bytes(json.dumps(header(RELU)).encode() + b"\n" + malice.archive(malice.payloads(marker)[name][1]))
+    with pytest.raises(archives.UnsafeFileError, match=r"sae\.pt asks for"):
+        load_sae(path, "cpu")
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.99])
+def test_a_download_that_was_cut_is_said(tmp_path: Path, share: float) -> None:
+    path = write(tmp_path / "sae.pt", header(RELU))
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+    with pytest.raises(ValueError, match=r"sae\.pt is a damaged zip archive .*download or copy it again"):
+        load_sae(path, "cpu")
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "message"),
+    [
+        ("W_enc", torch.full((D, S), torch.nan), "W_enc has 15 entries that are NaN"),
+        ("W_dec", torch.zeros(D, S), r"W_dec has shape \(3, 5\); expected \[S, D\] = \(5, 3\): transpose it"),
+        ("b_enc", torch.zeros(S, dtype=torch.int64), "b_enc has dtype int64"),
+        ("extra", torch.zeros(1), "also holds extra; expected W_enc, b_enc, W_dec, b_dec"),
+    ],
+)
+def test_a_tensor_that_is_no_weight_is_named(tmp_path: Path, name: str, values: torch.Tensor, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_sae(write(tmp_path / "sae.pt", header(RELU), **{name: values}), "cpu")
+
+
+def test_a_k_beyond_the_latents_is_all_of_them(tmp_path: Path) -> None:
+    path = write(tmp_path / "sae.pt", header({"cls": "TopK", "params": {}}))  # saev's own default is 32
+    assert load_sae(path, "cpu").config.k == S
+
+
+def test_what_was_understood_is_said_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    load_sae(write(tmp_path / "sae.pt", header(RELU)), "cpu").save(tmp_path / "ours")
+    line = "saev schema 5, relu: relu, D 3, S 5; b_dec not subtracted, tokens as they are"
+    assert capsys.readouterr().err.startswith(f"sae: {line}")
+    assert understood.line(load_sae(tmp_path / "ours", "cpu").config).startswith(line)
+
+
+def test_our_own_sae_takes_no_mean(tmp_path: Path) -> None:
+    SparseAutoencoder(SAEConfig(D, S)).save(tmp_path)
+    with pytest.raises(ValueError, match="says itself what it encodes: tokens as they are"):
+        load_sae(tmp_path, "cpu", mean=0.5)
 
 
 def test_a_decided_file_takes_no_argument(tmp_path: Path) -> None:
