@@ -75,12 +75,16 @@ def inert(name: str) -> type[Inert]:
     return type(name, (Inert,), {})
 
 
-def load_archive(path: Path, stand_ins: Mapping[str, Callable[..., Any]], start: int = 0) -> Any:
+def load_archive(
+    path: Path, stand_ins: Mapping[str, Callable[..., Any]], packages: tuple[str, ...] = (), start: int = 0
+) -> Any:
     """What ``torch.save`` wrote to ``path``, on the CPU.
 
     Args:
         path: a zip archive (torch >= 1.6). Older files, TorchScript archives and bare pickles are refused.
         stand_ins: dotted names that the file may ask for besides tensors, and what to build in their place.
+        packages: beginnings of dotted names ("overcomplete.") that the file may ask for: each becomes an inert class
+            of its own, whose `__name__` is that name.
         start: where in the file the archive begins.
 
     Raises:
@@ -94,8 +98,14 @@ def load_archive(path: Path, stand_ins: Mapping[str, Callable[..., Any]], start:
         raise contents.unexpected(path, EXPECTED)
     with path.open("rb") as whole:
         file: IO[bytes] = io.BufferedReader(_Tail(whole, start)) if start else whole
-        refuse_unknown(path, _read_pickle(path, file), stand_ins)
-        return _load(path, file, stand_ins)
+        pickled = _read_pickle(path, file)
+        named = [name for name in _asked_for(path, pickled) if name.startswith(packages)] if packages else []
+        allowed: dict[str, Callable[..., Any]] = {
+            **stand_ins,
+            **{name: inert(name) for name in named if name not in stand_ins},
+        }
+        refuse_unknown(path, pickled, allowed)
+        return _load(path, file, allowed)
 
 
 def load_torchscript(path: Path) -> tuple[dict[str, Tensor], str]:

@@ -26,7 +26,8 @@ def open_path(path: Path) -> Opened:
     from patchsae.models.checkpoints.opened import Opened
 
     stand_ins = {name: inert for format_ in formats() for name, inert in format_.stand_ins.items()}
-    return Opened(path, stand_ins)
+    packages = tuple(package for format_ in formats() for package in format_.packages)
+    return Opened(path, stand_ins, packages)
 
 
 def detect(opened: Opened) -> Format:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,6 +26,8 @@ def take(
     file: Path,
     tensors: Mapping[str, Any],
     shapes: Mapping[str, str],
+    optional: Mapping[str, str] | None = None,
+    ignored: Iterable[str] = (),
 ) -> Taken:
     """The tensors of a format, float32, and the sizes that they agree on.
 
@@ -33,20 +35,24 @@ def take(
         file: for messages.
         tensors: what the file holds, by name.
         shapes: name -> symbols of its dimensions ("S D"; "" for a number). The first that has a symbol says its size.
+        optional: the same of tensors that may be missing.
+        ignored: names that may be there and say nothing of inference.
 
     Raises:
         ValueError: a tensor is missing, left over, of another shape, or holds what is no finite real number.
     """
+    known = {**shapes, **(optional or {})}
     missing = [name for name in shapes if not isinstance(tensors.get(name), Tensor)]
-    left = [str(name)[:60] for name in tensors if name not in shapes]
+    left = [str(name)[:60] for name in tensors if name not in known and name not in set(ignored)]
     if missing or left:
         said = f"has no {missing[0]}" if missing else f"also holds {', '.join(left[:4])}"
-        raise ValueError(f"{file} {said}; expected {', '.join(shapes)}")
+        raise ValueError(f"{file} {said}; expected {', '.join(known)}")
+    present = {name: symbols.split() for name, symbols in known.items() if name in tensors}
     sizes: dict[str, int] = {}
-    for name, symbols in shapes.items():
-        _require_shape(file, name, tuple(tensors[name].shape), symbols.split(), sizes)
+    for name, symbols in present.items():
+        _require_shape(file, name, tuple(tensors[name].shape), symbols, sizes)
     try:
-        return Taken({name: require_float32(name, tensors[name]) for name in shapes}, sizes)
+        return Taken({name: require_float32(name, tensors[name]) for name in present}, sizes)
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from error
 

@@ -14,10 +14,11 @@ from torch import Tensor
 
 from patchsae.models.checkpoints import detect, hub, open_path, published, understood
 from patchsae.models.checkpoints.fold import fold
-from patchsae.models.checkpoints.format import Checkpoint
+from patchsae.models.checkpoints.format import Answers, Checkpoint
 from patchsae.models.checkpoints.understood import NORMALISED, RAW
 from patchsae.models.sae import SparseAutoencoder
 
+NO_ANSWERS = Answers()
 OWN = ("patchsae", "patchsae-pt")
 """Formats of which nothing is said: they leave nothing to be understood."""
 
@@ -28,6 +29,8 @@ def load_sae(
     *,
     clip: understood.TowerLike | None = None,
     subtract_b_dec: bool | None = None,
+    k: int | None = None,
+    threshold: float | None = None,
     mean: Tensor | float | None = None,
     std: Tensor | float | None = None,
 ) -> SparseAutoencoder:
@@ -42,6 +45,8 @@ def load_sae(
         device: "auto" is CUDA where there is one, as for `load_clip`.
         clip: refuse a SAE of another tower, layer or token set than this CLIP's.
         subtract_b_dec: whether the encoder sees x - b_dec or x, for a file that does not say it.
+        k, threshold: a token keeps its k largest latents, or those of at least a threshold, for a file that does not
+            say which it keeps.
         mean, std: the SAE was trained on (x - mean) / std, numbers or ``[D]`` each, which its file does not say. They
             are folded into the weights.
 
@@ -53,7 +58,7 @@ def load_sae(
         ImportError: a Hub id, and huggingface_hub is not installed.
     """
     path, known = locate(source)
-    found = read(path, subtract_b_dec, known)
+    found = read(path, Answers(subtract_b_dec, k, threshold), known)
     found = with_input(found, mean, std)
     for warning in found.unsaid.values():
         warnings.warn(f"{found.file}: {warning}", stacklevel=2)
@@ -82,9 +87,7 @@ def locate(source: str | Path) -> tuple[Path, Mapping[str, str | int | float]]:
     return hub.fetch(entry.source), entry.metadata
 
 
-def read(
-    path: Path, subtract_b_dec: bool | None = None, known: Mapping[str, str | int | float] | None = None
-) -> Checkpoint:
+def read(path: Path, answers: Answers = NO_ANSWERS, known: Mapping[str, str | int | float] | None = None) -> Checkpoint:
     """The checkpoint at a path, whichever format it has. Raises ValueError as `load_sae`.
 
     known: entries of the metadata that the file need not say, such as the tower; what it says counts.
@@ -92,18 +95,19 @@ def read(
     opened = open_path(path)
     format_ = detect(opened)
     try:
-        found = format_.read(opened, subtract_b_dec)
+        found = format_.read(opened, answers)
     except ValueError as error:  # of a configuration that no SAE has; what is wrong with a file names it
         if str(path) in str(error):
             raise
         raise ValueError(f"{opened.file}: {error}") from error
-    if subtract_b_dec is not None and "b_dec" not in found.unsaid:
-        said = found.config.metadata.get("b_dec", understood.SUBTRACTED)
-        raise ValueError(f"subtract_b_dec={subtract_b_dec}; {found.file} leaves nothing to decide: {said}")
-    unsaid = {key: text for key, text in found.unsaid.items() if key != "b_dec" or subtract_b_dec is None}
     origin = {} if format_.name in OWN else {"format": format_.name, **(known or {})}
-    metadata = {**origin, **found.config.metadata}
-    return replace(found, config=replace(found.config, metadata=metadata), unsaid=unsaid)
+    config = replace(found.config, metadata={**origin, **found.config.metadata})
+    unsaid = dict(found.unsaid)
+    for name, (key, value) in answers.given.items():
+        if key not in found.unsaid:
+            raise ValueError(f"{name}={value}; {found.file} leaves nothing to decide there: {understood.line(config)}")
+        unsaid.pop(key, None)
+    return replace(found, config=config, unsaid=unsaid)
 
 
 def with_input(found: Checkpoint, mean: Tensor | float | None, std: Tensor | float | None) -> Checkpoint:
@@ -125,7 +129,8 @@ def with_input(found: Checkpoint, mean: Tensor | float | None, std: Tensor | flo
     tensors = {**found.tensors, **fold(**parts, subtracts=True, mean=shift, std=scale)}
     said = "(x - mean) / std" if mean is not None else "x / std"
     config = replace(found.config, metadata={**found.config.metadata, "input": said})
-    return replace(found, config=config, tensors=tensors)
+    unsaid = {key: text for key, text in found.unsaid.items() if key != "input"}
+    return replace(found, config=config, tensors=tensors, unsaid=unsaid)
 
 
 def build(found: Checkpoint) -> SparseAutoencoder:

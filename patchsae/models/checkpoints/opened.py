@@ -8,15 +8,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import yaml
 from torch import Tensor
 
 from patchsae.disk import archives, contents
-from patchsae.disk.documents import parse_json
+from patchsae.disk.claims import FalseClaim
+from patchsae.disk.documents import parse_json, read_json
 from patchsae.disk.tensor_files import read_tensors
 
-CONFIGS = ("cfg.json", "config.json")
+CONFIGS = ("cfg.json", "config.json", "config.yaml", "config.yml")
 MOST_CONFIG = 2**20  # bytes
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
+COMPANIONS = ("sparsity.safetensors",)  # what SAELens puts beside its weights
 EXPECTED = "what torch.save (1.6 or newer) writes, safetensors, or a saev file"
 
 
@@ -26,11 +29,12 @@ class Opened:
 
     Attributes:
         path: as it was given, a file or a directory.
-        stand_ins: of all formats, see `Format`.
+        stand_ins, packages: of all formats, see `Format`.
     """
 
     path: Path
     stand_ins: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
+    packages: tuple[str, ...] = ()
 
     @cached_property
     def file(self) -> Path:
@@ -41,6 +45,7 @@ class Opened:
         if not self.path.is_dir():
             return self.path
         found = sorted(file for file in self.path.iterdir() if file.suffix in SUFFIXES and file.is_file())
+        found = [file for file in found if file.name not in COMPANIONS] or found
         if len(found) == 1:
             return found[0]
         if found:
@@ -52,6 +57,15 @@ class Opened:
         """The configuration in the directory, or beside the file; None where there is none."""
         folder = self.path if self.path.is_dir() else self.path.parent
         return next((folder / name for name in CONFIGS if (folder / name).is_file()), None)
+
+    @cached_property
+    def config(self) -> Mapping[str, Any]:
+        """What it says; empty where there is none, or where it is no table."""
+        if self.config_file is None:
+            return {}
+        read = _read_yaml if self.config_file.suffix in (".yaml", ".yml") else read_json
+        record = read(self.config_file, MOST_CONFIG)
+        return record if isinstance(record, dict) else {}
 
     @cached_property
     def header(self) -> Mapping[str, Any]:
@@ -72,7 +86,7 @@ class Opened:
         if kind not in ("torch", "zip", "cut zip") and not self._start:
             archives.refuse_asking(self.file, self.stand_ins)
             raise contents.unexpected(self.file, EXPECTED)
-        return archives.load_archive(self.file, self.stand_ins, self._start)
+        return archives.load_archive(self.file, self.stand_ins, self.packages, self._start)
 
     @property
     def table(self) -> Mapping[str, Any]:
@@ -103,3 +117,16 @@ def _header(path: Path, length: int) -> Mapping[str, Any]:
     with path.open("rb") as file:
         record = parse_json(f"{path}, its first line", file.read(length))
     return record if isinstance(record, dict) else {}
+
+
+def _read_yaml(path: Path, most: int) -> Any:
+    """The YAML of a file, as plain data."""
+    if path.stat().st_size > most:
+        raise FalseClaim(f"{path} holds more than {most:,} bytes of YAML; nothing was read")
+    try:
+        text = path.read_text(encoding="utf-8")
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
+            raise ValueError("it repeats a part of itself by an alias, which no configuration needs")
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
+        raise ValueError(f"{path} is not YAML that can be read: {str(error)[:200]}") from error

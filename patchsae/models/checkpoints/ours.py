@@ -15,7 +15,7 @@ from patchsae.disk.atomic import replacing, write_text
 from patchsae.disk.checksums import verified
 from patchsae.disk.documents import parse_json, read_json
 from patchsae.disk.tensor_files import read_tensors
-from patchsae.models.checkpoints.format import Checkpoint, Format
+from patchsae.models.checkpoints.format import Answers, Checkpoint, Format
 from patchsae.models.checkpoints.opened import Opened
 from patchsae.models.sae_config import SAEConfig
 
@@ -48,7 +48,7 @@ def _matches(opened: Opened) -> bool:
     return opened.path.is_dir() and is_ours(opened.path)
 
 
-def _read(opened: Opened, subtracts: bool | None = None) -> Checkpoint:
+def _read(opened: Opened, _: Answers) -> Checkpoint:
     path = opened.path
     record = _record(path)
     version = record.get("version")
@@ -76,4 +76,4 @@ def _record(path: Path) -> dict[str, Any]:
     return record if isinstance(record, dict) else {}
 
 
-FORMAT = Format("patchsae", f"a directory with {WEIGHTS} and {CONFIG}", _matches, _read)
+FORMAT = Format("patchsae", f"a directory with {WEIGHTS} and {CONFIG}", _matches, _read, save)

@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from patchsae.disk import archives
-from patchsae.models.checkpoints.format import Checkpoint, Format
+from patchsae.models.checkpoints.format import Answers, Checkpoint, Format
 from patchsae.models.checkpoints.opened import Opened
 from patchsae.models.openai_names import OPENAI
 from patchsae.models.sae_config import PARAMETERS, SAEConfig
@@ -31,7 +31,7 @@ def _matches(opened: Opened) -> bool:
     return type(table[key]).__name__ in CONFIG_CLASSES or isinstance(table[key], Mapping)
 
 
-def _read(opened: Opened, subtracts: bool | None = None) -> Checkpoint:
+def _read(opened: Opened, _: Answers) -> Checkpoint:
     file, state = opened.file, dict(opened.table["state_dict"])
     key = next(key for key in CONFIG_KEYS if key in opened.table)
     settings = opened.table[key]

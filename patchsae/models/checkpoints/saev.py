@@ -14,7 +14,7 @@ from torch import Tensor
 
 from patchsae.models.checkpoints import understood
 from patchsae.models.checkpoints.fold import fold
-from patchsae.models.checkpoints.format import Checkpoint, Format
+from patchsae.models.checkpoints.format import Answers, Checkpoint, Format
 from patchsae.models.checkpoints.layout import Taken, require_said, take
 from patchsae.models.checkpoints.opened import Opened
 from patchsae.models.sae_config import SAEConfig
@@ -30,7 +30,7 @@ def _matches(opened: Opened) -> bool:
     return bool(opened.header)
 
 
-def _read(opened: Opened, subtracts: bool | None) -> Checkpoint:
+def _read(opened: Opened, answers: Answers) -> Checkpoint:
     file, header = opened.file, opened.header
     schema = header.get("schema")
     if schema is not None and schema not in SCHEMAS:
@@ -45,7 +45,7 @@ def _read(opened: Opened, subtracts: bool | None) -> Checkpoint:
     taken = take(file, opened.tensors(), SHAPES | ({THRESHOLD: ""} if kind == "batchtopk" else {}))
     _require_sizes(file, settings, taken)
     open_ = schema in (None, 1)
-    taken_as = subtracts if open_ and subtracts is not None else open_
+    taken_as = open_ if answers.subtract_b_dec is None or not open_ else answers.subtract_b_dec
     metadata: dict[str, str | int | float] = {
         "variant": f"{'without schema' if schema is None else f'schema {schema}'}, {kind}",
         "b_dec": understood.SUBTRACTED if taken_as else understood.NOT_SUBTRACTED,
