@@ -9,7 +9,7 @@ from patchsae.models.sae_config import SAEConfig
 def require(
     config: SAEConfig, name: str, activations: tuple[str, ...], normalisations: tuple[str, ...] = ("none",)
 ) -> None:
-    """Raise ValueError where a SAE has an activation, a normalisation or a soft cap that the format ``name`` cannot say."""
+    """Raise ValueError where a SAE has an activation, a normalisation or a soft cap that the format cannot say."""
     if config.activation not in activations:
         raise ValueError(f"{name} cannot hold the activation {config.activation}; it holds {', '.join(activations)}")
     if config.normalise not in normalisations:
