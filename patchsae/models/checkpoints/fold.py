@@ -61,6 +61,11 @@ def scaled_latents(rows: Tensor, factor: Tensor) -> Tensor:
     return torch.cat([(part.double() * by[:, None]).float() for part, by in parts])
 
 
+def row_norms(rows: Tensor) -> Tensor:
+    """The length of each row of ``[S, D]``, float64 ``[S]``."""
+    return torch.cat([part.double().norm(dim=1) for part in rows.split(ROWS)])
+
+
 def at_least(threshold: Tensor) -> Tensor:
     """The threshold t' for which ``pre > t'`` is ``pre >= threshold`` of float32 numbers: the one below it, or 0."""
     return torch.nextafter(threshold.float(), torch.tensor(-torch.inf)).clamp(min=0)

@@ -68,6 +68,22 @@ def require_said(file: Path, said: Mapping[str, Any], sizes: Mapping[str, int], 
             raise ValueError(f"{file}: {key} is {str(value)[:40]}, and the tensors have {symbol} = {sizes[symbol]}")
 
 
+def text(file: Path, said: Mapping[str, Any], key: str, default: str) -> str:
+    """An entry of a configuration that is text. Raises ValueError for one that is something else."""
+    value = said.get(key, default)
+    if not isinstance(value, str):
+        raise ValueError(f"{file}: {key} is {str(value)[:40]}; expected text")
+    return value
+
+
+def flag(file: Path, said: Mapping[str, Any], key: str, default: bool) -> bool:
+    """An entry of a configuration that is true or false. Raises ValueError for one that is something else."""
+    value = said.get(key, default)
+    if not isinstance(value, bool):
+        raise ValueError(f"{file}: {key} is {str(value)[:40]}; expected true or false")
+    return value
+
+
 def _require_shape(file: Path, name: str, shape: tuple[int, ...], symbols: list[str], sizes: dict[str, int]) -> None:
     if len(shape) == len(symbols):
         for symbol, size in zip(symbols, shape, strict=True):

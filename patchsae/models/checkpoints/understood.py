@@ -2,7 +2,7 @@
 
 A reader leaves it in the metadata of the configuration: ``format``, ``variant`` (the class or version within it),
 ``b_dec`` and ``input`` (in words), ``tokens`` ("all", "patches", "cls", "embedding"), ``model``, ``pretrained`` and
-``layer``.
+``layer``; or ``hook``, the name of what it reads where that is not the output of a block.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def line(config: SAEConfig) -> str:
     cap = f", capped at {config.soft_cap:g}" if config.soft_cap is not None else ""
     model = f"{said.get('model', 'a tower that is not said')}"
     weights = f" {said['pretrained']}" if "pretrained" in said else ""
-    layer = f"output of block {said['layer']}" if "layer" in said else "a block that is not said"
+    layer = f"output of block {said['layer']}" if "layer" in said else str(said.get("hook", "a block that is not said"))
     tokens = TOKENS.get(str(said.get("tokens")), "tokens not said")
     done = [str(said.get("b_dec", SUBTRACTED)), NORMALISED.get(config.normalise, str(said.get("input", RAW)))]
     return (
@@ -59,6 +59,8 @@ def require_of(config: SAEConfig, clip: TowerLike) -> None:
     if config.d_in != clip.width:
         hint = ": it reads pooled image embeddings" if config.d_in == clip.embed_dim else ""
         raise ValueError(f"the SAE reads tokens of width {config.d_in}; {clip.name} has width {clip.width}{hint}")
+    if "hook" in said:
+        raise ValueError(f"the SAE reads {said['hook']}; clip gives the output of a block")
     if said.get("tokens") in ("cls", "embedding"):
         raise ValueError(
             f"the SAE was trained on {TOKENS[str(said['tokens'])]} alone; {clip.name} gives it every patch, of which "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,6 +30,13 @@ def write(sae: SparseAutoencoder, directory: str | Path, to: str = "patchsae") -
     if format_ is None or format_.write is None:
         raise ValueError(f"to={to[:60]!r}; expected one of {', '.join(writable())}")
     folder = Path(directory)
+    made = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in sae.state_dict().items()}
-    format_.write(sae.config, state, folder)
+    try:
+        format_.write(sae.config, state, folder)
+    except BaseException:
+        if made:
+            with suppress(OSError):  # what was written of it stays
+                folder.rmdir()
+        raise
