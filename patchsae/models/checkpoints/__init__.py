@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from patchsae.models.checkpoints.format import Format
     from patchsae.models.checkpoints.opened import Opened
+    from patchsae.models.sae import SparseAutoencoder
 
 
 @cache
@@ -47,6 +49,36 @@ def detect(opened: Opened) -> Format:
         which = f"which may be {' or '.join(f.name for f in found)}" if found else "which no format has"
         raise ValueError(f"{held}, {which}. Known formats: {', '.join(f.name for f in formats())}")
     return found[0]
+
+
+def writable() -> list[str]:
+    """The names of the formats that can be written."""
+    return [format_.name for format_ in formats() if format_.write is not None]
+
+
+def write(sae: SparseAutoencoder, directory: str | Path, to: str = "patchsae") -> None:
+    """Write a SAE into a directory, made if missing, as another library reads it.
+
+    Args:
+        to: one of `writable`.
+
+    Raises:
+        ValueError: ``to`` is none of them, or cannot hold this SAE; the message says what of it.
+    """
+    writer = next((format_.write for format_ in formats() if format_.name == to), None)
+    if writer is None:
+        raise ValueError(f"to={to[:60]!r}; expected one of {', '.join(writable())}")
+    folder = Path(directory)
+    made = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in sae.state_dict().items()}
+    try:
+        writer(sae.config, state, folder)
+    except BaseException:
+        if made:
+            with suppress(OSError):  # it is not empty
+                folder.rmdir()
+        raise
 
 
 def _held(opened: Opened) -> str:

@@ -5,6 +5,8 @@ Computed in float64, stored in float32; latents keep their values, and the choic
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -42,6 +44,13 @@ def fold(
         "W_dec": _scaled(W_dec, torch.as_tensor(std, dtype=torch.float64)),
         "b_dec": bias.float(),
     }
+
+
+def unsubtracted(state: Mapping[str, Tensor]) -> Tensor:
+    """The b_enc ``[S]`` with which an encoder that sees x in place of x - b_dec does the same: b_enc - b_dec W_enc."""
+    W_enc, b_dec = state["W_enc"], state["b_dec"].double()
+    folded = torch.cat([b_dec @ part.double() for part in W_enc.split(ROWS, dim=1)])
+    return (state["b_enc"].double() - folded).float()
 
 
 def gated(*, W_enc: Tensor, r_mag: Tensor, b_mag: Tensor, b_gate: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -6,24 +6,29 @@ not say which. Schemas: none (``d_vit``, ``exp_factor``; ReLU), 1 (``cls`` and `
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from patchsae.models.checkpoints import understood
-from patchsae.models.checkpoints.fold import fold
+from patchsae.disk.atomic import replacing
+from patchsae.models.checkpoints import holds, understood
+from patchsae.models.checkpoints.fold import fold, unsubtracted
 from patchsae.models.checkpoints.format import Answers, Checkpoint, Format
 from patchsae.models.checkpoints.layout import Taken, require_said, take
 from patchsae.models.checkpoints.opened import Opened
 from patchsae.models.sae_config import SAEConfig
 
+WEIGHTS = "sae.pt"
 SHAPES = {"W_enc": "D S", "b_enc": "S", "W_dec": "S D", "b_dec": "D"}
 THRESHOLD = "activation.threshold"
 SCHEMAS = (1, 2, 3, 4, 5)
 DEFAULT_K = 32  # of saev's TopK, for a header that does not say it
 ACTIVATIONS = {"relu": "relu", "topk": "topk_no_relu", "batchtopk": "jumprelu"}
+WRITTEN = {"relu": "Relu", "topk_no_relu": "TopK", "jumprelu": "BatchTopK"}
 
 
 def _matches(opened: Opened) -> bool:
@@ -101,6 +106,36 @@ def _table(file: Path, record: Mapping[str, Any], key: str) -> Mapping[str, Any]
     return value
 
 
+def _write(config: SAEConfig, state: Mapping[str, Tensor], folder: Path) -> None:
+    if config.activation == "topk":
+        raise ValueError(
+            "saev cannot hold the activation topk: its TopK keeps negative latents where fewer than k are positive"
+        )
+    holds.require(config, "saev", tuple(WRITTEN))
+    tensors = {name: state[name] for name in SHAPES} | {"b_enc": unsubtracted(state)}
+    params = {"top_k": config.k} if config.k else {}
+    if config.activation == "jumprelu":
+        tensors[THRESHOLD] = holds.one_threshold(state["threshold"], "saev")
+    header = {
+        "schema": SCHEMAS[-1],
+        "cfg": {
+            "d_model": config.d_in,
+            "d_sae": config.d_sae,
+            "activation": {"cls": WRITTEN[config.activation], "params": params},
+            "normalize_w_dec": False,
+        },
+        "commit": "unknown",
+        "lib": "unknown",
+    }
+    with replacing(folder / WEIGHTS) as temporary, temporary.open("wb") as file:
+        file.write(json.dumps(header).encode() + b"\n")
+        torch.save(tensors, file)
+
+
 FORMAT = Format(
-    "saev", "sae.pt: a line of JSON, then W_enc, b_enc, W_dec, b_dec as torch.save writes them", _matches, _read
+    "saev",
+    f"{WEIGHTS}: a line of JSON, then W_enc, b_enc, W_dec, b_dec as torch.save writes them",
+    _matches,
+    _read,
+    _write,
 )

@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 
 from patchsae import load_sae
-from patchsae.models.checkpoints import understood
-from patchsae.models.checkpoints.write import write
+from patchsae.models.checkpoints import understood, write
 from patchsae.models.sae import SparseAutoencoder
 from patchsae.models.sae_config import SAEConfig
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import warnings
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 
 from patchsae import load_sae
 from patchsae.disk import archives
+from patchsae.models import checkpoints
 from patchsae.models.checkpoints import understood
 from patchsae.models.sae import SparseAutoencoder
 from patchsae.models.sae_config import SAEConfig
@@ -170,3 +172,50 @@ def test_mean_and_deviation_are_folded(tmp_path: Path) -> None:
     z = sae.encode(x)
     np.testing.assert_allclose(z.to_dense().detach().numpy(), latents, atol=1e-5)
     np.testing.assert_allclose(sae.decode(z).detach().numpy(), y * std + mean.numpy(), atol=1e-5)
+
+
+@pytest.mark.parametrize(("activation", "k"), [("relu", None), ("topk_no_relu", K), ("jumprelu", None)])
+def test_what_is_written_is_read_as_the_same(tmp_path: Path, activation: str, k: int | None) -> None:
+    sae = SparseAutoencoder(SAEConfig(D, S, activation, k)).requires_grad_(False)
+    for tensor in (sae.b_enc, sae.b_dec):
+        tensor.normal_(generator=torch.Generator().manual_seed(2))
+    if activation == "jumprelu":
+        sae.threshold.fill_(0.25)
+    checkpoints.write(sae, tmp_path / "out", to="saev")
+    again = load_sae(tmp_path / "out", "cpu")
+    x = torch.randn(40, D, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(again.encode(x).to_dense(), sae.encode(x).to_dense(), atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(again(x), sae(x), atol=1e-6, rtol=1e-5)
+
+
+def test_what_is_written_subtracts_nothing(tmp_path: Path) -> None:
+    """By saev's own formula: pre = x W_enc + b_enc."""
+    sae = SparseAutoencoder(SAEConfig(D, S)).requires_grad_(False)
+    sae.b_dec.fill_(0.7)
+    checkpoints.write(sae, tmp_path, to="saev")
+    with (tmp_path / "sae.pt").open("rb") as file:
+        record = json.loads(file.readline())
+        weights = torch.load(io.BytesIO(file.read()), weights_only=True)
+    assert record["cfg"]["activation"] == {"cls": "Relu", "params": {}}
+    x = torch.randn(40, D)
+    latents = (x @ weights["W_enc"] + weights["b_enc"]).relu()
+    torch.testing.assert_close(latents, sae.encode(x).to_dense())
+
+
+@pytest.mark.parametrize(
+    ("config", "thresholds", "message"),
+    [
+        (SAEConfig(D, S, "topk", 2), None, "its TopK keeps negative latents where fewer than k are positive"),
+        (SAEConfig(D, S, "jumprelu"), torch.arange(S) / S, r"a threshold for each latent \(from 0 to 0.8\); it holds"),
+        (SAEConfig(D, S, normalise="layer_norm"), None, "saev cannot hold what this SAE does to its input"),
+    ],
+)
+def test_what_saev_cannot_hold_is_not_written(
+    tmp_path: Path, config: SAEConfig, thresholds: torch.Tensor | None, message: str
+) -> None:
+    sae = SparseAutoencoder(config)
+    if thresholds is not None:
+        sae.threshold.copy_(thresholds)
+    with pytest.raises(ValueError, match=message):
+        checkpoints.write(sae, tmp_path / "out", to="saev")
+    assert not (tmp_path / "out").exists()
