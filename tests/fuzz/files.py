@@ -121,7 +121,7 @@ def header(rng: random.Random) -> None:
 
 def configured(rng: random.Random) -> None:
     """A configuration beside real weights, or in their header, of which an entry is something else."""
-    kind = rng.choice(["SAE", "adapter", "CLIP folder"])
+    kind = rng.choice(["SAE", "adapter", "CLIP folder", "prisma"])
     with _copied(kind) as (path, read):
         if kind == "adapter":
             content = path.read_bytes()
@@ -257,6 +257,7 @@ def _real() -> dict[str, tuple[Path, Callable[[Any], Any]]]:
         "SAE": (root / "sae", load_sae),
         "released SAE": (root / "sae.pt", load_sae),
         "saev": (root / "saev.pt", load_sae),
+        **{name: (path, load_sae) for name, path in _of_vision_libraries(root, dict(sae.state_dict())).items()},
         "CLIP folder": (clip, lambda path: load_clip(f"local-dir:{path}", device="cpu")),
         "CLIP safetensors": (root / "clip.safetensors", read_weights),
         "CLIP pt": (root / "clip.pt", read_weights),
@@ -264,6 +265,21 @@ def _real() -> dict[str, tuple[Path, Callable[[Any], Any]]]:
         "adapter": (root / "adapter.safetensors", _adapter),
         "official MaPLe": (root / "official.pt", _official),
     }
+
+
+def _of_vision_libraries(root: Path, state: dict[str, Tensor]) -> dict[str, Path]:
+    """A SAE in the formats of other libraries."""
+    prisma = {"activation_fn_str": "topk", "activation_fn_kwargs": {"k": 3}, "cls_token_only": False, "d_in": 6}
+    prisma |= {"hook_point_layer": 2, "layer_subtype": "hook_resid_post", "model_name": "tiny"}
+    return {"prisma": _beside(root / "prisma", prisma, state)}
+
+
+def _beside(folder: Path, config: dict[str, Any], state: dict[str, Any]) -> Path:
+    """A folder with weights and a configuration."""
+    folder.mkdir()
+    torch.save(state, folder / "sae.pt")
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
 
 
 @contextmanager
