@@ -121,7 +121,7 @@ def header(rng: random.Random) -> None:
 
 def configured(rng: random.Random) -> None:
     """A configuration beside real weights, or in their header, of which an entry is something else."""
-    kind = rng.choice(["SAE", "adapter", "CLIP folder", "prisma"])
+    kind = rng.choice(["SAE", "adapter", "CLIP folder", "prisma", "visaebench", "dictionary_learning"])
     with _copied(kind) as (path, read):
         if kind == "adapter":
             content = path.read_bytes()
@@ -258,6 +258,7 @@ def _real() -> dict[str, tuple[Path, Callable[[Any], Any]]]:
         "released SAE": (root / "sae.pt", load_sae),
         "saev": (root / "saev.pt", load_sae),
         **{name: (path, load_sae) for name, path in _of_vision_libraries(root, dict(sae.state_dict())).items()},
+        **{name: (path, load_sae) for name, path in _of_text_libraries(root, dict(sae.state_dict())).items()},
         "CLIP folder": (clip, lambda path: load_clip(f"local-dir:{path}", device="cpu")),
         "CLIP safetensors": (root / "clip.safetensors", read_weights),
         "CLIP pt": (root / "clip.pt", read_weights),
@@ -271,7 +272,19 @@ def _of_vision_libraries(root: Path, state: dict[str, Tensor]) -> dict[str, Path
     """A SAE in the formats of other libraries."""
     prisma = {"activation_fn_str": "topk", "activation_fn_kwargs": {"k": 3}, "cls_token_only": False, "d_in": 6}
     prisma |= {"hook_point_layer": 2, "layer_subtype": "hook_resid_post", "model_name": "tiny"}
-    return {"prisma": _beside(root / "prisma", prisma, state)}
+    visaebench = {"encoder.weight": state["W_enc"].T, "encoder.bias": state["b_enc"], "decoder.weight": state["W_dec"]}
+    said = {"input_dim": 6, "hidden_dim": 20, "activation": "batchtopk", "threshold": 0.5}
+    return {
+        "prisma": _beside(root / "prisma", prisma, state),
+        "visaebench": _beside(root / "visaebench", said, visaebench),
+    }
+
+
+def _of_text_libraries(root: Path, state: dict[str, Tensor]) -> dict[str, Path]:
+    """A SAE in the formats of libraries that began with language."""
+    batched = {**state, "k": torch.tensor(3), "threshold": torch.tensor(0.1), "group_sizes": torch.tensor([8, 12])}
+    trainer = {"dict_class": "MatryoshkaBatchTopKSAE", "activation_dim": 6, "dict_size": 20, "k": 3, "layer": 2}
+    return {"dictionary_learning": _beside(root / "dictionary_learning", {"trainer": trainer}, batched)}
 
 
 def _beside(folder: Path, config: dict[str, Any], state: dict[str, Any]) -> Path:
