@@ -13,6 +13,12 @@ endif
 VENV_GPU := .venv-gpu
 GPU_LOCK := tests/gate/requirements-gpu.lock
 GPU_READY = $(VENV_GPU)/.installed-$(shell cksum < $(GPU_LOCK) | cut -d' ' -f1)
+
+# The libraries whose files open here, which ask for half of the index, in an environment of their own.
+VENV_PEERS := .venv-peers
+PEERS := tests/peers
+PEERS_READY = $(VENV_PEERS)/.installed-$(shell cksum < $(PEERS)/requirements.lock | cut -d' ' -f1)
+
 PYTHON312 ?= $(firstword $(shell python3.12 -c 'import sys; print(sys.executable)' 2>/dev/null) \
   $(addsuffix /bin/python3.12,$(shell pyenv prefix 3.12 2>/dev/null)))
 GATE_PYTHON = $(if $(filter gpu,$(VERSIONS)),$(VENV_GPU),$(VENV))/bin/python
@@ -24,7 +30,7 @@ TESTS = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --dist worksteal -n
 # Else every process that a test starts compiles the package anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo check test lint gate interpret python312 shuffled sanitize bench lock clean
+.PHONY: demo check test test-peers lint gate interpret python312 shuffled sanitize bench lock clean
 
 demo: $(READY)
 	RUN=$(RUN) PATH="$(CURDIR)/$(BIN):$$PATH" sh examples/demo.sh
@@ -38,6 +44,10 @@ check: lint
 test: $(READY)
 	$(TESTS) 3
 	$(INTERPRETED) $(TESTS) 3 tests/triton
+
+# Files of other projects against the libraries that write and read them. The compiled extension is not asked here.
+test-peers: $(PEERS_READY)
+	OMP_NUM_THREADS=1 $(VENV_PEERS)/bin/python -m pytest -n 2 --dist loadfile $(PEERS)
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -76,6 +86,8 @@ lock:
 	  -o requirements.lock pyproject.toml --upgrade
 	uv pip compile --python-version 3.12 --python-platform linux --no-emit-index-url --no-header --no-annotate \
 	  -o $(GPU_LOCK) tests/gate/requirements-gpu.in --upgrade
+	uv pip compile --python-version 3.12 --python-platform linux --no-emit-index-url --no-header --no-annotate \
+	  -o $(PEERS)/requirements.lock $(PEERS)/requirements.in --excludes $(PEERS)/not-needed.in --upgrade
 
 $(READY):
 	$(PYTHON) -m venv $(VENV)
@@ -84,11 +96,19 @@ $(READY):
 	$(BIN)/uv pip install --python $(BIN)/python --quiet --no-build-isolation --no-deps -e .
 	rm -f $(VENV)/.installed-* && touch $@
 
-$(GPU_READY): $(READY)
-	@test -n "$(PYTHON312)" || { echo "VERSIONS=gpu needs Python 3.12: name one by PYTHON312=..." >&2; exit 1; }
-	$(BIN)/uv venv --quiet --clear --python $(PYTHON312) $(VENV_GPU)
-	$(BIN)/uv pip install --python $(VENV_GPU)/bin/python --quiet --compile-bytecode -r $(GPU_LOCK)
+# An environment of Python 3.12 with exactly what a lock says: $(call python312_with,FOLDER,LOCK)
+define python312_with
+	@test -n "$(PYTHON312)" || { echo "$(1) needs Python 3.12: name one by PYTHON312=..." >&2; exit 1; }
+	$(BIN)/uv venv --quiet --clear --python $(PYTHON312) $(1)
+	$(BIN)/uv pip install --python $(1)/bin/python --quiet --compile-bytecode --no-deps -r $(2)
 	touch $@
+endef
+
+$(GPU_READY): $(READY)
+	$(call python312_with,$(VENV_GPU),$(GPU_LOCK))
+
+$(PEERS_READY): $(READY)
+	$(call python312_with,$(VENV_PEERS),$(PEERS)/requirements.lock)
 
 clean:
-	rm -rf $(VENV) $(VENV_GPU) build
+	rm -rf $(VENV) $(VENV_GPU) $(VENV_PEERS) build
