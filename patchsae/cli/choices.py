@@ -74,6 +74,25 @@ class Tower(_Clip):
 
 
 @dataclass(frozen=True)
+class Left:
+    """What the file of a SAE may leave open."""
+
+    subtract_b_dec: bool | None = None
+    """Whether the encoder sees x - b_dec, or x."""
+    k: int | None = None
+    """A token keeps its k largest latents."""
+    threshold: float | None = None
+    """A token keeps latents of at least this."""
+    mean: float | None = None
+    """The SAE was trained on (x - mean) / std. For a mean of each dimension: `load_sae(mean=)`, or --calibrate."""
+    std: float | None = None
+    """See --mean."""
+    calibrate: str | None = None
+    """Images, as for --images, whose tokens decide what the file leaves open: the reading that reconstructs them best
+    is taken, and the error and L0 of all readings are printed."""
+
+
+@dataclass(frozen=True)
 class FewImages:
     """Which images an adapter is trained and tested on."""
 

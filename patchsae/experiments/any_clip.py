@@ -9,6 +9,7 @@ from patchsae.adapters.base import AdaptedCLIP
 from patchsae.data import ImageDataset
 from patchsae.experiments.options import PromptOptions
 from patchsae.models import prompts
+from patchsae.models.checkpoints.understood import require_readable
 from patchsae.models.clip import SplitCLIP
 from patchsae.models.sae import SparseAutoencoder
 
@@ -41,8 +42,7 @@ def prompts_in_words(model: AnyCLIP, options: PromptOptions) -> str:
 
 
 def require_fit(clip: AnyCLIP, sae: SparseAutoencoder, dataset: ImageDataset) -> None:
-    """ValueError unless the autoencoder reads this model's residual stream and there are images."""
-    if sae.config.d_in != clip.width:
-        raise ValueError(f"sae reads tokens of width {sae.config.d_in}; the residual stream of clip has {clip.width}")
+    """ValueError unless the autoencoder reads every token of this model's residual stream and there are images."""
+    require_readable(sae.config, clip)
     if len(dataset) == 0:
         raise ValueError(f"dataset {dataset.name!r} holds no images; expected at least one")

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from patchsae.cli.verbs.adapting import adapt, tinyclip
 from patchsae.cli.verbs.comparing import compare, correlate, table
 from patchsae.cli.verbs.reading import classes, evaluate, explain, extract, mask
+from patchsae.cli.verbs.saes import sae_check, sae_convert, sae_list, sae_show
 from patchsae.cli.verbs.tools import bench, check, data_check, doctor
 from patchsae.cli.verbs.training import cache, sweep, train
 
@@ -21,6 +22,10 @@ VERBS: dict[str, Callable[..., None]] = {
     "table": table,
     "correlate": correlate,
     "explain": explain,
+    "sae show": sae_show,
+    "sae check": sae_check,
+    "sae convert": sae_convert,
+    "sae list": sae_list,
     "check": check,
     "data check": data_check,
     "tinyclip": tinyclip,

@@ -50,22 +50,13 @@ def line(config: SAEConfig) -> str:
     )
 
 
-def require_of(config: SAEConfig, clip: TowerLike) -> None:
-    """Raise ValueError unless a SAE reads this tower's residual stream at its block, token by token.
+def require_of(config: SAEConfig, clip: TowerLike, cls: bool = False) -> None:
+    """Raise ValueError unless a SAE is of this tower, at this block. What the SAE does not say is not asked.
 
-    What the SAE does not say is not asked.
+    cls: one that was trained on CLS alone will do.
     """
+    require_readable(config, clip, cls)
     said = config.metadata
-    if config.d_in != clip.width:
-        hint = ": it reads pooled image embeddings" if config.d_in == clip.embed_dim else ""
-        raise ValueError(f"the SAE reads tokens of width {config.d_in}; {clip.name} has width {clip.width}{hint}")
-    if "hook" in said:
-        raise ValueError(f"the SAE reads {said['hook']}; clip gives the output of a block")
-    if said.get("tokens") in ("cls", "embedding"):
-        raise ValueError(
-            f"the SAE was trained on {TOKENS[str(said['tokens'])]} alone; {clip.name} gives it every patch, of which "
-            "it knows nothing"
-        )
     for key, theirs, ours in (
         ("model", _plain(said.get("model")), _plain(clip.name)),
         ("pretrained", said.get("pretrained"), getattr(clip, "pretrained", None)),
@@ -73,6 +64,27 @@ def require_of(config: SAEConfig, clip: TowerLike) -> None:
     ):
         if theirs is not None and ours is not None and theirs != ours:
             raise ValueError(f"the SAE was trained on another {key}: {theirs}; clip has {ours}")
+
+
+def require_readable(config: SAEConfig, clip: TowerLike, cls: bool = False) -> None:
+    """Raise ValueError unless a SAE can be asked about every token that this tower gives at its block.
+
+    cls: or about CLS alone.
+    """
+    said = config.metadata
+    if said.get("tokens") == "embedding" or (config.d_in != clip.width and config.d_in == clip.embed_dim):
+        raise ValueError(
+            f"the SAE reads pooled image embeddings of width {config.d_in}; expected one of the tokens of {clip.name}, "
+            f"of width {clip.width}"
+        )
+    if config.d_in != clip.width:
+        raise ValueError(f"the SAE reads tokens of width {config.d_in}; {clip.name} has width {clip.width}")
+    if "hook" in said:
+        raise ValueError(f"the SAE reads {said['hook']}; clip gives the output of a block")
+    if said.get("tokens") == "cls" and not cls:
+        raise ValueError(
+            f"the SAE was trained on CLS alone; {clip.name} gives it every patch, of which it knows nothing"
+        )
 
 
 def _plain(model: object) -> str | None:

@@ -47,7 +47,7 @@ def test_a_sae_of_this_tower_is_taken(said: dict) -> None:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (sae(512), "reads tokens of width 512; ViT-B-16-quickgelu has width 768: it reads pooled image embeddings"),
+        (sae(512), "reads pooled image embeddings of width 512; expected one of the tokens of ViT-B-16-quickgelu, "),
         (sae(1024), "reads tokens of width 1024; ViT-B-16-quickgelu has width 768$"),
         (sae(model="ViT-B-32"), "another model: vit-b-32; clip has vit-b-16"),
         (sae(pretrained="datacomp_xl_s13b_b90k"), "another pretrained: datacomp_xl_s13b_b90k; clip has openai"),
@@ -55,9 +55,14 @@ def test_a_sae_of_this_tower_is_taken(said: dict) -> None:
         (sae(layer=-1), "another layer: 11; clip has 10"),
         (sae(layer=23), "another layer: 23; clip has 10"),
         (sae(tokens="cls"), "trained on CLS alone"),
-        (sae(tokens="embedding"), "trained on image embeddings alone"),
+        (sae(tokens="embedding"), "reads pooled image embeddings of width 768"),
+        (sae(hook="blocks.3.hook_mlp_out"), "reads blocks.3.hook_mlp_out; clip gives the output of a block"),
     ],
 )
 def test_a_sae_of_another_is_refused(config: SAEConfig, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         understood.require_of(config, CLIP)
+
+
+def test_a_sae_of_cls_will_do_for_who_asks_about_cls() -> None:
+    understood.require_of(sae(tokens="cls"), CLIP, cls=True)
