@@ -274,7 +274,11 @@ def _of_vision_libraries(root: Path, state: dict[str, Tensor]) -> dict[str, Path
     prisma |= {"hook_point_layer": 2, "layer_subtype": "hook_resid_post", "model_name": "tiny"}
     visaebench = {"encoder.weight": state["W_enc"].T, "encoder.bias": state["b_enc"], "decoder.weight": state["W_dec"]}
     said = {"input_dim": 6, "hidden_dim": 20, "activation": "batchtopk", "threshold": 0.5}
+    openai = {"pre_bias": state["b_dec"], "encoder.weight": state["W_dec"], "latent_bias": state["b_enc"]}
+    topk = {"activation": "TopK", "activation_state_dict": {"k": 3, "postact_fn": "ReLU"}}
+    torch.save({**openai, **topk, "decoder.weight": state["W_dec"].T}, root / "openai.pt")
     return {
+        "openai": root / "openai.pt",
         "prisma": _beside(root / "prisma", prisma, state),
         "visaebench": _beside(root / "visaebench", said, visaebench),
     }
