@@ -21,6 +21,7 @@ SHAPES = {"pre_bias": "D", "encoder.weight": "S D", "latent_bias": "S"}
 DECODER, TIED = "decoder.weight", "decoder.linear.weight"  # the second is the encoder's, saved again
 ACTIVATION, SETTINGS = "activation", "activation_state_dict"
 STATISTICS = ("stats_last_nonzero", "latents_activation_frequency", "latents_mean_square")
+AGAIN = ("activation.k", "activation.postact_fn")  # the same settings, saved again as those of a submodule
 
 
 class Chosen(NamedTuple):
@@ -44,7 +45,7 @@ def _read(opened: Opened, _: Answers) -> Checkpoint:
     file, table = opened.file, opened.table
     decoder = next((name for name in (DECODER, TIED) if name in table), None)
     shapes = SHAPES | ({} if decoder is None else {decoder: "D S" if decoder == DECODER else "S D"})
-    taken = take(file, table, shapes, ignored=(ACTIVATION, SETTINGS, *STATISTICS))
+    taken = take(file, table, shapes, ignored=(ACTIVATION, SETTINGS, *AGAIN, *STATISTICS))
     chosen = _activation(file, table, taken.sizes["S"])
     normalise = "layer_norm" if chosen.name == "TopK" else "none"
     metadata: dict[str, str | int | float] = {

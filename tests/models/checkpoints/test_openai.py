@@ -89,6 +89,11 @@ def test_files_without_statistics_are_read(tmp_path: Path) -> None:
     require_as(load_sae(write(tmp_path / "0.pt", **gone), "cpu"))
 
 
+def test_settings_that_are_saved_twice_are_read(tmp_path: Path) -> None:
+    path = write(tmp_path / "0.pt", "TopK", activation__k=K, activation__postact_fn="ReLU")
+    require_as(load_sae(path, "cpu"), activation="TopK")
+
+
 @pytest.mark.parametrize("again", ["absent", state()["encoder.weight"]])
 def test_a_tied_decoder_is_the_encoder(tmp_path: Path, again: Any) -> None:
     path = write(tmp_path / "0.pt", "TopK", decoder__weight="absent", decoder__linear__weight=again)
