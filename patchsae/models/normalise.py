@@ -7,10 +7,12 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 LAYER_NORM_EPSILON = 1e-5  # of SAELens, ViT-Prisma, MSAE and OpenAI's code, added to the deviation and not undone
 UNIT_NORM_EPSILON = 1e-8
+ALIGNED = 8  # float32 numbers that kernels load at once, or more
 
 
 class Normalised(NamedTuple):
@@ -53,11 +55,11 @@ PER_TOKEN: dict[str, Callable[[Tensor], Normalised]] = {
 
 
 def over_latents(centred: Tensor, spread: Tensor) -> Tensor:
-    """The input of an encoder whose pre-activations are normalised over the latents, ``[N, D + 1]``.
+    """The input of an encoder whose pre-activations are normalised over the latents, ``[N, extended_width(D)]``.
 
     With u = x - b_dec and pre = u W + b, a layer norm over the S latents, g (pre - mean) / sigma + beta, is the affine
     encoder ``g (W - mean(W)), g (b - mean(b))`` of ``[u, 1] / sigma``, plus beta: the mean is taken out of the weights,
-    and ``sigma^2 = |R [u, 1]|^2`` with ``R^T R`` the covariance of the weights over the latents.
+    and ``sigma^2 = |R [u, 1]|^2`` with ``R^T R`` the covariance of the weights over the latents. Zeros follow the 1.
 
     Args:
         centred: u, float32 ``[N, D]``.
@@ -65,4 +67,9 @@ def over_latents(centred: Tensor, spread: Tensor) -> Tensor:
     """
     extended = torch.cat([centred, centred.new_ones(len(centred), 1)], dim=1)
     deviation: Tensor = (extended @ spread.T).norm(dim=1, keepdim=True)
-    return extended / deviation
+    return F.pad(extended / deviation, (0, extended_width(centred.shape[1]) - extended.shape[1]))
+
+
+def extended_width(d_in: int) -> int:
+    """The width of `over_latents` for tokens of width D: D + 1, up to whole aligned loads of a row's numbers."""
+    return -(-(d_in + 1) // ALIGNED) * ALIGNED

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import patchsae_kernels as pk
@@ -209,8 +210,9 @@ class SparseAutoencoder(nn.Module):
         """W_enc, b_enc and b_dec for the tokens of `_seen`."""
         if self.config.normalise != "latent_norm":
             return self.W_enc, self.b_enc, self.b_dec
-        W_enc = torch.cat([self.W_enc.T, self.scaled_bias[:, None]], dim=1).T
-        return W_enc.detach(), self.b_enc, self.b_dec.new_zeros(self.config.d_in + 1)
+        width = normalise.extended_width(self.config.d_in)
+        rows = torch.cat([self.W_enc.T, self.scaled_bias[:, None]], dim=1).detach()
+        return F.pad(rows, (0, width - rows.shape[1])).T, self.b_enc, self.b_dec.new_zeros(width)
 
     def _seen(self, x: Tensor) -> Tensor:
         """Tokens as `prepared` takes them."""
