@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 import patchsae_kernels as pk
+from tests.examples import examples
 
 
 def problem(s: int = 14) -> tuple[torch.Tensor, ...]:
@@ -35,3 +38,28 @@ def test_gradients_reach_what_was_negative() -> None:
     ((x - c) @ W + b).topk(9).values.square().sum().backward()
     for ours, theirs in zip(leaves, wide, strict=True):
         torch.testing.assert_close(ours.grad.double(), theirs.grad, atol=1e-4, rtol=1e-4)
+
+
+@examples(60)
+@given(
+    seed=st.integers(0, 2**16),
+    n=st.integers(0, 9),
+    s=st.integers(1, 40),
+    share=st.floats(0, 1),
+    shift=st.integers(-3, 1),
+    budget_mb=st.sampled_from([256, 1e-4]),
+)
+def test_whole_numbers_are_chosen_as_a_stable_sort_does(
+    seed: int, n: int, s: int, share: float, shift: int, budget_mb: float
+) -> None:
+    """Pre-activations that are exact in float32, with many ties: the lower latent is kept."""
+    g = torch.Generator().manual_seed(seed)
+    x, W, c = (torch.randint(-2, 3, shape, generator=g).float() for shape in [(n, 4), (4, s), (4,)])
+    b = torch.randint(-2, 3, (s,), generator=g).float() + shift
+    k = max(1, round(share * s))
+    z = pk.encode(x, W, b, c, activation="topk_no_relu", k=k, budget_mb=budget_mb).validate()
+    pre = (x - c).double() @ W.double() + b.double()
+    order = pre.sort(dim=1, descending=True, stable=True).indices[:, :k]
+    expected = torch.zeros_like(pre).scatter(1, order, pre.gather(1, order))
+    assert torch.equal(z.to_dense().double(), expected)
+    assert bool((z.counts() <= k).all())
