@@ -121,7 +121,7 @@ def header(rng: random.Random) -> None:
 
 def configured(rng: random.Random) -> None:
     """A configuration beside real weights, or in their header, of which an entry is something else."""
-    kind = rng.choice(["SAE", "adapter", "CLIP folder", "prisma", "visaebench", "dictionary_learning"])
+    kind = rng.choice(["SAE", "adapter", "CLIP folder", "prisma", "visaebench", "dictionary_learning", "sparsify"])
     with _copied(kind) as (path, read):
         if kind == "adapter":
             content = path.read_bytes()
@@ -288,7 +288,13 @@ def _of_text_libraries(root: Path, state: dict[str, Tensor]) -> dict[str, Path]:
     """A SAE in the formats of libraries that began with language."""
     batched = {**state, "k": torch.tensor(3), "threshold": torch.tensor(0.1), "group_sizes": torch.tensor([8, 12])}
     trainer = {"dict_class": "MatryoshkaBatchTopKSAE", "activation_dim": 6, "dict_size": 20, "k": 3, "layer": 2}
-    return {"dictionary_learning": _beside(root / "dictionary_learning", {"trainer": trainer}, batched)}
+    linear = {"encoder.weight": state["W_enc"].T, "encoder.bias": state["b_enc"]}
+    sparsify = linear | {name: state[name] for name in ("W_dec", "b_dec")}
+    topk = {"activation": "topk", "num_latents": 20, "k": 3, "skip_connection": False, "transcode": False, "d_in": 6}
+    return {
+        "dictionary_learning": _beside(root / "dictionary_learning", {"trainer": trainer}, batched),
+        "sparsify": _beside(root / "sparsify", topk, sparsify),
+    }
 
 
 def _beside(folder: Path, config: dict[str, Any], state: dict[str, Any]) -> Path:
