@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from patchsae.disk.atomic import replacing, write_text
+from patchsae.disk.tensor_files import read_tensors
 from patchsae.models.checkpoints import holds, understood
 from patchsae.models.checkpoints.fold import fold, gated, row_norms, scaled_latents
 from patchsae.models.checkpoints.format import Answers, Checkpoint, Format
@@ -23,7 +24,8 @@ from patchsae.models.checkpoints.layout import flag, require_said, take, text
 from patchsae.models.checkpoints.opened import Opened
 from patchsae.models.sae_config import SAEConfig
 
-WEIGHTS, CONFIG = "sae_weights.safetensors", "cfg.json"
+WEIGHTS, CONFIG, SPARSITY = "sae_weights.safetensors", "cfg.json", "sparsity.safetensors"
+NEVER = 2e-10  # what SAELens adds to a frequency before it takes the logarithm, twice
 OWN_KEYS = ("architecture", "d_sae", "hook_point", "hook_name", "activation_fn", "activation_fn_str")
 OTHERS_KEYS = ("layer_subtype", "cls_token_only", "use_patches_only", "trainer", "sae_type", "format")
 PLAIN = {"W_enc": "D S", "b_enc": "S", "W_dec": "S D", "b_dec": "D"}
@@ -76,6 +78,7 @@ def _read(opened: Opened, _: Answers) -> Checkpoint:
         "b_dec": understood.SUBTRACTED if subtracts else understood.NOT_SUBTRACTED,
         **({"input": understood.RAW} if normalise == "none" and not unsaid else {}),
         **_origin(said),
+        **_promised(file, said, taken.sizes["S"]),
     }
     activation = ACTIVATIONS.get(kind, "jumprelu")
     config = SAEConfig(taken.sizes["D"], taken.sizes["S"], activation, k, metadata, normalise)
@@ -169,6 +172,21 @@ def _origin(said: Mapping[str, Any]) -> dict[str, str | int | float]:
     residual = RESIDUAL.fullmatch(hook)
     layer = -1 if residual is None else int(residual[1]) - (residual[2] == "pre")
     return found | ({"hook": hook} if layer < 0 else {"layer": layer})
+
+
+def _promised(file: Path, said: Mapping[str, Any], d_sae: int) -> dict[str, float]:
+    """What its training found: how often each latent was active, or the k of a batch."""
+    frequencies = file.parent / SPARSITY  # log10(frequency + 1e-10)
+    if frequencies.is_file():
+        logs = take(frequencies, read_tensors(frequencies)[0], {"sparsity": "S"})
+        require_said(frequencies, {"latents": d_sae}, logs.sizes, {"latents": "S"})
+        rates = 10 ** logs.tensors["sparsity"].double().clamp(max=0)
+        return {"l0": float(rates.sum()), "dead": float((rates < NEVER).double().mean())}
+    more = said.get("metadata")
+    details = more.get("training_architecture_details") if isinstance(more, Mapping) else None
+    k = details.get("k") if isinstance(details, Mapping) else said.get("k")
+    trained = more.get("training_architecture") if isinstance(more, Mapping) else None
+    return {"l0": float(k)} if type(k) is int and 0 < k <= d_sae and trained in BATCHED else {}
 
 
 def _write(config: SAEConfig, state: Mapping[str, Tensor], folder: Path) -> None:

@@ -57,7 +57,9 @@ def _read(opened: Opened, answers: Answers) -> Checkpoint:
     }
     d_in, d_sae = taken.sizes["D"], taken.sizes["S"]
     most = min(k, d_sae) if isinstance(k, int) else k  # as saev takes it
-    config = SAEConfig(d_in, d_sae, ACTIVATIONS[kind], most, metadata)
+    if kind == "batchtopk" and isinstance(most, int):
+        metadata["l0"] = most
+    config = SAEConfig(d_in, d_sae, ACTIVATIONS[kind], most if kind == "topk" else None, metadata)
     parts = {name: taken.tensors[name] for name in SHAPES}
     tensors = fold(**parts, subtracts=taken_as)
     if kind == "batchtopk":
@@ -76,7 +78,7 @@ def _unsaid(schema: object, b_dec: Tensor) -> dict[str, str]:
 
 
 def _activation(file: Path, header: Mapping[str, Any], settings: Mapping[str, Any]) -> tuple[str, int | None]:
-    """ "relu", "topk" or "batchtopk", and its k."""
+    """ "relu", "topk" or "batchtopk", and the k of the latter two."""
     if "schema" not in header:
         return "relu", None
     activation = settings.get("activation")
@@ -87,7 +89,7 @@ def _activation(file: Path, header: Mapping[str, Any], settings: Mapping[str, An
     kind = str(name).lower()
     if kind not in ACTIVATIONS:
         raise ValueError(f"{file} has the activation {str(name)[:40]}; this patchsae reads Relu, TopK and BatchTopK")
-    return kind, params.get("top_k", DEFAULT_K) if kind == "topk" else None
+    return kind, params.get("top_k", DEFAULT_K) if kind != "relu" else None
 
 
 def _require_sizes(file: Path, settings: Mapping[str, Any], taken: Taken) -> None:

@@ -2,7 +2,8 @@
 
 A reader leaves it in the metadata of the configuration: ``format``, ``variant`` (the class or version within it),
 ``b_dec`` and ``input`` (in words), ``tokens`` ("all", "patches", "cls", "embedding"), ``model``, ``pretrained`` and
-``layer``; or ``hook``, the name of what it reads where that is not the output of a block.
+``layer``; or ``hook``, the name of what it reads where that is not the output of a block. What a file promises besides
+is in ``l0`` (active latents of a token, on average) and ``dead`` (share of latents that are never active).
 """
 
 from __future__ import annotations

@@ -262,3 +262,21 @@ def test_what_saelens_cannot_hold_is_not_written(tmp_path: Path, config: SAEConf
 def test_a_format_that_is_only_read_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="to='patchsae-pt'; expected one of .*saelens"):
         write(SparseAutoencoder(SAEConfig(D, S)), tmp_path / "out", to="patchsae-pt")
+
+
+def test_what_its_training_found_is_what_it_promises(tmp_path: Path) -> None:
+    path = save(tmp_path / "sae", "standard")
+    rates = torch.tensor([0.5, 0.25, 0.0, 1e-3, 0.0])
+    save_file({"sparsity": torch.log10(rates + 1e-10)}, path / "sparsity.safetensors")
+    said = load_sae(path, "cpu").config.metadata
+    assert said["l0"] == pytest.approx(0.751)
+    assert said["dead"] == pytest.approx(0.4)
+    save_file({"sparsity": torch.zeros(S + 1)}, path / "sparsity.safetensors")
+    with pytest.raises(ValueError, match="latents is 5, and the tensors have S = 6"):
+        load_sae(path, "cpu")
+
+
+def test_the_k_of_its_batches_is_what_it_promises(tmp_path: Path) -> None:
+    trained = {"training_architecture": "batchtopk", "training_architecture_details": {"k": 3}}
+    assert load_sae(save(tmp_path / "a", "jumprelu", metadata=trained), "cpu").config.metadata["l0"] == 3
+    assert "l0" not in load_sae(save(tmp_path / "b", "jumprelu"), "cpu").config.metadata
