@@ -35,6 +35,7 @@ NAME = re.compile(
     r"_(True|False)_(True|False)_(\d{1,9}(?:\.\d{1,9})?)(?:_|\.pt)"
 )
 DATA = re.compile(r"_(ViT-[BL]~\d\d|RN50)_(?:train|validation|val|test)_(image|text)_")
+FORM = "S_D_activation_..._tied_normalize_cap_..."
 CHOICE = "k=K keeps a token's K largest latents, threshold=T those of at least T"
 
 
@@ -141,22 +142,15 @@ def _chosen(
         return chosen, {"activation": f"{said}. {CHOICE}"}
     said = f"its authors use a {name} of k {k} with all positive latents, and k in training alone; taken as relu"
     if not name:
-        said = (
-            "which latents a token keeps is only in MSAE's names of files, as which this one does not begin; taken as "
-        )
-        said += "relu"
+        said = f"its name is not of the form {FORM}, which alone says which latents a token keeps; taken as relu"
     return by_answers(answers, d_sae, Chosen("relu")), {"activation": f"{said}. {CHOICE}"}
 
 
 def _unsaid_settings(settings: Settings) -> dict[str, str]:
     if settings.sizes:
         return {}
-    said = (
-        "whether it layer-norms tokens and caps latents is only in MSAE's names of files, as which this one does not "
-    )
-    return {
-        "settings": f"{said}begin (S_D_activation_..._tied_normalize_cap_...); taken as neither. Its own name says it"
-    }
+    said = "which alone says whether it layer-norms tokens and caps latents; taken as neither"
+    return {"settings": f"its name is not of the form {FORM}, {said}. The name that its authors gave it decides it"}
 
 
 def _metadata(file: Path, settings: Settings) -> dict[str, str | int | float]:
