@@ -37,6 +37,7 @@ from tests.adapters.checkpoints import write_official
 from tests.adapters.towers import NAMES, make_adapter, make_clip
 from tests.disk.test_contents import KINDS
 from tests.fuzz.memory import at_most
+from tests.models.checkpoints import overcomplete_modules
 from tests.small_clips import write_clip
 
 MEMORY, SECONDS, WORDS = 400e6, 20.0, 1000
@@ -80,7 +81,11 @@ def damaged(rng: random.Random) -> None:
 def damaged_inside(rng: random.Random) -> None:
     """A torch archive that is whole, around a pickle with changed bytes, or with entries that are not."""
     kind = rng.choice(
-        [kind for kind in _real() if kind in ("released SAE", "CLIP pt", "TorchScript", "official MaPLe")]
+        [
+            kind
+            for kind in _real()
+            if kind in ("released SAE", "CLIP pt", "TorchScript", "official MaPLe", "overcomplete")
+        ]
     )
     with _copied(kind) as (path, read):
         with zipfile.ZipFile(path) as archive:
@@ -121,7 +126,9 @@ def header(rng: random.Random) -> None:
 
 def configured(rng: random.Random) -> None:
     """A configuration beside real weights, or in their header, of which an entry is something else."""
-    kind = rng.choice(["SAE", "adapter", "CLIP folder", "prisma", "visaebench", "dictionary_learning", "sparsify"])
+    kind = rng.choice(
+        ["SAE", "adapter", "CLIP folder", "prisma", "visaebench", "dictionary_learning", "sparsify", "llamascopium"]
+    )
     with _copied(kind) as (path, read):
         if kind == "adapter":
             content = path.read_bytes()
@@ -259,6 +266,7 @@ def _real() -> dict[str, tuple[Path, Callable[[Any], Any]]]:
         "saev": (root / "saev.pt", load_sae),
         **{name: (path, load_sae) for name, path in _of_vision_libraries(root, dict(sae.state_dict())).items()},
         **{name: (path, load_sae) for name, path in _of_text_libraries(root, dict(sae.state_dict())).items()},
+        **{name: (path, load_sae) for name, path in _of_concept_libraries(root, dict(sae.state_dict())).items()},
         "CLIP folder": (clip, lambda path: load_clip(f"local-dir:{path}", device="cpu")),
         "CLIP safetensors": (root / "clip.safetensors", read_weights),
         "CLIP pt": (root / "clip.pt", read_weights),
@@ -291,10 +299,45 @@ def _of_text_libraries(root: Path, state: dict[str, Tensor]) -> dict[str, Path]:
     linear = {"encoder.weight": state["W_enc"].T, "encoder.bias": state["b_enc"]}
     sparsify = linear | {name: state[name] for name in ("W_dec", "b_dec")}
     topk = {"activation": "topk", "num_latents": 20, "k": 3, "skip_connection": False, "transcode": False, "d_in": 6}
+    llamascopium = {"W_E": state["W_enc"], "b_E": state["b_enc"], "W_D": state["W_dec"], "b_D": state["b_dec"]}
+    llamascopium |= {"dataset_average_activation_norm.x": torch.tensor(3.0)}
+    scaled = {"d_model": 6, "act_fn": "topk", "top_k": 3, "norm_activation": "dataset-wise", "hook_point_in": "x"}
+    scaled |= {"sae_type": "sae", "expansion_factor": 20 / 6, "hook_point_out": "x"}
     return {
         "dictionary_learning": _beside(root / "dictionary_learning", {"trainer": trainer}, batched),
         "sparsify": _beside(root / "sparsify", topk, sparsify),
+        "llamascopium": _beside(root / "llamascopium", scaled, llamascopium),
     }
+
+
+def _of_concept_libraries(root: Path, state: dict[str, Tensor]) -> dict[str, Path]:
+    """A SAE in the formats of those who look for concepts: Overcomplete, its fork, and of image embeddings."""
+    W_enc, b_enc, W_dec, b_dec = (state[name].contiguous() for name in ("W_enc", "b_enc", "W_dec", "b_dec"))
+    final = "encoder.final_block"
+    linear = {f"{final}.0.weight": W_enc.T.contiguous(), f"{final}.0.bias": b_enc}
+    normed = linear | {f"{final}.1.weight": b_enc + 1, f"{final}.1.bias": b_enc}
+    batched = normed | {f"{final}.1.running_mean": b_enc, f"{final}.1.running_var": b_enc + 1}
+    archetypal = {"W": torch.rand(20, 20), "C": W_dec, "Relax": 0.1 * W_dec, "multiplier": torch.tensor(0.1)}
+    named = {f"dictionary.{name}": value for name, value in archetypal.items()}
+    msae = {"encoder": W_enc, "latent_bias": b_enc, "pre_bias": b_dec, "decoder": W_dec}
+    components = {"encoder._weight": W_enc.T, "encoder._bias": b_enc, "decoder._weight": W_dec.T, "tied_bias": b_dec}
+    with overcomplete_modules.library() as made:
+        sae = overcomplete_modules.whole(made, "BatchTopKSAE", normed | named, running_threshold=torch.tensor(0.3))
+        torch.save(nn.DataParallel(sae.eval()), root / "overcomplete.pth")
+    contents = {
+        "overcomplete state dict": (batched | {"dictionary._weights": W_dec}, "overcomplete.pt"),
+        "universal-sae": ({"epoch": 1, "model_state_dict": batched | {"dictionary._weights": W_dec}}, "universal.pth"),
+        "msae": (
+            {"model": msae, "mean_center": b_dec, "scaling_factor": 0.3, "target_norm": 1.0},
+            "20_6_TopKReLU_3_RW_False_False_1.5_x.pth",
+        ),
+        "dn-cbm": ({name: value[None] for name, value in components.items()}, "dn_cbm.pt"),
+        "sae-ft": ({"b_pre": b_dec, "encoder.weight": W_enc.T, "decoder.weight": W_dec.T}, "sae_3_2.pt"),
+    }
+    for content, name in contents.values():
+        torch.save(content, root / name)
+    paths = {kind: root / name for kind, (_, name) in contents.items()}
+    return {"overcomplete": root / "overcomplete.pth", **paths}
 
 
 def _beside(folder: Path, config: dict[str, Any], state: dict[str, Any]) -> Path:

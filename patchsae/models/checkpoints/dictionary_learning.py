@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from patchsae.models.checkpoints import understood
+from patchsae.models.checkpoints import above, understood
 from patchsae.models.checkpoints.dictionary_learning_writer import CONFIG, WEIGHTS, write
 from patchsae.models.checkpoints.fold import at_least, fold, gated
 from patchsae.models.checkpoints.format import Answers, Checkpoint, Format
@@ -89,7 +89,8 @@ def _matches(opened: Opened) -> bool:
 
 def _read(opened: Opened, answers: Answers) -> Checkpoint:
     file, (tensors, said, factor) = opened.file, _parts(opened)
-    _refuse_a_transcoder(file, opened.config)
+    beside = above.config(opened)
+    _refuse_a_transcoder(file, beside)
     kind, is_certain = _kind(file, tensors, said)
     integers = {name: tensors.pop(name) for name in INTEGERS if kind in CHOOSING and name in tensors}
     taken = take(file, tensors, SHAPES[kind], {"threshold": ""} if kind in CHOOSING else {})
@@ -110,7 +111,7 @@ def _read(opened: Opened, answers: Answers) -> Checkpoint:
         "b_dec": understood.NOT_SUBTRACTED if kind in UNSUBTRACTED else understood.SUBTRACTED,
         **({"trained_k": k} if k is not None and choice.activation != "topk" else {}),
         **({"input": f"x / {factor:g}"} if factor != 1 else {}),
-        **_origin(said, opened.config),
+        **_origin(said, beside),
     }
     config = SAEConfig(d_in, d_sae, choice.activation, choice.k, metadata)
     return Checkpoint(file, config, ours, {"activation": choice.unsaid} if choice.unsaid else {})
@@ -131,8 +132,8 @@ def _parts(opened: Opened) -> Parts:
 
 
 def _trainer(opened: Opened) -> Mapping[str, Any]:
-    """What the configuration beside the file says of the training; empty where it is another's."""
-    said = opened.config.get("trainer")
+    """What its configuration says of the training; empty where it is another's."""
+    said = above.config(opened).get("trainer")
     return said if isinstance(said, Mapping) and ("dict_class" in said or "trainer_class" in said) else {}
 
 

@@ -122,6 +122,14 @@ def test_weights_in_half_precision_are_widened(tmp_path: Path) -> None:
     )
 
 
+def test_what_was_saved_in_training_has_the_configuration_above(tmp_path: Path) -> None:
+    save(tmp_path, "JumpReluAutoEncoder")
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "ae.pt").rename(tmp_path / "checkpoints" / "ae_500.pt")
+    answers_as(quietly(tmp_path / "checkpoints" / "ae_500.pt"), "JumpReluAutoEncoder", tensors("JumpReluAutoEncoder"))
+    answers_as(quietly(tmp_path / "checkpoints"), "JumpReluAutoEncoder", tensors("JumpReluAutoEncoder"))
+
+
 def test_without_a_configuration_topk_and_batchtopk_are_the_same(tmp_path: Path) -> None:
     path, w = save(tmp_path / "ae", "BatchTopKSAE", config=False), tensors("BatchTopKSAE")
     with pytest.warns(
