@@ -9,4 +9,5 @@ LIBRARIES = ("sae_lens", "sparsify", "dictionary_learning", "overcomplete", "vis
 
 if not all(find_spec(library) for library in LIBRARIES):
     collect_ignore_glob = ["test_*.py"]
+os.environ["SPARSIFY_DISABLE_TRITON"] = "1"  # its decoder for GPUs
 os.environ["HF_HUB_OFFLINE"] = "1"  # what is written and read here lies on this disk

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from patchsae import SAEConfig, SparseAutoencoder
+from patchsae import SAEConfig, SparseAutoencoder, load_sae
 
 D, S, N, K = 16, 40, 64, 5
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
@@ -24,6 +26,13 @@ def randomise(module: nn.Module) -> None:
     generator = torch.Generator().manual_seed(0)
     for parameter in module.parameters():
         parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
+
+
+def loaded(path: Path, **answers: Any) -> SparseAutoencoder:
+    """The SAE of a file that leaves nothing open with these answers: a warning is an error."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        return load_sae(path, **answers)
 
 
 def require_same(sae: SparseAutoencoder, x: Tensor, latents: Tensor, reconstruction: Tensor) -> None:
