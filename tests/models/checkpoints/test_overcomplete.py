@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import sys
 import types
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,12 @@ from patchsae.disk import archives
 from patchsae.disk.claims import FalseClaim
 from patchsae.models.checkpoints import dictionaries
 from tests import malice
+from tests.models.checkpoints import overcomplete_modules
+from tests.models.checkpoints.overcomplete_modules import FINAL, whole
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*(not of length 1|which latents a token keeps):UserWarning")
 
 D, S, N, K = 3, 5, 4, 2
-FINAL = "encoder.final_block"
 ENCODERS = ["linear", "mlp_ln_1", "mlp_bn_1", "tied", "untied"]
 
 
@@ -138,8 +139,8 @@ def test_a_state_dict_answers_as_overcomplete_does(tmp_path: Path, kind: str, di
 
 @pytest.mark.parametrize("thresholds", [random(12, S), torch.zeros(S)])
 def test_thresholds_are_logarithms_and_keep_what_equals_them(tmp_path: Path, thresholds: Tensor) -> None:
-    whole = encoder("linear") | {f"{FINAL}.0.weight": torch.ones(S, D), f"{FINAL}.0.bias": torch.zeros(S)} | plain()
-    sae = load_sae(write(tmp_path / "sae.pt", whole | {"thresholds": thresholds}), "cpu")
+    tensors = encoder("linear") | {f"{FINAL}.0.weight": torch.ones(S, D), f"{FINAL}.0.bias": torch.zeros(S)} | plain()
+    sae = load_sae(write(tmp_path / "sae.pt", tensors | {"thresholds": thresholds}), "cpu")
     theta = np.exp(thresholds.numpy())
     for token in (0.0, 1.0, -1.0, float(theta[0]), 0.5):
         pre = np.full(S, np.float32(token))
@@ -149,8 +150,8 @@ def test_thresholds_are_logarithms_and_keep_what_equals_them(tmp_path: Path, thr
 
 def test_the_running_threshold_beside_a_state_dict_keeps_what_equals_it(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"running_threshold": 1}')
-    whole = encoder("linear") | {f"{FINAL}.0.weight": torch.ones(S, D), f"{FINAL}.0.bias": torch.zeros(S)} | plain()
-    save_file(whole, tmp_path / "model.safetensors")
+    tensors = encoder("linear") | {f"{FINAL}.0.weight": torch.ones(S, D), f"{FINAL}.0.bias": torch.zeros(S)} | plain()
+    save_file(tensors, tmp_path / "model.safetensors")
     x = torch.tensor([[1.0, 0.0, 0.0], [1 - 2**-24, 0.0, 0.0]])
     assert load_sae(tmp_path, "cpu").encode(x).to_dense().sum(1).tolist() == [S, 0]
 
@@ -164,63 +165,9 @@ def test_a_running_threshold_that_is_no_number_is_refused(tmp_path: Path, value:
 
 
 @pytest.fixture
-def library(monkeypatch: pytest.MonkeyPatch) -> types.SimpleNamespace:
-    """Classes and functions of the names that Overcomplete's have, so that they are pickled by these."""
-    made = types.SimpleNamespace()
-    names = {
-        "base": ["SAE"],
-        "topk_sae": ["TopKSAE"],
-        "batchtopk_sae": ["BatchTopKSAE"],
-        "jump_sae": ["JumpSAE"],
-        "mp_sae": ["MpSAE"],
-        "dictionary": ["DictionaryLayer"],
-        "archetypal_dictionary": ["RelaxedArchetypalDictionary"],
-        "modules": ["MLPEncoder", "TieableEncoder"],
-    }
-    for parent in ("overcomplete", "overcomplete.sae"):
-        monkeypatch.setitem(sys.modules, parent, types.ModuleType(parent))
-    for module, classes in names.items():
-        dotted = f"overcomplete.sae.{module}"
-        monkeypatch.setitem(sys.modules, dotted, types.ModuleType(dotted))
-        for name in classes:
-            setattr(made, name, type(name, (nn.Module,), {"__module__": dotted}))
-            setattr(sys.modules[dotted], name, getattr(made, name))
-    for kind in (*dictionaries.NORMALISATIONS, "own"):
-        function = types.FunctionType((lambda x: x).__code__, {}, f"normalize_{kind}")
-        function.__module__, function.__qualname__ = "overcomplete.sae.dictionary", f"normalize_{kind}"
-        setattr(sys.modules["overcomplete.sae.dictionary"], f"normalize_{kind}", function)
-        setattr(made, f"normalize_{kind}", function)
-    return made
-
-
-def build(library: types.SimpleNamespace, name: str, tensors: dict[str, Tensor], **attributes: Any) -> nn.Module:
-    """A module of Overcomplete's class ``name`` with these tensors, as its own modules hold them."""
-    sae, tensors = getattr(library, name)(), dict(tensors)
-    w = {key: nn.Parameter(value) for key, value in tensors.items() if value.is_floating_point()}
-    sae.dictionary = library.RelaxedArchetypalDictionary() if "dictionary.W" in w else library.DictionaryLayer()
-    for key in [key for key in w if key.startswith("dictionary.")]:
-        setattr(sae.dictionary, key.removeprefix("dictionary."), w[key])
-    sae.dictionary._fused_dictionary = None
-    sae.dictionary.normalization = library.normalize_l2
-    if f"{FINAL}.0.weight" in w:
-        sae.encoder = library.MLPEncoder()
-        final = [nn.Linear(D, S), nn.Identity()]
-        if f"{FINAL}.1.running_mean" in w:
-            final[1] = nn.BatchNorm1d(S)
-        elif f"{FINAL}.1.weight" in w:
-            final[1] = nn.LayerNorm(S)
-        sae.encoder.mlp_blocks, sae.encoder.final_block = nn.ModuleList(), nn.Sequential(*final)
-        sae.encoder.final_activation, sae.encoder.hidden_activation = nn.ReLU(), nn.ReLU
-        sae.encoder.final_block.load_state_dict(
-            {key.removeprefix(f"{FINAL}."): value for key, value in tensors.items() if key.startswith(FINAL)}
-        )
-    else:
-        sae.encoder = library.TieableEncoder()
-        sae.encoder.tied_to = sae.dictionary if "encoder.weight" not in w else None
-        sae.encoder.weight, sae.encoder.bias = w.get("encoder.weight"), w.get("encoder.bias")
-    for key, value in attributes.items():
-        setattr(sae, key, value)
-    return sae
+def library() -> Iterator[types.SimpleNamespace]:
+    with overcomplete_modules.library() as made:
+        yield made
 
 
 @pytest.mark.parametrize("dictionary", [plain(), archetypal()], ids=["plain", "archetypal"])
@@ -231,7 +178,7 @@ def test_a_whole_module_answers_as_overcomplete_does(
     w = wide(state(kind, dictionary))
     atoms = their_atoms(w)
     z = largest(np.maximum(their_pre(tokens().numpy().astype(np.float64), kind, w, atoms), 0), K)
-    sae = build(library, "TopKSAE", state(kind, dictionary), top_k=K)
+    sae = whole(library, "TopKSAE", state(kind, dictionary), top_k=K)
     close(write(tmp_path / "sae.pth", sae), z, z @ atoms)
     close(write(tmp_path / "wrapped.pth", nn.DataParallel(sae)), z, z @ atoms)
 
@@ -240,7 +187,7 @@ def test_a_whole_module_answers_as_overcomplete_does(
 def test_a_whole_module_says_how_its_dictionary_is_normalised(
     tmp_path: Path, library: types.SimpleNamespace, normalisation: str
 ) -> None:
-    sae, w = build(library, "SAE", state()), wide(state())
+    sae, w = whole(library, "SAE", state()), wide(state())
     sae.dictionary.normalization = getattr(library, f"normalize_{normalisation}")
     z = np.maximum(their_pre(tokens().numpy().astype(np.float64), "linear", w, np.empty(0)), 0)
     close(write(tmp_path / "sae.pth", sae), z, z @ their_atoms(w, normalisation))
@@ -249,7 +196,7 @@ def test_a_whole_module_says_how_its_dictionary_is_normalised(
 def test_the_dictionary_that_eval_made_is_used_until_training_goes_on(
     tmp_path: Path, library: types.SimpleNamespace
 ) -> None:
-    sae, w = build(library, "SAE", state("linear", archetypal())), wide(state("linear", archetypal()))
+    sae, w = whole(library, "SAE", state("linear", archetypal())), wide(state("linear", archetypal()))
     sae.dictionary.delta, sae.dictionary._fused_dictionary = 0.5, random(13, S, D)
     z = np.maximum(their_pre(tokens().numpy().astype(np.float64), "linear", w, np.empty(0)), 0)
     close(write(tmp_path / "training.pth", sae), z, z @ their_atoms(w, delta=0.5))
@@ -258,7 +205,7 @@ def test_the_dictionary_that_eval_made_is_used_until_training_goes_on(
 
 @pytest.mark.parametrize("kind", ["mlp_ln_1", "mlp_bn_1"])
 def test_a_whole_module_says_the_epsilon_of_its_norm(tmp_path: Path, library: types.SimpleNamespace, kind: str) -> None:
-    sae, w = build(library, "SAE", state(kind)), wide(state(kind))
+    sae, w = whole(library, "SAE", state(kind)), wide(state(kind))
     sae.encoder.final_block[1].eps = 0.5
     z = np.maximum(their_pre(tokens().numpy().astype(np.float64), kind, w, np.empty(0), 0.5), 0)
     close(write(tmp_path / "sae.pth", sae), z, z @ their_atoms(w))
@@ -279,7 +226,7 @@ def test_a_whole_module_says_the_epsilon_of_its_norm(tmp_path: Path, library: ty
 def test_the_class_says_which_latents_a_token_keeps(
     tmp_path: Path, library: types.SimpleNamespace, name: str, attributes: dict[str, Any], activation: str
 ) -> None:
-    sae = load_sae(write(tmp_path / "sae.pth", build(library, name, state(), **attributes)), "cpu")
+    sae = load_sae(write(tmp_path / "sae.pth", whole(library, name, state(), **attributes)), "cpu")
     assert sae.config.activation == activation
     if activation == "jumprelu":
         assert torch.nextafter(sae.threshold, torch.tensor(1.0)).tolist() == pytest.approx([0.25] * S, abs=1e-7)
@@ -288,7 +235,7 @@ def test_the_class_says_which_latents_a_token_keeps(
 def test_a_batch_top_k_without_its_threshold_takes_the_one_beside_it(
     tmp_path: Path, library: types.SimpleNamespace
 ) -> None:
-    sae = build(library, "BatchTopKSAE", state(), running_threshold=None, top_k=100)
+    sae = whole(library, "BatchTopKSAE", state(), running_threshold=None, top_k=100)
     path = write(tmp_path / "sae.pth", sae)
     with pytest.warns(UserWarning, match=r"this BatchTopKSAE, which has no running threshold, .* taken as relu"):
         assert load_sae(path, "cpu").config.activation == "relu"
@@ -356,23 +303,23 @@ def test_what_cannot_be_represented_is_refused(tmp_path: Path, tensors: dict[str
 def test_modules_that_cannot_be_represented_are_refused(tmp_path: Path, library: types.SimpleNamespace) -> None:
     path = tmp_path / "sae.pth"
     with pytest.raises(ValueError, match="holds a MpSAE, which this patchsae does not represent: .* matching pursuit"):
-        load_sae(write(path, build(library, "MpSAE", state(), k=K)), "cpu")
+        load_sae(write(path, whole(library, "MpSAE", state(), k=K)), "cpu")
     with pytest.raises(ValueError, match=r"holds a overcomplete\.sae\.modules\.MLPEncoder; this patchsae reads SAE"):
-        load_sae(write(path, build(library, "SAE", state()).encoder), "cpu")
-    sae = build(library, "TopKSAE", state(), top_k=True)
+        load_sae(write(path, whole(library, "SAE", state()).encoder), "cpu")
+    sae = whole(library, "TopKSAE", state(), top_k=True)
     with pytest.raises(ValueError, match=r"sae\.pth: k=True; expected an integer"):
         load_sae(write(path, sae), "cpu")
     sae.encoder.final_activation = nn.GELU()
     with pytest.raises(ValueError, match=r"encoder that ends with torch\.nn\.modules\.activation\.GELU"):
         load_sae(write(path, sae), "cpu")
-    sae = build(library, "SAE", state())
+    sae = whole(library, "SAE", state())
     sae.dictionary.normalization = library.normalize_own
     with pytest.raises(ValueError, match="normalises its dictionary by overcomplete.sae.dictionary.normalize_own"):
         load_sae(write(path, sae), "cpu")
 
 
 def test_a_module_within_itself_ends(tmp_path: Path, library: types.SimpleNamespace) -> None:
-    sae = build(library, "SAE", state())
+    sae = whole(library, "SAE", state())
     sae.encoder._modules["again"] = sae
     with pytest.raises(FalseClaim, match=r"sae\.pth claims modules in modules without end"):
         load_sae(write(tmp_path / "sae.pth", sae), "cpu")
@@ -391,7 +338,7 @@ def test_nothing_in_a_whole_module_runs(tmp_path: Path, name: str) -> None:
 def test_what_was_understood(
     tmp_path: Path, library: types.SimpleNamespace, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    sae = build(library, "BatchTopKSAE", state("mlp_ln_1", archetypal()), running_threshold=torch.tensor(0.25))
+    sae = whole(library, "BatchTopKSAE", state("mlp_ln_1", archetypal()), running_threshold=torch.tensor(0.25))
     path = write(tmp_path / "sae.pth", sae)
     load_sae(path, "cpu").save(tmp_path / "ours")
     assert capsys.readouterr().err.startswith(
