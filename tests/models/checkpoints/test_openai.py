@@ -140,6 +140,13 @@ def test_it_leaves_nothing_to_decide(tmp_path: Path) -> None:
         load_sae(path, "cpu", mean=0.5)
 
 
+def test_a_file_that_begins_with_json_is_not_its_own(tmp_path: Path) -> None:
+    path = write(tmp_path / "0.pt")
+    path.write_bytes(b'{"d_vit": 3, "exp_factor": 2}\n' + path.read_bytes())
+    with pytest.raises(ValueError, match="has no W_enc; expected W_enc, b_enc, W_dec, b_dec"):
+        load_sae(path, "cpu")
+
+
 @pytest.mark.parametrize("name", list(malice.payloads(Path("unused"))))
 def test_nothing_in_a_file_runs(tmp_path: Path, name: str) -> None:
     marker, path = tmp_path / "marker", tmp_path / "0.pt"

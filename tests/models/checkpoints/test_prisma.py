@@ -149,6 +149,11 @@ def test_a_configuration_in_the_file_is_read_without_its_class(tmp_path: Path, p
     assert load_sae(path, "cpu").config.metadata["tokens"] == "cls"
 
 
+def test_a_tensor_in_the_configuration_says_nothing(tmp_path: Path, prisma: type) -> None:
+    path = within(tmp_path / "sae.pt", prisma, d_in=torch.zeros(2), d_sae=torch.zeros(2), model_name=torch.zeros(2))
+    answers_as(path, theirs(seen(), "layer_norm"))
+
+
 def test_that_in_the_file_counts_where_there_are_two(tmp_path: Path, prisma: type) -> None:
     (tmp_path / "config.json").write_text(json.dumps(settings(activation_fn_str="topk")))
     assert load_sae(within(tmp_path / "sae.pt", prisma), "cpu").config.activation == "relu"
@@ -179,6 +184,7 @@ def test_what_nothing_is_said_of_is_layer_normed_and_null_is_not(tmp_path: Path)
         ({"layer_subtype": "hook_mlp_out"}, {"hook": "blocks.9.hook_mlp_out"}),
         ({"layer_subtype": "ln2.hook_normalized"}, {"hook": "blocks.9.ln2.hook_normalized"}),
         ({"layer_subtype": "absent"}, {"layer": None, "hook": None}),
+        ({"hook_point_layer": [3, 4], "hook_point": "blocks.3.hook_resid_post"}, {"layer": 3}),
         ({"layer_subtype": "absent", "hook_point": "blocks.3.hook_resid_post"}, {"layer": 3}),
         ({"cls_token_only": True}, {"tokens": "cls"}),
         ({"use_patches_only": True}, {"tokens": "patches"}),
@@ -186,6 +192,7 @@ def test_what_nothing_is_said_of_is_layer_normed_and_null_is_not(tmp_path: Path)
         ({"model_name": "openai/clip-vit-base-patch32"}, {"model": "ViT-B-32-quickgelu", "pretrained": "openai"}),
         ({"model_name": "facebook/dino-vitb16"}, {"model": "facebook/dino-vitb16", "pretrained": None}),
         ({"model_name": "absent"}, {"model": None, "pretrained": None}),
+        ({"model_name": ""}, {"model": None}),
     ],
 )
 def test_where_its_tokens_come_from_is_said_in_our_words(tmp_path: Path, changes: dict, expected: dict) -> None:
@@ -278,6 +285,17 @@ def test_what_is_none_of_the_three_is_not_read(tmp_path: Path, prisma: type) -> 
         torch.save(content, tmp_path / "sae.pt")
         with pytest.raises(ValueError, match="which no format has"):
             load_sae(tmp_path / "sae.pt", "cpu")
+    (tmp_path / "config.json").write_text(json.dumps(settings()))
+    for content in ([1], {"W": torch.ones(2)}):
+        torch.save(content, tmp_path / "sae.pt")
+        with pytest.raises(ValueError, match=r"its configuration is config\.json, which no format has|holds a list"):
+            load_sae(tmp_path / "sae.pt", "cpu")
+
+
+def test_a_file_that_begins_with_json_is_not_its_own(tmp_path: Path) -> None:
+    path = next(beside(tmp_path).glob("*.pt"))
+    path.write_bytes(b'{"d_vit": 3, "exp_factor": 2}\n' + path.read_bytes())
+    assert load_sae(path, "cpu", subtract_b_dec=True).config.metadata["format"] == "saev"
 
 
 @pytest.mark.parametrize("name", list(malice.payloads(Path("unused"))))

@@ -236,6 +236,13 @@ def test_a_tensor_that_is_no_weight_is_named(tmp_path: Path, weights: dict, mess
         quietly(write(tmp_path, weights))
 
 
+def test_a_file_that_begins_with_json_is_not_its_own(tmp_path: Path) -> None:
+    path = write(tmp_path) / "sae.pt"
+    path.write_bytes(b'{"d_vit": 3, "exp_factor": 2}\n' + path.read_bytes())
+    with pytest.raises(ValueError, match="has no W_enc; expected W_enc, b_enc, W_dec, b_dec"):
+        quietly(path)
+
+
 @pytest.mark.parametrize("name", list(malice.payloads(Path("unused"))))
 def test_nothing_in_its_weights_runs(tmp_path: Path, name: str) -> None:
     marker, path = tmp_path / "marker", write(tmp_path)
