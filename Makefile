@@ -47,7 +47,7 @@ test: $(READY)
 
 # Files of other projects against the libraries that write and read them. The compiled extension is not asked here.
 test-peers: $(PEERS_READY)
-	OMP_NUM_THREADS=1 $(VENV_PEERS)/bin/python -m pytest -n 2 --dist loadfile $(PEERS)
+	OMP_NUM_THREADS=1 $(VENV_PEERS)/bin/python -m pytest $(PEERS)
 
 lint: $(READY)
 	$(BIN)/ruff check .
