@@ -103,6 +103,14 @@ def test_a_whole_module_says_how_far_its_atoms_may_be_from_the_points(tmp_path: 
     require_same(loaded(tmp_path / "sae.pth"), x, *answers(sae, x))
 
 
+@pytest.mark.parametrize("encoder", ["mlp_ln_1", "mlp_bn_1"])
+def test_a_whole_module_says_the_epsilon_of_its_norm(tmp_path: Path, encoder: str) -> None:
+    sae, x = theirs(TopKSAE, encoder), tokens()
+    sae.encoder.final_block[1].eps = 0.5
+    torch.save(sae, tmp_path / "sae.pth")
+    require_same(loaded(tmp_path / "sae.pth"), x, *answers(sae, x))
+
+
 def test_a_module_that_was_trained_on_after_it_was_evaluated(tmp_path: Path) -> None:
     sae, x = theirs(TopKSAE).eval().train(), tokens()
     with torch.no_grad():

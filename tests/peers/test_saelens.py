@@ -73,6 +73,14 @@ def test_a_sae_saved_for_inference(tmp_path: Path, kind: str, normalised: str, a
     require_same(loaded(tmp_path), x, sae.encode(x), sae(x))
 
 
+def test_tokens_that_deviate_little_from_their_mean(tmp_path: Path) -> None:
+    """The epsilon of the layer norm is added to the deviation, and is not undone."""
+    sae, x = theirs(INFERENCE["standard"], normalize_activations="layer_norm"), tokens() * 1e-4
+    x[0] = 0.5  # its mean is exact: there rounding would be divided by the epsilon
+    sae.save_model(tmp_path)
+    require_same(loaded(tmp_path), x, sae.encode(x), sae(x))
+
+
 @pytest.mark.parametrize("how", ["save_model", "save_inference_model"])
 @pytest.mark.parametrize("kind", TRAINING)
 def test_a_sae_that_was_trained_is_what_it_is_for_inference(tmp_path: Path, kind: str, how: str) -> None:
