@@ -16,7 +16,7 @@ import patchsae_kernels as pk
 from patchsae.disk.claims import require_memory
 from patchsae.disk.tensor_files import require_float32
 from patchsae.models import normalise
-from patchsae.models.checkpoints import ours
+from patchsae.models.checkpoints.formats import ours
 from patchsae.models.given import described, outside_inference_mode, require_tensor
 from patchsae.models.sae_config import PARAMETERS, SAEConfig, check_shape
 

@@ -12,7 +12,7 @@ from patchsae.data import BadImageRecord
 from patchsae.data.left_out import each_once
 from patchsae.disk import atomic
 from patchsae.disk.runs import Stage
-from patchsae.models.checkpoints import ours
+from patchsae.models.checkpoints.formats import ours
 from patchsae.parallel.base import Parallel
 from patchsae.training import checkpoint
 from patchsae.training.clock import Speed

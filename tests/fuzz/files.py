@@ -37,7 +37,7 @@ from tests.adapters.checkpoints import write_official
 from tests.adapters.towers import NAMES, make_adapter, make_clip
 from tests.disk.test_contents import KINDS
 from tests.fuzz.memory import at_most
-from tests.models.checkpoints import overcomplete_modules
+from tests.models.checkpoints.formats import overcomplete_modules
 from tests.small_clips import write_clip
 
 MEMORY, SECONDS, WORDS = 400e6, 20.0, 1000

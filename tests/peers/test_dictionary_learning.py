@@ -152,7 +152,7 @@ def test_the_other_choice_that_top_k_files_leave_open_without_a_configuration(tm
     ],
 )
 def test_it_reads_ours(tmp_path: Path, activation: str, shared: bool, unit: bool, kind: str) -> None:
-    sae, x = ours(activation, shared=shared, metadata={"trained_k": K} if shared else {}), tokens()
+    sae, x = ours(activation, shared=shared, metadata={"l0": K} if shared else {}), tokens()
     if unit:
         sae.W_dec.data /= sae.W_dec.norm(dim=1, keepdim=True)
     write(sae, tmp_path, "dictionary_learning")

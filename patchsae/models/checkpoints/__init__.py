@@ -1,14 +1,17 @@
-"""SAE checkpoints: every module here that defines FORMAT is a format. Adding one is adding one file."""
+"""SAE checkpoints: which of the formats (in formats/) a path has, and the writing of one.
+
+Here is what all formats use: what a path holds (`opened`), its tensors held against shapes (`layout`), the fold into
+our weights (`fold`), what was understood (`understood`), from a path, a short name or a Hub id to a SAE (`load`).
+"""
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from collections.abc import Mapping
 from contextlib import suppress
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from patchsae.models.checkpoints.formats import known
 
 if TYPE_CHECKING:
     from patchsae.models.checkpoints.format import Format
@@ -16,19 +19,12 @@ if TYPE_CHECKING:
     from patchsae.models.sae import SparseAutoencoder
 
 
-@cache
-def formats() -> tuple[Format, ...]:
-    """All formats, by name."""
-    modules = [importlib.import_module(f"{__name__}.{module.name}") for module in pkgutil.iter_modules(__path__)]
-    return tuple(sorted((module.FORMAT for module in modules if hasattr(module, "FORMAT")), key=lambda f: f.name))
-
-
 def open_path(path: Path) -> Opened:
     """What lies at an existing path; what pickles of any format ask for becomes inert."""
     from patchsae.models.checkpoints.opened import Opened
 
-    stand_ins = {name: inert for format_ in formats() for name, inert in format_.stand_ins.items()}
-    packages = tuple(package for format_ in formats() for package in format_.packages)
+    stand_ins = {name: inert for format_ in known() for name, inert in format_.stand_ins.items()}
+    packages = tuple(package for format_ in known() for package in format_.packages)
     return Opened(path, stand_ins, packages)
 
 
@@ -38,22 +34,22 @@ def detect(opened: Opened) -> Format:
     Raises:
         ValueError: none fits, or more than one does.
     """
-    from patchsae.models.checkpoints import ours
+    from patchsae.models.checkpoints.formats import ours
 
     _refuse_what_holds_no_weights(opened.path)
     if ours.is_ours(opened.path):
         return ours.FORMAT  # first: what else lies in the directory of a stage is no weights
-    found = [candidate for candidate in formats() if candidate.matches(opened)]
+    found = [candidate for candidate in known() if candidate.matches(opened)]
     if len(found) != 1:
         held = f"{opened.file} holds {_held(opened)}"
         which = f"which may be {' or '.join(f.name for f in found)}" if found else "which no format has"
-        raise ValueError(f"{held}, {which}. Known formats: {', '.join(f.name for f in formats())}")
+        raise ValueError(f"{held}, {which}. Known formats: {', '.join(f.name for f in known())}")
     return found[0]
 
 
 def writable() -> list[str]:
     """The names of the formats that can be written."""
-    return [format_.name for format_ in formats() if format_.write is not None]
+    return [format_.name for format_ in known() if format_.write is not None]
 
 
 def write(sae: SparseAutoencoder, directory: str | Path, to: str = "patchsae") -> None:
@@ -65,7 +61,7 @@ def write(sae: SparseAutoencoder, directory: str | Path, to: str = "patchsae") -
     Raises:
         ValueError: ``to`` is none of them, or cannot hold this SAE; the message says what of it.
     """
-    writer = next((format_.write for format_ in formats() if format_.name == to), None)
+    writer = next((format_.write for format_ in known() if format_.name == to), None)
     if writer is None:
         raise ValueError(f"to={to[:60]!r}; expected one of {', '.join(writable())}")
     folder = Path(directory)
@@ -94,7 +90,7 @@ def _held(opened: Opened) -> str:
 
 def _refuse_what_holds_no_weights(path: Path) -> None:
     """Raise ValueError for what is part of a run, or of a SAE, with what may have been meant."""
-    from patchsae.models.checkpoints.ours import CONFIG, WEIGHTS, is_ours
+    from patchsae.models.checkpoints.formats.ours import CONFIG, WEIGHTS, is_ours
 
     if not path.is_dir():
         if path.name in (WEIGHTS, CONFIG) and is_ours(path.parent):

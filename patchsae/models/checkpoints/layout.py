@@ -68,7 +68,7 @@ def require_said(file: Path, said: Mapping[str, Any], sizes: Mapping[str, int], 
             raise ValueError(f"{file}: {key} is {str(value)[:40]}, and the tensors have {symbol} = {sizes[symbol]}")
 
 
-def text(file: Path, said: Mapping[str, Any], key: str, default: str) -> str:
+def text(file: Path, said: Mapping[str, Any], key: str, default: str | None = None) -> str:
     """An entry of a configuration that is text. Raises ValueError for one that is something else."""
     value = said.get(key, default)
     if not isinstance(value, str):

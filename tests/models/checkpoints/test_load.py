@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from patchsae import load_sae
-from patchsae.models import checkpoints
+from patchsae.models.checkpoints.formats import known
 from patchsae.models.sae import SparseAutoencoder
 from patchsae.models.sae_config import SAEConfig
 
@@ -40,7 +40,7 @@ def offline_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_every_format_has_its_own_name() -> None:
-    names = [candidate.name for candidate in checkpoints.formats()]
+    names = [candidate.name for candidate in known()]
     assert len(names) == len(set(names))
     assert {"patchsae", "patchsae-pt", "saev"} <= set(names)
 

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from patchsae import load_sae
-from patchsae.models.checkpoints import ours
+from patchsae.models.checkpoints.formats import ours
 from patchsae.models.sae import SparseAutoencoder
 from patchsae.models.sae_config import SAEConfig
 

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from patchsae import load_sae
 from patchsae.disk import archives
 from patchsae.disk.claims import FalseClaim
-from patchsae.models.checkpoints import dictionaries
+from patchsae.models.checkpoints.formats import dictionaries
 from tests import malice
-from tests.models.checkpoints import overcomplete_modules
-from tests.models.checkpoints.overcomplete_modules import FINAL, whole
+from tests.models.checkpoints.formats import overcomplete_modules
+from tests.models.checkpoints.formats.overcomplete_modules import FINAL, whole
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*(not of length 1|which latents a token keeps):UserWarning")
 

@@ -14,13 +14,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from patchsae.models.checkpoints import above, understood
-from patchsae.models.checkpoints.dictionary_learning_writer import CONFIG, WEIGHTS, write
+from patchsae.models.checkpoints import origin, understood
 from patchsae.models.checkpoints.fold import at_least, fold, gated
 from patchsae.models.checkpoints.format import Answers, Checkpoint, Format
+from patchsae.models.checkpoints.formats import above
+from patchsae.models.checkpoints.formats.dictionary_learning_writer import CONFIG, WEIGHTS, write
 from patchsae.models.checkpoints.layout import require_said, take
 from patchsae.models.checkpoints.opened import Opened
-from patchsae.models.openai_names import OPENAI
 from patchsae.models.sae_config import SAEConfig
 
 LINEAR = {"encoder.weight": "S D", "encoder.bias": "S", "decoder.weight": "D S"}
@@ -109,7 +109,7 @@ def _read(opened: Opened, answers: Answers) -> Checkpoint:
     metadata: dict[str, str | int | float] = {
         "variant": kind if is_certain else "AutoEncoderTopK or BatchTopKSAE",
         "b_dec": understood.NOT_SUBTRACTED if kind in UNSUBTRACTED else understood.SUBTRACTED,
-        **({"trained_k": k} if k is not None and choice.activation != "topk" else {}),
+        **({"l0": k} if k is not None and choice.activation != "topk" else {}),
         **({"input": f"x / {factor:g}"} if factor != 1 else {}),
         **_origin(said, beside),
     }
@@ -253,9 +253,8 @@ def _folded(kind: str, w: Mapping[str, Tensor], factor: float) -> tuple[dict[str
 def _origin(said: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, str | int | float]:
     """The tower, and where in it; in the library's words where that is not a residual stream after a block."""
     found: dict[str, str | int | float] = {}
-    name, place, buffer = said.get("lm_name"), said.get("submodule_name"), config.get("buffer")
-    if isinstance(name, str) and name:  # sae-for-vlm leaves it empty
-        found |= {"model": OPENAI[name], "pretrained": "openai"} if name in OPENAI else {"model": name}
+    place, buffer = said.get("submodule_name"), config.get("buffer")
+    found |= origin.tower(said.get("lm_name"))
     for key in ("pretrained", "tokens"):  # as `write` leaves them
         if isinstance(said.get(key), str):
             found[key] = said[key]

@@ -52,7 +52,7 @@ def _class_for(config: SAEConfig, state: Mapping[str, Tensor]) -> str:
 
 def _k(config: SAEConfig) -> int | None:
     """That of a top-k, or with which a BatchTopKSAE was trained; None where there is none."""
-    k = config.metadata.get("trained_k") if config.k is None else config.k
+    k = config.metadata.get("l0") if config.k is None else config.k
     return k if isinstance(k, int) and 1 <= k <= config.d_sae else None
 
 

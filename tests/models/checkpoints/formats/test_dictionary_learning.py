@@ -301,7 +301,7 @@ def ours(activation: str, unit: bool = False, **metadata: Any) -> SparseAutoenco
 
 
 def one_threshold() -> SparseAutoencoder:
-    sae = ours("jumprelu", trained_k=K)
+    sae = ours("jumprelu", l0=K)
     sae.threshold.fill_(0.3)
     return sae
 
@@ -314,7 +314,7 @@ def one_threshold() -> SparseAutoencoder:
         (ours("topk"), "AutoEncoderTopK", True),
         (ours("jumprelu"), "JumpReluAutoEncoder", False),
         (one_threshold(), "BatchTopKSAE", True),
-        (ours("jumprelu", trained_k=K), "JumpReluAutoEncoder", False),
+        (ours("jumprelu", l0=K), "JumpReluAutoEncoder", False),
     ],
 )
 def test_ours_come_back(tmp_path: Path, sae: SparseAutoencoder, kind: str, is_exact: bool) -> None:

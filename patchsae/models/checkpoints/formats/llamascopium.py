@@ -9,7 +9,6 @@ multiplied by it.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,9 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from patchsae.models.checkpoints import above, understood
+from patchsae.models.checkpoints import origin, understood
 from patchsae.models.checkpoints.fold import at_least, fold, row_norms, scaled_latents
 from patchsae.models.checkpoints.format import Answers, Checkpoint, Format
+from patchsae.models.checkpoints.formats import above
 from patchsae.models.checkpoints.layout import flag, require_said, take, text
 from patchsae.models.checkpoints.opened import Opened
 from patchsae.models.sae_config import SAEConfig
@@ -28,7 +28,6 @@ SHAPES = {"W_E": "D S", "b_E": "S", "W_D": "S D"}
 LOG_THRESHOLD = "activation_function.log_jumprelu_threshold"
 AVERAGE = "dataset_average_activation_norm."  # of a hook; meant only where the configuration says dataset-wise
 DEFAULT_K = 50  # of Llamascopium's configuration
-RESIDUAL = re.compile(r"blocks\.(\d{1,4})\.hook_resid_(pre|post)")
 ACTIVATIONS = {"relu": "relu", "jumprelu": "jumprelu", "topk": "topk", "batchtopk": "topk"}
 NORMS = {"inference": "none", "dataset-wise": "none", "token-wise": "norm_rescale"}
 REFUSED = {
@@ -68,7 +67,7 @@ def _read(opened: Opened, answers: Answers) -> Checkpoint:
         {
             "variant": f"{kind}, latents times the length of their rows of W_D" if is_scaled else kind,
             "b_dec": understood.NOT_SUBTRACTED if has_bias else understood.NO_B_DEC,
-            **_origin(said),
+            **origin.place(said.get("hook_point_in")),
             **({"input": understood.RAW} if norm == "inference" else {}),
             **({"input": f"x / {std:g}"} if norm == "dataset-wise" and not unsaid else {}),
         },
@@ -163,16 +162,6 @@ def _chosen(found: Checkpoint, answers: Answers) -> Checkpoint:
         "token. k= or threshold= decides it"
     )
     return Checkpoint(found.file, config, tensors, {**found.unsaid, "activation": left})
-
-
-def _origin(said: Mapping[str, Any]) -> dict[str, str | int | float]:
-    """Where it reads, in Llamascopium's words where that is no residual stream."""
-    hook = said.get("hook_point_in")
-    if not isinstance(hook, str):
-        return {}
-    residual = RESIDUAL.fullmatch(hook)
-    layer = -1 if residual is None else int(residual[1]) - (residual[2] == "pre")
-    return {"hook": hook[:200]} if layer < 0 else {"layer": layer}
 
 
 FORMAT = Format(

@@ -11,7 +11,7 @@ from unittest import mock
 
 from torch import Tensor, nn
 
-from patchsae.models.checkpoints import dictionaries
+from patchsae.models.checkpoints.formats import dictionaries
 
 CLASSES = {
     "base": ("SAE",),

@@ -11,10 +11,11 @@ from collections.abc import Mapping
 
 import torch
 
-from patchsae.models.checkpoints import dictionaries, understood
-from patchsae.models.checkpoints import overcomplete_encoders as encoders
+from patchsae.models.checkpoints import understood
 from patchsae.models.checkpoints.chosen import Chosen, by_answers
 from patchsae.models.checkpoints.format import Answers, Checkpoint, Format
+from patchsae.models.checkpoints.formats import dictionaries
+from patchsae.models.checkpoints.formats import overcomplete_encoders as encoders
 from patchsae.models.checkpoints.layout import take
 from patchsae.models.checkpoints.opened import Opened
 from patchsae.models.sae_config import SAEConfig

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from patchsae.models.checkpoints import norms
+from patchsae.models.checkpoints.formats import norms
 
 LINEAR = {"encoder.final_block.0.weight": "S D", "encoder.final_block.0.bias": "S"}
 NORM = "encoder.final_block.1"

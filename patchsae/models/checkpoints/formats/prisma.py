@@ -7,19 +7,17 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from patchsae.models.checkpoints import understood
+from patchsae.models.checkpoints import origin, understood
 from patchsae.models.checkpoints.fold import fold, gated
 from patchsae.models.checkpoints.format import Answers, Checkpoint, Format
-from patchsae.models.checkpoints.layout import require_said, take
+from patchsae.models.checkpoints.layout import require_said, take, text
 from patchsae.models.checkpoints.opened import Opened
-from patchsae.models.openai_names import OPENAI
 from patchsae.models.sae_config import SAEConfig
 
 PACKAGE = "vit_prisma."
@@ -29,11 +27,6 @@ GATED = {"W_enc": "D S", "W_dec": "S D", "b_dec": "D", "b_gate": "S", "b_mag": "
 NORMALISE = {"none": "none", "layer_norm": "layer_norm", "constant_norm_rescale": "norm_rescale"}
 DEFAULT_K = 64
 TANH = 1.0  # tanh(relu(pre)) is the soft cap c tanh(h / c) of c = 1
-RESIDUAL = re.compile(r"blocks\.(\d{1,4})\.hook_resid_(pre|post)")
-# Of laion's CLIPs on the Hugging Face Hub, whose names say what open_clip calls them
-LAION = re.compile(
-    r"open-clip:laion/CLIP-(ViT-(?:[BLH]-\d\d|g-14))-((?:DataComp|CommonPool|laion2B)[\w.]*-s\d+[BM]-b\d+K)"
-)
 
 
 class Parts(NamedTuple):
@@ -72,7 +65,7 @@ def _read(opened: Opened, answers: Answers) -> Checkpoint:
         "b_dec": understood.SUBTRACTED,
         "tokens": _tokens(file, settings),
         **({"input": understood.RAW} if normalise == "none" else {}),
-        **_tower(settings),
+        **origin.tower(settings.get("model_name")),
         **_place(settings),
     }
     d_in, d_sae = taken.sizes["D"], taken.sizes["S"]
@@ -103,7 +96,7 @@ def _architecture(file: Path, settings: Mapping[str, Any], state: Mapping[str, A
     """ "standard" or "gated"."""
     if settings.get("is_transcoder") not in (None, False) or "b_dec_out" in state or "W_skip" in state:
         raise ValueError(f"{file} holds a transcoder, which reconstructs another activation than the one it reads")
-    kind = _text(file, settings, "architecture", "standard")
+    kind = text(file, settings, "architecture", "standard")
     if kind not in ("standard", "gated"):
         raise ValueError(f"{file} has the architecture {kind[:40]}; this patchsae reads standard and gated")
     return kind
@@ -111,7 +104,7 @@ def _architecture(file: Path, settings: Mapping[str, Any], state: Mapping[str, A
 
 def _activation(file: Path, parts: Parts, answers: Answers) -> tuple[str, int | None, dict[str, str]]:
     """ "relu", "tanh-relu" or "topk" with its k; and what of these the file leaves open."""
-    name = _text(file, parts.settings, "activation_fn_str", "relu" if parts.legacy else None)
+    name = text(file, parts.settings, "activation_fn_str", "relu" if parts.legacy else None)
     if name in ("relu", "tanh-relu"):
         return name, None, {}
     if name != "topk":
@@ -129,7 +122,7 @@ def _normalise(file: Path, settings: Mapping[str, Any]) -> str:
     """Where it says nothing, ViT-Prisma normalises; null is nothing said of what to do."""
     if settings.get("normalize_activations", "") is None:
         return "none"
-    name = _text(file, settings, "normalize_activations", "layer_norm")
+    name = text(file, settings, "normalize_activations", "layer_norm")
     if name not in NORMALISE:
         raise ValueError(
             f"{file}: normalize_activations is {name[:40]}; expected null or one of {', '.join(NORMALISE)}"
@@ -164,17 +157,6 @@ def _tokens(file: Path, settings: Mapping[str, Any]) -> str:
     return chosen[0] if chosen else "all"
 
 
-def _tower(settings: Mapping[str, Any]) -> dict[str, str]:
-    """The tower that it was trained on, by open_clip's name and tag where these are the same weights."""
-    name = settings.get("model_name")
-    if not isinstance(name, str) or not name:
-        return {}
-    laion = LAION.fullmatch(name)
-    if laion is not None:
-        return {"model": laion[1], "pretrained": re.sub(r"[-.]", "_", laion[2].lower())}
-    return {"model": OPENAI[name], "pretrained": "openai"} if name in OPENAI else {"model": name}
-
-
 def _place(settings: Mapping[str, Any]) -> dict[str, str | int]:
     """The block whose output it reads, or the name of what else it reads."""
     layer, of = settings.get("hook_point_layer"), settings.get("layer_subtype")
@@ -182,18 +164,7 @@ def _place(settings: Mapping[str, Any]) -> dict[str, str | int]:
         layer = layer[0]
     said = type(layer) is int and isinstance(of, str)
     hook = f"blocks.{layer}.{of}" if said else settings.get("hook_point")
-    if not isinstance(hook, str):
-        return {}
-    residual = RESIDUAL.fullmatch(hook)
-    block = -1 if residual is None else int(residual[1]) - (residual[2] == "pre")
-    return {"layer": block} if block >= 0 else {"hook": hook}
-
-
-def _text(file: Path, settings: Mapping[str, Any], key: str, default: str | None) -> str:
-    value = settings.get(key, default)
-    if not isinstance(value, str):
-        raise ValueError(f"{file}: {key} is {str(value)[:40]}; expected text")
-    return value
+    return origin.place(hook)
 
 
 FORMAT = Format(

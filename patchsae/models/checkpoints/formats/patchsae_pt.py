@@ -13,9 +13,9 @@ from typing import Any
 from torch import Tensor
 
 from patchsae.disk import archives
+from patchsae.models.checkpoints import origin
 from patchsae.models.checkpoints.format import Answers, Checkpoint, Format
 from patchsae.models.checkpoints.opened import Opened
-from patchsae.models.openai_names import OPENAI
 from patchsae.models.sae_config import PARAMETERS, SAEConfig
 
 CONFIG_CLASSES = ("src.sae_training.config.ViTSAERunnerConfig", "src.sae_training.config.Config")
@@ -57,10 +57,7 @@ def _config(file: Path, settings: Mapping[str, Any], state: Mapping[str, Tensor]
     metadata: dict[str, str | int | float] = {
         name: settings[name] for name in KEPT if isinstance(settings.get(name), (str, int, float))
     }
-    if model in OPENAI:
-        metadata |= {"model": OPENAI[model], "pretrained": "openai"}
-    elif model:
-        metadata["model"] = model
+    metadata |= origin.tower(model)
     if type(settings.get("block_layer")) is int:
         metadata["layer"] = settings["block_layer"]
     return SAEConfig(d_in=d_in, d_sae=d_sae, metadata={**metadata, "source": file.name})

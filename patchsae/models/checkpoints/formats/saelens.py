@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from patchsae.disk.atomic import replacing, write_text
 from patchsae.disk.tensor_files import read_tensors
-from patchsae.models.checkpoints import holds, understood
+from patchsae.models.checkpoints import holds, origin, understood
 from patchsae.models.checkpoints.fold import fold, gated, row_norms, scaled_latents
 from patchsae.models.checkpoints.format import Answers, Checkpoint, Format
 from patchsae.models.checkpoints.layout import flag, require_said, take, text
@@ -50,7 +49,6 @@ REFUSED = {
 ACTIVATIONS = {"standard": "relu", "topk": "topk", "jumprelu": "jumprelu", "gated": "jumprelu"}
 WRITTEN_AS = "6.0.0"  # whose configuration this is
 DEFAULT_K = 100  # of SAELens's TopKSAEConfig
-RESIDUAL = re.compile(r"blocks\.(\d{1,4})\.hook_resid_(pre|post)")
 
 
 def _matches(opened: Opened) -> bool:
@@ -157,21 +155,15 @@ def _normalise(file: Path, said: Mapping[str, Any]) -> tuple[str, dict[str, str]
 
 
 def _origin(said: Mapping[str, Any]) -> dict[str, str | int | float]:
-    """The tower, and where in it, in SAELens's words where these are not of a residual stream."""
+    """The tower, and where in it."""
     more = said.get("metadata")
     more = {**said, **more} if isinstance(more, Mapping) else said
-    found: dict[str, str | int | float] = {}
-    if isinstance(more.get("model_name"), str):
-        found["model"] = more["model_name"]
-    for key, kind in (("pretrained", str), ("tokens", str), ("layer", int)):  # as `write` leaves them
-        if type(more.get(key)) is kind:
-            found[key] = more[key]
-    hook = more.get("hook_name", more.get("hook_point"))
-    if not isinstance(hook, str):
-        return found
-    residual = RESIDUAL.fullmatch(hook)
-    layer = -1 if residual is None else int(residual[1]) - (residual[2] == "pre")
-    return found | ({"hook": hook} if layer < 0 else {"layer": layer})
+    own = {"pretrained": str, "tokens": str, "layer": int}  # as `write` leaves them
+    return {
+        **origin.tower(more.get("model_name")),
+        **{key: more[key] for key, kind in own.items() if type(more.get(key)) is kind},
+        **origin.place(more.get("hook_name", more.get("hook_point"))),
+    }
 
 
 def _promised(file: Path, said: Mapping[str, Any], d_sae: int) -> dict[str, float]:
@@ -192,12 +184,12 @@ def _promised(file: Path, said: Mapping[str, Any], d_sae: int) -> dict[str, floa
 def _write(config: SAEConfig, state: Mapping[str, Tensor], folder: Path) -> None:
     holds.require(config, "saelens", ("relu", "topk", "jumprelu"), ("none", "layer_norm", "norm_rescale"))
     by_ours = {ours: theirs for theirs, ours in NORMALISE.items() if theirs != "expected_average_only_in"}
-    origin = {key: config.metadata[key] for key in ("pretrained", "layer", "tokens") if key in config.metadata}
+    said = {key: config.metadata[key] for key in ("pretrained", "layer", "tokens") if key in config.metadata}
     if "model" in config.metadata:
-        origin["model_name"] = config.metadata["model"]
+        said["model_name"] = config.metadata["model"]
     layer = config.metadata.get("layer")
     if isinstance(layer, int) and layer >= 0:
-        origin["hook_name"] = f"blocks.{layer}.hook_resid_post"
+        said["hook_name"] = f"blocks.{layer}.hook_resid_post"
     record = {
         "architecture": {"relu": "standard"}.get(config.activation, config.activation),
         "d_in": config.d_in,
@@ -207,7 +199,7 @@ def _write(config: SAEConfig, state: Mapping[str, Tensor], folder: Path) -> None
         "apply_b_dec_to_input": True,
         "normalize_activations": by_ours[config.normalise],
         "reshape_activations": "none",
-        "metadata": {"sae_lens_version": WRITTEN_AS, "sae_lens_training_version": None, **origin},
+        "metadata": {"sae_lens_version": WRITTEN_AS, "sae_lens_training_version": None, **said},
         **({"k": config.k, "rescale_acts_by_decoder_norm": False} if config.activation == "topk" else {}),
     }
     with replacing(folder / WEIGHTS) as temporary:

@@ -11,7 +11,7 @@ import torch
 
 from patchsae import load_sae
 from patchsae.disk import archives
-from patchsae.models.checkpoints import patchsae_pt
+from patchsae.models.checkpoints.formats import patchsae_pt
 from tests import malice
 
 D, S = 6, 20

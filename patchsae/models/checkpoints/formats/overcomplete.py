@@ -15,13 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from patchsae.models.checkpoints import dictionaries, understood, whole_module
-from patchsae.models.checkpoints import overcomplete_encoders as encoders
+from patchsae.models.checkpoints import understood
 from patchsae.models.checkpoints.chosen import Chosen, by_answers, kept_from
 from patchsae.models.checkpoints.format import Answers, Checkpoint, Format
+from patchsae.models.checkpoints.formats import dictionaries, whole_module
+from patchsae.models.checkpoints.formats import overcomplete_encoders as encoders
+from patchsae.models.checkpoints.formats.whole_module import Module
 from patchsae.models.checkpoints.layout import take
 from patchsae.models.checkpoints.opened import Opened
-from patchsae.models.checkpoints.whole_module import Module
 from patchsae.models.sae_config import SAEConfig
 
 PACKAGE = "overcomplete."
