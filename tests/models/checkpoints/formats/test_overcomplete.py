@@ -361,3 +361,12 @@ def test_json_beside_that_says_nothing_of_thresholds_changes_nothing(tmp_path: P
     write(tmp_path / "sae.pt", state())
     with pytest.warns(UserWarning, match="taken as relu"):
         load_sae(tmp_path, "cpu")
+
+
+def test_behind_a_line_of_json_it_is_not_overcompletes(tmp_path: Path) -> None:
+    path = tmp_path / "sae.pt"
+    with path.open("wb") as file:
+        file.write(b'{"schema": 1, "cls": "Relu", "cfg": {}}\n')
+        torch.save(state(), file)
+    with pytest.raises(ValueError, match=r"sae\.pt has no W_enc"):  # as saev reads it, and it alone
+        load_sae(path, "cpu")
