@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from importlib.util import find_spec
 
-LIBRARIES = ("sae_lens", "sparsify", "dictionary_learning", "overcomplete", "visaebench", "saev")
+LIBRARIES = ("sae_lens", "sparsify", "dictionary_learning", "overcomplete", "visaebench", "saev", "llamascopium")
 
 if not all(find_spec(library) for library in LIBRARIES):
     collect_ignore_glob = ["test_*.py"]
