@@ -99,7 +99,7 @@ def load_archive(
     with path.open("rb") as whole:
         file: IO[bytes] = io.BufferedReader(_Tail(whole, start)) if start else whole
         pickled = _read_pickle(path, file)
-        named = [name for name in _asked_for(path, pickled) if name.startswith(packages)] if packages else []
+        named = [name for name in _asked_for(path, pickled) if name.startswith(packages) and _is_class(name)]
         allowed: dict[str, Callable[..., Any]] = {
             **stand_ins,
             **{name: inert(name) for name in named if name not in stand_ins},
@@ -227,6 +227,11 @@ def _is_tensor_part(name: str) -> bool:
     module, _, attribute = name.rpartition(".")
     known = getattr(torch, attribute, None) if module == "torch" else None
     return isinstance(known, torch.dtype) or (known is not None and attribute.endswith("Storage"))
+
+
+def _is_class(name: str) -> bool:
+    """Whether Python could have a class of this dotted name."""
+    return all(part.isidentifier() for part in name.split("."))
 
 
 def _text(opcode: str, argument: object) -> str | None:

@@ -260,3 +260,20 @@ def test_what_a_library_says_of_a_damaged_archive_is_cut(tmp_path):
     with pytest.raises(ValueError, match=re.escape(str(path))) as error:
         archives.load_archive(path, {})
     assert len(str(error.value)) < 800
+
+
+def test_classes_of_a_package_are_inert_and_know_their_name(tmp_path: Path) -> None:
+    marker, path = tmp_path / "marker", tmp_path / "module.pt"
+    path.write_bytes(malice.archive(b"cvendor.models\nSAE\n)\x81."))
+    found = archives.load_archive(path, {}, packages=("vendor.",))
+    assert isinstance(found, archives.Inert)
+    assert type(found).__name__ == "vendor.models.SAE"
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("asked", ["vendored.models\nSAE", "os\nvendor.system", "vendor.a\x00b\nSAE", "vendor. \nSAE"])
+def test_a_name_outside_of_a_package_is_refused(tmp_path: Path, asked: str) -> None:
+    path = tmp_path / "module.pt"
+    path.write_bytes(malice.archive(b"c" + asked.encode() + b"\n)\x81."))
+    with pytest.raises(archives.UnsafeFileError, match=r"module\.pt asks for"):
+        archives.load_archive(path, {}, packages=("vendor.",))

@@ -23,7 +23,7 @@ class Checkpoint:
         tensors: by name, on the CPU; whether they fit the configuration is not known yet.
         unsaid: what matters and the file does not say -> what was taken for it, and why: "b_dec" (whether it is
             subtracted from the input), "activation" (which latents a token keeps), "input" (mean and deviation of the
-            tokens that it was trained on).
+            tokens that it was trained on); or what no argument decides.
     """
 
     file: Path

@@ -118,7 +118,8 @@ def with_input(found: Checkpoint, mean: Tensor | float | None, std: Tensor | flo
     if mean is None and std is None:
         return found
     metadata = found.config.metadata
-    said = metadata.get("input", NORMALISED.get(found.config.normalise, None if "format" in metadata else RAW))
+    per_token = None if found.config.normalise == "latent_norm" else NORMALISED.get(found.config.normalise)
+    said = metadata.get("input", per_token or (None if "format" in metadata else RAW))
     if said is not None:
         raise ValueError(f"mean and std are given; {found.file} says itself what it encodes: {said}")
     d_in = found.config.d_in
@@ -127,6 +128,9 @@ def with_input(found: Checkpoint, mean: Tensor | float | None, std: Tensor | flo
         raise ValueError("std has entries that are not positive; expected positive numbers")
     parts = {name: found.tensors[name] for name in ("W_enc", "b_enc", "W_dec", "b_dec")}
     tensors = {**found.tensors, **fold(**parts, subtracts=True, mean=shift, std=scale)}
+    if "spread" in tensors:  # of [u, 1] with the u that the encoder sees
+        divided = torch.cat([scale.expand(d_in), torch.ones(1, dtype=torch.float64)])
+        tensors["spread"] = (tensors["spread"].double() / divided).float()
     said = "(x - mean) / std" if mean is not None else "x / std"
     config = replace(found.config, metadata={**found.config.metadata, "input": said})
     unsaid = {key: text for key, text in found.unsaid.items() if key != "input"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from patchsae import load_sae
+from patchsae.models.checkpoints import writable
 from patchsae.models.checkpoints.formats import known
 from patchsae.models.sae import SparseAutoencoder
 from patchsae.models.sae_config import SAEConfig
@@ -43,6 +45,13 @@ def test_every_format_has_its_own_name() -> None:
     names = [candidate.name for candidate in known()]
     assert len(names) == len(set(names))
     assert {"patchsae", "patchsae-pt", "saev"} <= set(names)
+
+
+def test_every_format_has_its_line_in_the_table_of_the_docs() -> None:
+    text = (Path(__file__).parents[3] / "docs" / "saes.md").read_text()
+    rows = re.findall(r"^\| `([\w-]+)` \|.*\|.*\| (yes )?\|$", text, re.MULTILINE)
+    assert sorted(name for name, _ in rows) == [format_.name for format_ in known()]
+    assert sorted(name for name, written in rows if written) == writable()
 
 
 def test_a_path_of_no_format_lists_the_formats(tmp_path: Path) -> None:

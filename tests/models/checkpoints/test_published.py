@@ -8,6 +8,7 @@ import open_clip
 import pytest
 
 from patchsae.models.checkpoints import hub
+from patchsae.models.checkpoints.formats import known
 from patchsae.models.checkpoints.published import NOT_SEEN, NOT_STATED, TOKENS, find, published
 from patchsae.models.sae_config import SAEConfig
 
@@ -129,3 +130,7 @@ def test_an_entry_has_what_its_authors_say(name: str, facts: tuple[object, ...])
     entry = find(name)
     assert entry is not None
     assert (entry.source, entry.layer, entry.tokens, entry.d_in, entry.d_sae, entry.size) == facts
+
+
+def test_a_format_is_one_that_opens_or_is_said_not_to() -> None:
+    assert {entry.format for entry in published()} - {format_.name for format_ in known()} == {"clip-topk-sae"}

@@ -137,6 +137,15 @@ def test_a_state_dict_answers_as_overcomplete_does(tmp_path: Path, kind: str, di
     close(path, kept, kept @ atoms, threshold=0.4)
 
 
+@pytest.mark.parametrize("kind", ["linear", "mlp_ln_1", "mlp_bn_1"])
+def test_a_standardised_input_is_folded_below_every_norm(tmp_path: Path, kind: str) -> None:
+    w, mean, std = wide(state(kind)), torch.tensor([0.5, -1.0, 2.0]), 1.7
+    u = (tokens().numpy().astype(np.float64) - mean.numpy()) / std
+    atoms = their_atoms(w)
+    z = np.maximum(their_pre(u, kind, w, atoms), 0)
+    close(write(tmp_path / "sae.pt", state(kind)), z, z @ atoms * std + mean.numpy(), mean=mean, std=std)
+
+
 @pytest.mark.parametrize("thresholds", [random(12, S), torch.zeros(S)])
 def test_thresholds_are_logarithms_and_keep_what_equals_them(tmp_path: Path, thresholds: Tensor) -> None:
     tensors = encoder("linear") | {f"{FINAL}.0.weight": torch.ones(S, D), f"{FINAL}.0.bias": torch.zeros(S)} | plain()
