@@ -87,6 +87,12 @@ class Left:
     """The SAE was trained on (x - mean) / std. For a mean of each dimension: `load_sae(mean=)`, or --calibrate."""
     std: float | None = None
     """See --mean."""
+
+
+@dataclass(frozen=True)
+class LeftToImages(Left):
+    """The same, where images may decide it."""
+
     calibrate: str | None = None
     """Images, as for --images, whose tokens decide what the file leaves open: the reading that reconstructs them best
     is taken, and the error and L0 of all readings are printed."""

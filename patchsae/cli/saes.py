@@ -9,13 +9,13 @@ from pathlib import Path
 import torch
 
 from patchsae.cli import opening
-from patchsae.cli.choices import Images, Left, Model
+from patchsae.cli.choices import Images, Left, LeftToImages, Model
 from patchsae.experiments import sae_check
 from patchsae.models import checkpoints
 from patchsae.models.checkpoints import understood
 from patchsae.models.checkpoints.calibrate import Reading, calibrate
 from patchsae.models.checkpoints.format import Answers
-from patchsae.models.checkpoints.load import build, load_sae, locate, read
+from patchsae.models.checkpoints.load import build, load_sae, locate, read, with_input
 from patchsae.models.checkpoints.published import Published, published
 from patchsae.models.sae import SparseAutoencoder
 from patchsae.models.sae_config import SAEConfig
@@ -26,10 +26,10 @@ COMPARED = 256  # random tokens
 AGREES = 1e-3  # relative; a pre-activation that rounding moves over its threshold is one latent of one token
 
 
-def described(source: str) -> Iterator[str]:
+def described(source: str, left: Left) -> Iterator[str]:
     """What a SAE is, in lines."""
     path, known = locate(source)
-    found = read(path, known=known)
+    found = with_input(read(path, _answers(left), known), left.mean, left.std)
     sae = build(found).requires_grad_(False)
     config = found.config
     yield understood.line(config)
@@ -45,7 +45,7 @@ def described(source: str) -> Iterator[str]:
     yield from (f"  {name:<{width}}  {text}" for name, text in rows)
 
 
-def opened(source: str, model: Model, left: Left) -> SparseAutoencoder:
+def opened(source: str, model: Model, left: LeftToImages) -> SparseAutoencoder:
     """The SAE, with what its file leaves open decided by options, or by images."""
     device = opening.device(model)
     if left.calibrate is None:
@@ -61,7 +61,7 @@ def opened(source: str, model: Model, left: Left) -> SparseAutoencoder:
     if left.mean is not None or left.std is not None:
         raise ValueError("--calibrate decides mean and std of the input; leave --mean and --std out, or --calibrate")
     path, known = locate(source)
-    answers = Answers(left.subtract_b_dec, left.k, left.threshold)
+    answers = _answers(left)
     config = read(path, answers, known).config
     clip, dataset, _ = opening.clip_and_images(model, Images(left.calibrate), config.metadata)
     sae, readings = calibrate(source, sae_check.some_tokens(clip, dataset, config), device, answers)
@@ -160,6 +160,10 @@ def _row(entry: Published) -> tuple[str, ...]:
         entry.licence,
         entry.source or entry.where,
     )
+
+
+def _answers(left: Left) -> Answers:
+    return Answers(left.subtract_b_dec, left.k, left.threshold)
 
 
 def _range(values: torch.Tensor) -> str:

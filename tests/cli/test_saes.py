@@ -58,6 +58,13 @@ def test_show_says_what_the_file_says_and_what_not(old: Path, capsys: pytest.Cap
     assert "until 2025-07-31" in rows["not said: b_dec"]
 
 
+def test_show_takes_what_the_file_leaves_open(old: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["sae", "show", str(old), "--subtract-b-dec", "False", "--std", "2"])
+    shown = capsys.readouterr().out
+    assert "b_dec not subtracted, x / std" in shown
+    assert "not said: b_dec" not in shown
+
+
 def test_convert_calibrates_writes_and_reads_again(
     old: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

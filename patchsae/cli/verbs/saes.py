@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from patchsae.cli.choices import Images, Left, Model
+from patchsae.cli.choices import Images, Left, LeftToImages, Model
 from patchsae.cli.verbs.shared import PLAIN
 from patchsae.experiments.options import StreamOptions
 
@@ -17,7 +17,7 @@ FEW = 1000  # images, where --limit says nothing else
 Target = Literal["patchsae", "saelens", "saev", "dictionary_learning", "sparsify"]
 
 
-def sae_show(source: tyro.conf.Positional[str]) -> None:
+def sae_show(source: tyro.conf.Positional[str], left: Annotated[Left, PLAIN]) -> None:
     """Say what a SAE is, in whose format, of which tower, block and tokens, and what its file leaves open.
 
     Args:
@@ -25,7 +25,7 @@ def sae_show(source: tyro.conf.Positional[str]) -> None:
     """
     from patchsae.cli import saes
 
-    for line in saes.described(source):
+    for line in saes.described(source, left):
         print(line)
 
 
@@ -33,7 +33,7 @@ def sae_check(
     source: tyro.conf.Positional[str],
     images: Images,
     model: Model,
-    left: Annotated[Left, PLAIN],
+    left: Annotated[LeftToImages, PLAIN],
     options: StreamOptions,
 ) -> None:
     """Measure on images whether a SAE does what its file promises: error of reconstruction, L0, dead latents.
@@ -62,7 +62,7 @@ def sae_convert(
     out: tyro.conf.Positional[Path],
     to: Target,
     model: Model,
-    left: Annotated[Left, PLAIN],
+    left: Annotated[LeftToImages, PLAIN],
     overwrite: bool = False,
 ) -> None:
     """Write a SAE as another library reads it, read it again, and compare the two on random tokens.

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+import io
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
+from patchsae import load_sae
 from patchsae.disk.paths import OutsidePath
-from patchsae.models.checkpoints import hub
+from patchsae.models.checkpoints import hub, published
 from patchsae.models.checkpoints.hub import HubId
 from tests.models.checkpoints.local_hub import LocalHub, serving
 
@@ -310,3 +314,21 @@ def test_an_answer_that_is_none_is_said(served: LocalHub, cache: Path, asked: st
     with pytest.raises(FileNotFoundError, match="could not be had from the Hugging Face Hub: "):
         hub.fetch("owner/name")
     assert contents(cache) == {}
+
+
+def test_a_short_name_brings_its_tower_along(
+    served: LocalHub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    held = io.BytesIO(b'{"schema": 5, "cfg": {"activation": {"cls": "Relu", "params": {}}}}\n')
+    held.seek(0, io.SEEK_END)
+    torch.save(
+        {"W_enc": torch.ones(3, 5), "b_enc": torch.ones(5), "W_dec": torch.ones(5, 3), "b_dec": torch.ones(3)}, held
+    )
+    served.files[SECOND]["layer_6/run/sae.pt"] = held.getvalue()
+    known = published.find("saev/clip-b16-in1k")
+    assert known is not None
+    there = dataclasses.replace(known, source="owner/name/layer_6/run")
+    monkeypatch.setattr(published, "find", {"saev/clip-b16-in1k": there}.get)
+    sae = load_sae("saev/clip-b16-in1k", "cpu")
+    assert {key: sae.config.metadata[key] for key in known.metadata} == known.metadata
+    assert "ViT-B-16-quickgelu openai, output of block 10, patches" in capsys.readouterr().err

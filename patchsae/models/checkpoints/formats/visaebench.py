@@ -66,6 +66,7 @@ def _read(opened: Opened, answers: Answers) -> Checkpoint:
         "variant": f"{kind or KINDS[0]}{'' if own else ' by the names of Overcomplete'}",
         "b_dec": understood.NOT_SUBTRACTED if BIAS in taken.tensors else understood.NO_B_DEC,
         "tokens": "patches",  # its towers give no others
+        **({"l0": said["k"]} if kind == "batchtopk" and type(said.get("k")) is int else {}),
     }
     activation = "topk" if kept.threshold is None else "jumprelu"
     config = SAEConfig(taken.sizes["D"], taken.sizes["S"], activation, kept.k, metadata)
