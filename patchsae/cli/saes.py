@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import tempfile
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -16,6 +19,7 @@ from patchsae.models.checkpoints import understood
 from patchsae.models.checkpoints.calibrate import Reading, calibrate
 from patchsae.models.checkpoints.format import Answers
 from patchsae.models.checkpoints.load import build, load_sae, locate, read, with_input
+from patchsae.models.checkpoints.opened import SUFFIXES
 from patchsae.models.checkpoints.published import Published, published
 from patchsae.models.sae import SparseAutoencoder
 from patchsae.models.sae_config import SAEConfig
@@ -41,6 +45,7 @@ def described(source: str, left: Left) -> Iterator[str]:
         rows.append(("threshold", _range(sae.threshold)))
     rows += [(name, number(value)) for name, value in config.metadata.items() if name not in SAID]
     rows += [(f"not said: {name}", text) for name, text in found.unsaid.items()]
+    rows += [("note", known.note)] if known is not None and known.note else []
     width = max(len(name) for name, _ in rows)
     yield from (f"  {name:<{width}}  {text}" for name, text in rows)
 
@@ -67,6 +72,8 @@ def opened(source: str, model: Model, left: LeftToImages) -> SparseAutoencoder:
     sae, readings = calibrate(source, sae_check.some_tokens(clip, dataset, config), device, answers)
     for line in calibrated(readings):
         print(line)
+    if not readings[0].fvu < 1:
+        warnings.warn(f"{source}: no reading reconstructs these tokens better than their mean does", stacklevel=2)
     print(f"sae: {understood.line(sae.config)}", file=sys.stderr)
     return sae
 
@@ -88,13 +95,13 @@ def calibrated(readings: Sequence[Reading]) -> list[str]:
 def table(fidelity: sae_check.Fidelity, config: SAEConfig) -> list[str]:
     """What was measured beside what the file promises."""
     promised = f"at most {config.k}" if config.k is not None else number(config.metadata.get("l0"))
-    tokens = understood.TOKENS[str(config.metadata.get("tokens", "all"))]
+    tokens = understood.TOKENS.get(str(config.metadata.get("tokens")), understood.TOKENS["all"])
     return [
         f"{number(fidelity.images)} images, {number(fidelity.tokens)} tokens ({tokens})",
         *aligned(
             [
                 ("", "measured", "promised"),
-                ("FVU", number(fidelity.fvu), number(config.metadata.get("fvu"))),
+                ("FVU", number(fidelity.fvu), NOTHING),
                 ("L0", number(fidelity.l0), promised),
                 ("dead latents", f"{number(100 * fidelity.dead)} %", _share(config.metadata.get("dead"))),
             ]
@@ -111,11 +118,26 @@ def convert(sae: SparseAutoencoder, out: Path, to: str, overwrite: bool) -> None
         raise ValueError(f"{out} is a file; expected a directory to write into")
     if out.is_dir() and any(out.iterdir()) and not overwrite:
         raise ValueError(f"{out} is not empty; --overwrite writes into it")
-    checkpoints.write(sae, out, to)
-    apart = _apart(sae.cpu(), build(read(out)))
-    if not apart <= AGREES:
-        raise ValueError(f"{out} reads as another SAE: on random tokens its reconstructions are {apart:.2g} apart")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder:
+        made = Path(folder) / "made"
+        checkpoints.write(sae, made, to)
+        apart = _apart(sae.cpu(), build(read(made)))
+        if not apart <= AGREES:
+            raise ValueError(f"{to} reads it as another SAE: reconstructions of random tokens are {apart:.2g} apart")
+        _put(made, out)
     print(f"{out}: {to}; read again, and its reconstructions of random tokens are the same to {apart:.1g}, relative")
+
+
+def _put(made: Path, out: Path) -> None:
+    """Move what was made into a directory that holds no other weights, the largest file first."""
+    files = sorted(made.iterdir(), key=lambda file: -file.stat().st_size)
+    out.mkdir(exist_ok=True)
+    others = [file for file in out.iterdir() if file.suffix in SUFFIXES and not (made / file.name).exists()]
+    if others:
+        raise ValueError(f"{out} holds other weights, {others[0].name}: choose another directory")
+    for file in files:
+        os.replace(file, out / file.name)
 
 
 @torch.no_grad()

@@ -20,6 +20,7 @@ SHAPES = {
     "spread": ("D + 1", "D + 1"),
 }
 MOST = 2**53  # latents or dimensions; what is larger is no size
+MOST_CAP = 1e30  # of latents, which are float32
 
 
 @dataclass(frozen=True)
@@ -109,4 +110,4 @@ def _is_whole(value: object) -> bool:
 
 
 def _is_positive(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < MOST_CAP

@@ -24,12 +24,14 @@ class Checkpoint:
         unsaid: what matters and the file does not say -> what was taken for it, and why: "b_dec" (whether it is
             subtracted from the input), "activation" (which latents a token keeps), "input" (mean and deviation of the
             tokens that it was trained on); or what no argument decides.
+        format: the name of the one that it has; a reader need not say it.
     """
 
     file: Path
     config: SAEConfig
     tensors: Mapping[str, Tensor]
     unsaid: Mapping[str, str] = field(default_factory=dict)
+    format: str = ""
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,6 @@ class Format:
 
     Attributes:
         name: short name, used in messages and by `patchsae sae convert`.
-        layout: one line that says which files and tensors make it up.
         matches: whether what was opened is of this format, by its contents; exactly one format says so.
         read: configuration and tensors.
         write: puts a SAE of ours, its tensors on the CPU, into an existing directory; None where a format is only read.
@@ -77,7 +78,6 @@ class Format:
     """
 
     name: str
-    layout: str
     matches: Callable[[Opened], bool]
     read: Callable[[Opened, Answers], Checkpoint]
     write: Callable[[SAEConfig, Mapping[str, Tensor], Path], None] | None = None

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 from torch import Tensor
 
 from patchsae.disk.tensor_files import require_float32
+
+MOST_NUMBER = 1e30
 
 
 class Taken(NamedTuple):
@@ -42,7 +44,8 @@ def take(
         ValueError: a tensor is missing, left over, of another shape, or holds what is no finite real number.
     """
     known = {**shapes, **(optional or {})}
-    missing = [name for name in shapes if not isinstance(tensors.get(name), Tensor)]
+    asked = [*shapes, *(name for name in known if name in tensors)]
+    missing = [name for name in asked if not isinstance(tensors.get(name), Tensor)]
     left = [str(name)[:60] for name in tensors if name not in known and name not in set(ignored)]
     if missing or left:
         said = f"has no {missing[0]}" if missing else f"also holds {', '.join(left[:4])}"
@@ -82,6 +85,11 @@ def flag(file: Path, said: Mapping[str, Any], key: str, default: bool) -> bool:
     if not isinstance(value, bool):
         raise ValueError(f"{file}: {key} is {str(value)[:40]}; expected true or false")
     return value
+
+
+def is_number(value: object, least: float = -MOST_NUMBER) -> TypeGuard[int | float]:
+    """Whether a value of a file is a number above ``least`` of a size that float32 can do arithmetic with."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and least < value < MOST_NUMBER
 
 
 def _require_shape(file: Path, name: str, shape: tuple[int, ...], symbols: list[str], sizes: dict[str, int]) -> None:

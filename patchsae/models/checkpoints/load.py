@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import sys
 import warnings
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from patchsae.models.sae import SparseAutoencoder
 
 NO_ANSWERS = Answers()
 OWN = ("patchsae", "patchsae-pt")
-"""Formats of which nothing is said: they leave nothing to be understood."""
+"""Formats of PatchSAE itself, which metadata do not name."""
 
 
 def load_sae(
@@ -65,49 +65,60 @@ def load_sae(
     sae = build(found)
     if clip is not None:
         understood.require_of(sae.config, clip)
-    if sae.config.metadata.get("format", "patchsae") not in OWN and os.environ.get("RANK", "0") == "0":
+    if found.format != OWN[0] and os.environ.get("RANK", "0") == "0":
         print(f"sae: {understood.line(sae.config)}", file=sys.stderr)
+        if known is not None and known.note:
+            print(f"sae: {known.name}: {known.note}", file=sys.stderr)
     there = "cuda" if torch.cuda.is_available() else "cpu"
     return sae.to(there if device == "auto" else device)
 
 
-def locate(source: str | Path) -> tuple[Path, Mapping[str, str | int | float]]:
+def locate(source: str | Path) -> tuple[Path, published.Published | None]:
     """Where a source lies, fetched if need be, and what is known of it besides its file.
 
     Raises FileNotFoundError and ImportError as `load_sae`.
     """
-    path = Path(os.path.expanduser(source))
+    path, name = Path(os.path.expanduser(source)), str(source)
     if os.path.exists(path):
-        return path, {}
-    entry = published.find(str(source))
-    if entry is None:
-        return hub.fetch(str(source)), {}
-    if entry.source is None:
-        raise FileNotFoundError(f"{entry.name} is not on the Hugging Face Hub: {entry.where}")
-    return hub.fetch(entry.source), entry.metadata
+        return path, None
+    entry = published.find(name)
+    if entry is not None and entry.source is None:
+        raise FileNotFoundError(f"{name} is not on the Hugging Face Hub: {entry.where}")
+    try:
+        return hub.fetch(name if entry is None or entry.source is None else entry.source), entry
+    except FileNotFoundError as error:
+        names = [] if entry else [known.name for known in published.published()]
+        close = difflib.get_close_matches(name, names, 1, 0.8)
+        said = f"{name}: {error}" if entry else str(error)
+        raise FileNotFoundError(f"{said}; did you mean {close[0]}?" if close else said) from error
 
 
-def read(path: Path, answers: Answers = NO_ANSWERS, known: Mapping[str, str | int | float] | None = None) -> Checkpoint:
+def read(path: Path, answers: Answers = NO_ANSWERS, known: published.Published | None = None) -> Checkpoint:
     """The checkpoint at a path, whichever format it has. Raises ValueError as `load_sae`.
 
-    known: entries of the metadata that the file need not say, such as the tower; what it says counts.
+    known: says what the file need not say, such as the tower; what the file says counts.
     """
     opened = open_path(path)
     format_ = detect(opened)
+    if known is not None and known.format != format_.name:
+        raise ValueError(f"{opened.file} is of the format {format_.name}; {known.name} is of {known.format}")
     try:
         found = format_.read(opened, answers)
     except ValueError as error:  # of a configuration that no SAE has; what is wrong with a file names it
         if str(path) in str(error):
             raise
         raise ValueError(f"{opened.file}: {error}") from error
-    origin = {} if format_.name in OWN else {"format": format_.name, **(known or {})}
+    origin: dict[str, str | int | float] = {} if format_.name in OWN else {"format": format_.name}
+    origin |= {} if known is None else known.metadata
     config = replace(found.config, metadata={**origin, **found.config.metadata})
     unsaid = dict(found.unsaid)
+    if known is not None and known.input and "input" not in config.metadata:
+        unsaid["input"] = known.input
     for name, (key, value) in answers.given.items():
         if key not in found.unsaid:
             raise ValueError(f"{name}={value}; {found.file} leaves nothing to decide there: {understood.line(config)}")
         unsaid.pop(key, None)
-    return replace(found, config=config, unsaid=unsaid)
+    return replace(found, config=config, unsaid=unsaid, format=format_.name)
 
 
 def with_input(found: Checkpoint, mean: Tensor | float | None, std: Tensor | float | None) -> Checkpoint:
@@ -146,7 +157,10 @@ def build(found: Checkpoint) -> SparseAutoencoder:
 
 
 def _per_dimension(name: str, values: Tensor | float | None, default: float, d_in: int) -> Tensor:
-    given = torch.as_tensor(default if values is None else values, dtype=torch.float64, device="cpu")
+    try:
+        given = torch.as_tensor(default if values is None else values, dtype=torch.float64, device="cpu")
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"{name} is a {type(values).__name__}; expected a number or a tensor [D] = [{d_in}]") from error
     if given.shape not in ((), (d_in,)) or not bool(given.isfinite().all()):
         raise ValueError(f"{name} has shape {tuple(given.shape)}; expected finite numbers, one or [D] = [{d_in}]")
     return given

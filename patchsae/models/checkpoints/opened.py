@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,13 @@ from patchsae.disk.tensor_files import read_tensors
 
 CONFIGS = ("cfg.json", "config.json", "config.yaml", "config.yml")
 MOST_CONFIG = 2**20  # bytes
+MOST_YAML = 2**15  # bytes; PyYAML reads a hundred in a millisecond
+MOST_NESTED = 500
+MISUSED = (ValueError, LookupError, AttributeError, TypeError, OverflowError)  # by tags: !!int of no digits
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
-COMPANIONS = ("sparsity.safetensors",)  # what SAELens puts beside its weights
+# What libraries call the weights that they load, before what lies beside them: optimisers, statistics, other formats
+FIRST = ("sae_weights.safetensors", "sae.safetensors", "ae.pt", "sae.pt", "model.safetensors", "model.pt")
+MOST_SHOWN, MOST_BELOW = 4, 10_000
 EXPECTED = "what torch.save (1.6 or newer) writes, safetensors, or a saev file"
 
 
@@ -40,17 +46,19 @@ class Opened:
     def file(self) -> Path:
         """The file with the weights: the path itself, or the one such file of the directory.
 
-        Raises ValueError where a directory holds none, or several.
+        Of several, the one that libraries load. Raises ValueError where a directory holds none, or several others.
         """
         if not self.path.is_dir():
             return self.path
         found = sorted(file for file in self.path.iterdir() if file.suffix in SUFFIXES and file.is_file())
-        found = [file for file in found if file.name not in COMPANIONS] or found
-        if len(found) == 1:
-            return found[0]
+        first = sorted((file for file in found if file.name in FIRST), key=lambda file: FIRST.index(file.name))
+        if len(found) == 1 or first:
+            return (first or found)[0]
         if found:
             raise ValueError(f"{self.path} holds several files of weights: name one, such as {found[0]}")
-        raise ValueError(f"{self.path} holds no weights ({', '.join(f'*{suffix}' for suffix in SUFFIXES)})")
+        raise ValueError(
+            f"{self.path} holds no weights ({', '.join(f'*{suffix}' for suffix in SUFFIXES)}){self._folders_below()}"
+        )
 
     @cached_property
     def config_file(self) -> Path | None:
@@ -63,8 +71,8 @@ class Opened:
         """What it says; empty where there is none, or where it is no table."""
         if self.config_file is None:
             return {}
-        read = _read_yaml if self.config_file.suffix in (".yaml", ".yml") else read_json
-        record = read(self.config_file, MOST_CONFIG)
+        is_yaml = self.config_file.suffix in (".yaml", ".yml")
+        record = _read_yaml(self.config_file) if is_yaml else read_json(self.config_file, MOST_CONFIG)
         return record if isinstance(record, dict) else {}
 
     @cached_property
@@ -102,6 +110,13 @@ class Opened:
             return {}
         return {str(name): value for name, value in table.items() if isinstance(value, Tensor)}
 
+    def _folders_below(self) -> str:
+        """What to say of folders in the directory that hold weights."""
+        files = (file for depth in ("*/*", "*/*/*") for file in self.path.glob(depth))
+        folders = sorted({str(file.parent) for file in islice(files, MOST_BELOW) if file.suffix in SUFFIXES})
+        more = f" and {len(folders) - MOST_SHOWN} more" if len(folders) > MOST_SHOWN else ""
+        return f"; name a folder that holds some: {', '.join(folders[:MOST_SHOWN])}{more}" if folders else ""
+
     @cached_property
     def _start(self) -> int:
         """Where a torch archive begins that follows a line of JSON; 0 where the file is none such."""
@@ -119,14 +134,16 @@ def _header(path: Path, length: int) -> Mapping[str, Any]:
     return record if isinstance(record, dict) else {}
 
 
-def _read_yaml(path: Path, most: int) -> Any:
+def _read_yaml(path: Path) -> Any:
     """The YAML of a file, as plain data."""
-    if path.stat().st_size > most:
-        raise FalseClaim(f"{path} holds more than {most:,} bytes of YAML; nothing was read")
+    if path.stat().st_size > MOST_YAML:
+        raise FalseClaim(f"{path} holds more than {MOST_YAML:,} bytes of YAML; nothing was read")
     try:
         text = path.read_text(encoding="utf-8")
+        if text.count("[") + text.count("{") > MOST_NESTED:  # which take PyYAML time that grows as their cube
+            raise ValueError(f"it opens more than {MOST_NESTED} lists and tables")
         if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
             raise ValueError("it repeats a part of itself by an alias, which no configuration needs")
         return yaml.safe_load(text)
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
+    except (yaml.YAMLError, RecursionError, *MISUSED) as error:
         raise ValueError(f"{path} is not YAML that can be read: {str(error)[:200]}") from error

@@ -35,6 +35,7 @@ class Published:
         licence: of the weights, as the model card or, without one, the authors' repository says.
         where: an address for people, and what to do with what lies there if ``source`` is None.
         note: what else must be known before its latents mean anything.
+        input: what it was trained on where that is not the tokens as they are, and its file does not say it.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Published:
     licence: str
     where: str
     note: str = ""
+    input: str = ""
 
     @property
     def size(self) -> int:
@@ -117,8 +119,8 @@ def _saev() -> list[Published]:
     dinov2 = replace(
         other,
         model="facebookresearch/dinov2:dinov2_vitb14_reg",
-        note="trained on (x - mean) / 2.0181241035461426; the 768 numbers of mean are only in the example of inference "
-        "in its authors' repository",
+        input="its authors trained it on (x - mean) / 2.0181241035461426, and the 768 numbers of mean are only in the "
+        "example of inference in their repository; taken as tokens as they are. mean= and std= decide it",
     )
     siblings = replace(clip, note="licence: that of its siblings and of its author's own copy; its card was not seen")
     return [

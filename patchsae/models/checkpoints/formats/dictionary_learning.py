@@ -18,8 +18,8 @@ from patchsae.models.checkpoints import origin, understood
 from patchsae.models.checkpoints.fold import at_least, fold, gated
 from patchsae.models.checkpoints.format import Answers, Checkpoint, Format
 from patchsae.models.checkpoints.formats import above
-from patchsae.models.checkpoints.formats.dictionary_learning_writer import CONFIG, WEIGHTS, write
-from patchsae.models.checkpoints.layout import require_said, take
+from patchsae.models.checkpoints.formats.dictionary_learning_writer import write
+from patchsae.models.checkpoints.layout import is_number, require_said, take
 from patchsae.models.checkpoints.opened import Opened
 from patchsae.models.sae_config import SAEConfig
 
@@ -48,7 +48,6 @@ CHOOSING = ("AutoEncoderTopK", "BatchTopKSAE", MATRYOSHKA)
 UNSUBTRACTED = ("AutoEncoderNew", "JumpReluAutoEncoder")
 INTEGERS = ("k", "group_sizes")
 RESUMED = {"step", "ae", "optimizer"}  # what is saved to go on training
-MOST_FACTOR = 1e30
 BIASES = ("b_dec", "bias", "decoder.bias", "decoder_bias")
 
 
@@ -126,9 +125,11 @@ def _parts(opened: Opened) -> Parts:
         return Parts(opened.tensors(), _trainer(opened))
     said, factor = opened.table.get("config"), opened.table.get("norm_factor")
     factor = 1.0 if factor is None else factor
-    if isinstance(factor, bool) or not isinstance(factor, int | float) or not 0 < factor < MOST_FACTOR:
+    if not is_number(factor, 0):
         raise ValueError(f"{opened.file}: norm_factor is {str(factor)[:40]}; expected a positive number")
-    return Parts(opened.tensors("ae"), said if isinstance(said, Mapping) else _trainer(opened), float(factor))
+    said = said if isinstance(said, Mapping) else _trainer(opened)
+    plain = {key: value for key, value in said.items() if not isinstance(value, Tensor)}
+    return Parts(opened.tensors("ae"), plain, float(factor))
 
 
 def _trainer(opened: Opened) -> Mapping[str, Any]:
@@ -255,9 +256,7 @@ def _origin(said: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, str
     found: dict[str, str | int | float] = {}
     place, buffer = said.get("submodule_name"), config.get("buffer")
     found |= origin.tower(said.get("lm_name"))
-    for key in ("pretrained", "tokens"):  # as `write` leaves them
-        if isinstance(said.get(key), str):
-            found[key] = said[key]
+    found |= {key: value for key, value in origin.ours(said).items() if key in ("pretrained", "tokens")}
     layer = said.get("layer")
     place = place if isinstance(place, str) and place else None
     if isinstance(buffer, Mapping) and buffer.get("io") == "in":
@@ -269,7 +268,6 @@ def _origin(said: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, str
 
 FORMAT = Format(
     "dictionary_learning",
-    f"{WEIGHTS}, a state dict of one of its classes, and {CONFIG} with an entry trainer",
     _matches,
     _read,
     write,

@@ -48,4 +48,4 @@ def _with_components(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: value[None] if without else value for name, value in tensors.items()}
 
 
-FORMAT = Format("dn-cbm", "a state dict of tied_bias, encoder.{_weight, _bias} and decoder._weight", _matches, _read)
+FORMAT = Format("dn-cbm", _matches, _read)

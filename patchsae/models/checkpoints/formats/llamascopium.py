@@ -166,7 +166,6 @@ def _chosen(found: Checkpoint, answers: Answers) -> Checkpoint:
 
 FORMAT = Format(
     "llamascopium",
-    "a directory with sae_weights.safetensors (W_E, b_E, W_D, b_D) and config.json",
     _matches,
     _read,
 )

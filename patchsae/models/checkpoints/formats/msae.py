@@ -11,7 +11,6 @@ an argument keeps fewer. Without the ReLU all positive and negative ones would b
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,7 +22,7 @@ from patchsae.models.checkpoints import understood
 from patchsae.models.checkpoints.chosen import Chosen, by_answers
 from patchsae.models.checkpoints.fold import fold
 from patchsae.models.checkpoints.format import Answers, Checkpoint, Format
-from patchsae.models.checkpoints.layout import require_said, take
+from patchsae.models.checkpoints.layout import is_number, require_said, take
 from patchsae.models.checkpoints.opened import Opened
 from patchsae.models.sae_config import SAEConfig
 
@@ -115,7 +114,7 @@ def _refuse_activations(file: Path, activation: str) -> None:
 def _scaling(file: Path, table: Mapping[str, Any], mean: Tensor, normalize: bool) -> float:
     """What centred tokens are multiplied by."""
     scaling = table["scaling_factor"]
-    if not isinstance(scaling, int | float) or isinstance(scaling, bool) or not 0 < scaling < math.inf:
+    if not is_number(scaling, 0):
         raise ValueError(f"{file}: scaling_factor is {str(scaling)[:40]}; expected a positive number")
     if normalize and (scaling != 1 or bool(mean.any())):
         raise ValueError(
@@ -169,4 +168,4 @@ def _metadata(file: Path, settings: Settings) -> dict[str, str | int | float]:
     return said
 
 
-FORMAT = Format("msae", "a .pth with model, mean_center and scaling_factor", _matches, _read)
+FORMAT = Format("msae", _matches, _read)

@@ -43,8 +43,13 @@ def layer_norm(W_enc: Tensor, b_enc: Tensor, norm: Mapping[str, Tensor], epsilon
 
     Args:
         norm: ``[S]`` each: "weight" (g), "bias" (beta).
+
+    Raises:
+        ValueError: there are fewer latents than dimensions.
     """
     d_sae, size = len(b_enc), len(W_enc) + 1
+    if d_sae < size - 1:  # else the covariance would be larger than the file
+        raise ValueError(f"a layer norm over S = {d_sae:,} latents of D = {size - 1:,} dimensions; expected S >= D")
     require_memory(f"the covariance [D + 1, D + 1] of weights with D = {size - 1:,}", 3 * 8 * size**2)
     gain, bias = norm["weight"].double(), b_enc.double()
     bias = bias - bias.mean()

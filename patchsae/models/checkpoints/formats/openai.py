@@ -7,10 +7,12 @@ not in the file: it is normalised where the activation is TopK, as its own loade
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from patchsae.models.checkpoints import understood
+from patchsae.models.checkpoints.chosen import Chosen, by_answers
 from patchsae.models.checkpoints.fold import fold
 from patchsae.models.checkpoints.format import Answers, Checkpoint, Format
 from patchsae.models.checkpoints.layout import take
@@ -24,7 +26,7 @@ STATISTICS = ("stats_last_nonzero", "latents_activation_frequency", "latents_mea
 AGAIN = ("activation.k", "activation.postact_fn")  # the same settings, saved again as those of a submodule
 
 
-class Chosen(NamedTuple):
+class Activation(NamedTuple):
     """Attributes:
 
     name: of the activation in its words.
@@ -41,8 +43,14 @@ def _matches(opened: Opened) -> bool:
     return opened.table.keys() >= SHAPES.keys() and not opened.header
 
 
-def _read(opened: Opened, _: Answers) -> Checkpoint:
+def _read(opened: Opened, answers: Answers) -> Checkpoint:
     file, table = opened.file, opened.table
+    beside = opened.config.get(ACTIVATION)
+    if ACTIVATION not in table and beside is not None:
+        raise ValueError(
+            f"{opened.config_file} has the activation {str(beside)[:40]}; files of OpenAI's name theirs themselves: "
+            "this is of another project"
+        )
     decoder = next((name for name in (DECODER, TIED) if name in table), None)
     shapes = SHAPES | ({} if decoder is None else {decoder: "D S" if decoder == DECODER else "S D"})
     taken = take(file, table, shapes, ignored=(ACTIVATION, SETTINGS, *AGAIN, *STATISTICS))
@@ -59,30 +67,45 @@ def _read(opened: Opened, _: Answers) -> Checkpoint:
     tensors = fold(
         W_enc=w["encoder.weight"].T, b_enc=w["latent_bias"], W_dec=W_dec, b_dec=w["pre_bias"], subtracts=True
     )
-    return Checkpoint(file, config, tensors)
+    if ACTIVATION in table:
+        return Checkpoint(file, config, tensors)
+    return _with_answers(Checkpoint(file, config, tensors), answers)
 
 
-def _activation(file: Path, table: Mapping[str, Any], d_sae: int) -> Chosen:
+def _activation(file: Path, table: Mapping[str, Any], d_sae: int) -> Activation:
     """Its activation; files of before there was a choice name none and have ReLU."""
     name = table.get(ACTIVATION, "ReLU")
     if not isinstance(name, str) or name not in ("ReLU", "Identity", "TopK"):
         raise ValueError(f"{file} has the activation {str(name)[:40]}; this patchsae reads ReLU, Identity and TopK")
     if name == "ReLU":
-        return Chosen(name, "relu")
+        return Activation(name, "relu")
     if name == "Identity":  # the S largest of S latents, whatever their sign
-        return Chosen(name, "topk_no_relu", d_sae)
+        return Activation(name, "topk_no_relu", d_sae)
     settings = table.get(SETTINGS)
     if not isinstance(settings, Mapping) or not {"k", "postact_fn"} <= settings.keys():
         raise ValueError(f"{file}: {SETTINGS} is {str(settings)[:40]}; expected k and postact_fn of its TopK")
     after = settings["postact_fn"]
     if not isinstance(after, str) or after not in ("ReLU", "Identity"):
         raise ValueError(f"{file}: postact_fn of its TopK is {str(after)[:40]}; this patchsae reads ReLU and Identity")
-    return Chosen(name, "topk" if after == "ReLU" else "topk_no_relu", settings["k"])
+    return Activation(name, "topk" if after == "ReLU" else "topk_no_relu", settings["k"])
+
+
+def _with_answers(found: Checkpoint, answers: Answers) -> Checkpoint:
+    """One that names no activation, as those of before there was a choice."""
+    config, d_sae = found.config, found.config.d_sae
+    chosen = by_answers(answers, d_sae, Chosen("relu"))
+    threshold = {} if chosen.threshold is None else {"threshold": chosen.threshold}
+    said = "it names no activation; taken as ReLU. k=K keeps a token's K largest latents, threshold=T those from T on"
+    return replace(
+        found,
+        config=replace(config, activation=chosen.activation, k=chosen.k),
+        tensors={**found.tensors, **threshold},
+        unsaid={"activation": said},
+    )
 
 
 FORMAT = Format(
     "openai",
-    "a .pt file with pre_bias, encoder.weight, latent_bias, decoder.weight and the name of the activation",
     _matches,
     _read,
 )

@@ -76,4 +76,4 @@ def _record(path: Path) -> dict[str, Any]:
     return record if isinstance(record, dict) else {}
 
 
-FORMAT = Format("patchsae", f"a directory with {WEIGHTS} and {CONFIG}", _matches, _read, save)
+FORMAT = Format("patchsae", _matches, _read, save)

@@ -7,7 +7,6 @@ dict says nothing of k and of the running threshold, which may lie in ``config.j
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from patchsae.models.checkpoints.format import Answers, Checkpoint, Format
 from patchsae.models.checkpoints.formats import dictionaries, whole_module
 from patchsae.models.checkpoints.formats import overcomplete_encoders as encoders
 from patchsae.models.checkpoints.formats.whole_module import Module
-from patchsae.models.checkpoints.layout import take
+from patchsae.models.checkpoints.layout import is_number, take
 from patchsae.models.checkpoints.opened import Opened
 from patchsae.models.sae_config import SAEConfig
 
@@ -155,9 +154,9 @@ def _chosen(
 
 def _number(file: Path, threshold: object) -> float:
     value = threshold.item() if isinstance(threshold, Tensor) and threshold.numel() == 1 else threshold
-    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+    if not is_number(value):
         raise ValueError(f"{file}: running_threshold is {str(value)[:40]}; expected a finite number")
-    return value
+    return float(value)
 
 
 def _unsaid_dictionary(module: Module, w: Mapping[str, Tensor]) -> dict[str, str]:
@@ -173,7 +172,6 @@ def _unsaid_dictionary(module: Module, w: Mapping[str, Tensor]) -> dict[str, str
 
 FORMAT = Format(
     "overcomplete",
-    "a state dict with dictionary._weights or dictionary.{W, C, Relax}, or a whole module",
     _matches,
     _read,
     stand_ins={"__builtin__.set": lambda *_: None},  # of the names of buffers that are not saved

@@ -20,6 +20,14 @@ from patchsae.models.sae_config import PARAMETERS, SAEConfig
 
 CONFIG_CLASSES = ("src.sae_training.config.ViTSAERunnerConfig", "src.sae_training.config.Config")
 CONFIG_KEYS = ("cfg", "config")
+PLAIN: dict[str, tuple[object, ...]] = {  # what settings of other projects say, which this one has not
+    **dict.fromkeys(("activation", "activation_fn", "activation_fn_str"), ("relu", "ReLU", None)),
+    "activation_fn_kwargs": ({}, None),
+    "k": (None,),
+    "architecture": ("standard", None),
+    "normalize_activations": ("none", None, False),
+    "apply_b_dec_to_input": (True, None),
+}
 KEPT = ("l1_coefficient", "lr", "batch_size", "total_training_tokens", "dataset_path", "seed", "mse_cls_coefficient")
 
 
@@ -35,9 +43,16 @@ def _read(opened: Opened, _: Answers) -> Checkpoint:
     file, state = opened.file, dict(opened.table["state_dict"])
     key = next(key for key in CONFIG_KEYS if key in opened.table)
     settings = opened.table[key]
-    settings = dict(vars(settings) if isinstance(settings, archives.Inert) else settings)
-    if settings.get("gated_sae"):
+    settings = vars(settings) if isinstance(settings, archives.Inert) else settings
+    settings = {name: value for name, value in settings.items() if not isinstance(value, Tensor)}
+    if settings.get("gated_sae") not in (None, False):
         raise ValueError(f"{file} holds a gated SAE (gated_sae is set), which this format does not read")
+    for name, plain in PLAIN.items():
+        if name in settings and not any(settings[name] is value or settings[name] == value for value in plain):
+            raise ValueError(
+                f"{file}: {name} is {str(settings[name])[:40]}, which no released SAE has (expected {plain[0]}): it is "
+                "of another project"
+            )
     if set(state) != set(PARAMETERS) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
         found = str([str(name)[:60] for name in list(state)[:6]])
         raise ValueError(f"{file}: state_dict holds {found}, {len(state)} in all; expected the tensors {PARAMETERS}")
@@ -65,7 +80,6 @@ def _config(file: Path, settings: Mapping[str, Any], state: Mapping[str, Tensor]
 
 FORMAT = Format(
     "patchsae-pt",
-    "the released .pt file with 'cfg' or 'config' and 'state_dict'",
     _matches,
     _read,
     stand_ins={name: archives.inert(name) for name in CONFIG_CLASSES},

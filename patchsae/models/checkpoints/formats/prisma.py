@@ -169,7 +169,6 @@ def _place(settings: Mapping[str, Any]) -> dict[str, str | int]:
 
 FORMAT = Format(
     "prisma",
-    "a .pt file of W_enc, b_enc, W_dec, b_dec with config.json beside it, or with 'cfg' in it",
     _matches,
     _read,
     packages=(PACKAGE,),

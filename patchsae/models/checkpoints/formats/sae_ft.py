@@ -56,4 +56,4 @@ def _k(name: str, sizes: Mapping[str, int]) -> int | None:
     return int(found[2]) if found is not None and int(found[1]) == sizes["S"] // sizes["D"] else None
 
 
-FORMAT = Format("sae-ft", "a state dict of b_pre, encoder.weight and decoder.weight", _matches, _read)
+FORMAT = Format("sae-ft", _matches, _read)

@@ -15,15 +15,17 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from patchsae.disk.atomic import replacing, write_text
+from patchsae.disk.documents import read_json
 from patchsae.disk.tensor_files import read_tensors
 from patchsae.models.checkpoints import holds, origin, understood
 from patchsae.models.checkpoints.fold import fold, gated, row_norms, scaled_latents
 from patchsae.models.checkpoints.format import Answers, Checkpoint, Format
-from patchsae.models.checkpoints.layout import flag, require_said, take, text
-from patchsae.models.checkpoints.opened import Opened
+from patchsae.models.checkpoints.layout import flag, is_number, require_said, take, text
+from patchsae.models.checkpoints.opened import MOST_CONFIG, Opened
 from patchsae.models.sae_config import SAEConfig
 
 WEIGHTS, CONFIG, SPARSITY = "sae_weights.safetensors", "cfg.json", "sparsity.safetensors"
+SCALER = "activation_scaler.json"
 NEVER = 2e-10  # what SAELens adds to a frequency before it takes the logarithm, twice
 OWN_KEYS = ("architecture", "d_sae", "hook_point", "hook_name", "activation_fn", "activation_fn_str")
 OTHERS_KEYS = ("layer_subtype", "cls_token_only", "use_patches_only", "trainer", "sae_type", "format")
@@ -67,14 +69,22 @@ def _read(opened: Opened, _: Answers) -> Checkpoint:
     subtracts = flag(file, said, "apply_b_dec_to_input", True)
     rescales = flag(file, said, "rescale_acts_by_decoder_norm", kind in BATCHED)
     tensors = _folded(file, kind, taken.tensors, subtracts, rescales)
-    if said.get("finetuning_scaling_factor") is True:
-        scaling = next((taken.tensors[name] for name in FINETUNED if name in taken.tensors), None)
-        tensors["W_dec"] = tensors["W_dec"] if scaling is None else scaled_latents(tensors["W_dec"], scaling)
+    scaling = next((taken.tensors[name] for name in FINETUNED if name in taken.tensors), None)
+    if scaling is not None and not bool((scaling == 1).all()):
+        if said.get("finetuning_scaling_factor") is not True:
+            raise ValueError(f"{file} holds a scaling_factor that is not 1, and does not say that it was finetuned")
+        tensors["W_dec"] = scaled_latents(tensors["W_dec"], scaling)
     normalise, unsaid = _normalise(file, said)
+    factor = _factor(file) if unsaid else None
+    if factor is not None:  # u = x factor
+        unsaid = {}
+        parts = {name: tensors[name] for name in PLAIN}
+        tensors |= fold(**parts, subtracts=True, std=1 / factor)
     metadata: dict[str, str | int | float] = {
         "variant": kind,
         "b_dec": understood.SUBTRACTED if subtracts else understood.NOT_SUBTRACTED,
-        **({"input": understood.RAW} if normalise == "none" and not unsaid else {}),
+        **({"input": understood.RAW} if normalise == "none" and not unsaid and factor is None else {}),
+        **({} if factor is None else {"input": f"x times {factor:g}"}),
         **_origin(said),
         **_promised(file, said, taken.sizes["S"]),
     }
@@ -88,10 +98,15 @@ def _architecture(file: Path, said: Mapping[str, Any]) -> tuple[str, int | None]
     kind = text(file, said, "architecture", "standard")
     if kind in REFUSED:
         raise ValueError(f"{file} holds SAELens's {kind}, which this patchsae does not represent: it {REFUSED[kind]}")
+    others = [key for key in ("k", "activation") if key in said]
+    if "architecture" not in said and others:
+        raise ValueError(f"{file} says its {others[0]} and no architecture, as no SAE of SAELens does")
     before = said.get("activation_fn", said.get("activation_fn_str", "relu"))
     settings = said.get("activation_fn_kwargs")
     k = settings.get("k") if isinstance(settings, Mapping) else said.get("k", DEFAULT_K)
     if kind == "standard" and before == "topk":  # of before version 6
+        if not isinstance(settings, Mapping) or "k" not in settings:
+            raise ValueError(f"{file} has the activation topk, and its activation_fn_kwargs say no k")
         kind = "topk"
     elif kind == "standard" and before != "relu":
         raise ValueError(f"{file} has the activation {str(before)[:40]}; this patchsae reads relu and topk")
@@ -154,16 +169,25 @@ def _normalise(file: Path, said: Mapping[str, Any]) -> tuple[str, dict[str, str]
     }
 
 
+def _factor(file: Path) -> float | None:
+    """What tokens were multiplied by in training, where it is beside the weights."""
+    if not (file.parent / SCALER).is_file():
+        return None
+    found = read_json(file.parent / SCALER, MOST_CONFIG)
+    factor = found.get("scaling_factor") if isinstance(found, dict) else None
+    if factor is None:
+        return None
+    if not is_number(factor, 0):
+        raise ValueError(f"{file.parent / SCALER}: scaling_factor is {str(factor)[:40]}; expected a positive number")
+    return float(factor)
+
+
 def _origin(said: Mapping[str, Any]) -> dict[str, str | int | float]:
     """The tower, and where in it."""
     more = said.get("metadata")
     more = {**said, **more} if isinstance(more, Mapping) else said
-    own = {"pretrained": str, "tokens": str, "layer": int}  # as `write` leaves them
-    return {
-        **origin.tower(more.get("model_name")),
-        **{key: more[key] for key, kind in own.items() if type(more.get(key)) is kind},
-        **origin.place(more.get("hook_name", more.get("hook_point"))),
-    }
+    hook = more.get("hook_name", more.get("hook_point"))
+    return {**origin.tower(more.get("model_name")), **origin.ours(more), **origin.place(hook)}
 
 
 def _promised(file: Path, said: Mapping[str, Any], d_sae: int) -> dict[str, float]:
@@ -184,11 +208,13 @@ def _promised(file: Path, said: Mapping[str, Any], d_sae: int) -> dict[str, floa
 def _write(config: SAEConfig, state: Mapping[str, Tensor], folder: Path) -> None:
     holds.require(config, "saelens", ("relu", "topk", "jumprelu"), ("none", "layer_norm", "norm_rescale"))
     by_ours = {ours: theirs for theirs, ours in NORMALISE.items() if theirs != "expected_average_only_in"}
-    said = {key: config.metadata[key] for key in ("pretrained", "layer", "tokens") if key in config.metadata}
-    if "model" in config.metadata:
-        said["model_name"] = config.metadata["model"]
-    layer = config.metadata.get("layer")
-    if isinstance(layer, int) and layer >= 0:
+    said = origin.ours(config.metadata)
+    if "model" in said:
+        said["model_name"] = said.pop("model")
+    layer = said.get("layer")
+    if "hook" in said:
+        said["hook_name"] = said.pop("hook")
+    elif isinstance(layer, int) and layer >= 0:
         said["hook_name"] = f"blocks.{layer}.hook_resid_post"
     record = {
         "architecture": {"relu": "standard"}.get(config.activation, config.activation),
@@ -209,7 +235,6 @@ def _write(config: SAEConfig, state: Mapping[str, Tensor], folder: Path) -> None
 
 FORMAT = Format(
     "saelens",
-    f"a directory with {WEIGHTS} (W_enc, W_dec, b_dec, ...) and {CONFIG}",
     _matches,
     _read,
     _write,

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from patchsae.disk.atomic import replacing
-from patchsae.models.checkpoints import holds, understood
+from patchsae.models.checkpoints import holds, origin, understood
 from patchsae.models.checkpoints.fold import fold, unsubtracted
 from patchsae.models.checkpoints.format import Answers, Checkpoint, Format
 from patchsae.models.checkpoints.layout import Taken, require_said, take
@@ -54,6 +54,7 @@ def _read(opened: Opened, answers: Answers) -> Checkpoint:
     metadata: dict[str, str | int | float] = {
         "variant": f"{'without schema' if schema is None else f'schema {schema}'}, {kind}",
         "b_dec": understood.SUBTRACTED if taken_as else understood.NOT_SUBTRACTED,
+        **origin.ours(_table(file, header, "origin") if "origin" in header else {}),
     }
     d_in, d_sae = taken.sizes["D"], taken.sizes["S"]
     most = min(k, d_sae) if isinstance(k, int) else k  # as saev takes it
@@ -128,6 +129,7 @@ def _write(config: SAEConfig, state: Mapping[str, Tensor], folder: Path) -> None
         },
         "commit": "unknown",
         "lib": "unknown",
+        "origin": origin.ours(config.metadata),  # which saev does not look at
     }
     with replacing(folder / WEIGHTS) as temporary, temporary.open("wb") as file:
         file.write(json.dumps(header).encode() + b"\n")
@@ -136,7 +138,6 @@ def _write(config: SAEConfig, state: Mapping[str, Tensor], folder: Path) -> None
 
 FORMAT = Format(
     "saev",
-    f"{WEIGHTS}: a line of JSON, then W_enc, b_enc, W_dec, b_dec as torch.save writes them",
     _matches,
     _read,
     _write,

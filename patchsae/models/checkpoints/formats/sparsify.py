@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from patchsae.disk.atomic import replacing, write_text
-from patchsae.models.checkpoints import holds, understood
+from patchsae.models.checkpoints import holds, origin, understood
 from patchsae.models.checkpoints.fold import fold
 from patchsae.models.checkpoints.format import Answers, Checkpoint, Format
 from patchsae.models.checkpoints.layout import flag, require_said, take, text
@@ -27,7 +27,6 @@ SHAPES = {"encoder.weight": "S D", "encoder.bias": "S", "W_dec": "S D", "b_dec":
 KEYS = ("num_latents", "transcode", "normalize_decoder")
 DEFAULT_K = 32  # of sparsify's configuration
 LAYER = re.compile(r"layers\.(\d{1,4})")
-ORIGIN = {"model": str, "pretrained": str, "tokens": str, "layer": int}  # which sparsify has no place for
 
 
 def _matches(opened: Opened) -> bool:
@@ -50,7 +49,7 @@ def _read(opened: Opened, answers: Answers) -> Checkpoint:
         "variant": "topk",
         "b_dec": understood.SUBTRACTED,
         **_place(opened),
-        **{key: said[key] for key, kind in ORIGIN.items() if type(said.get(key)) is kind},
+        **origin.ours(said),
     }
     return Checkpoint(file, SAEConfig(taken.sizes["D"], taken.sizes["S"], "topk", k, metadata), tensors, unsaid)
 
@@ -119,7 +118,7 @@ def _write(config: SAEConfig, state: Mapping[str, Tensor], folder: Path) -> None
         "skip_connection": False,
         "transcode": False,
         "d_in": config.d_in,
-        **{key: config.metadata[key] for key in ORIGIN if key in config.metadata},
+        **origin.ours(config.metadata),  # for which sparsify has no place
     }
     with replacing(folder / WEIGHTS) as temporary:
         save_file(tensors, temporary)
@@ -128,7 +127,6 @@ def _write(config: SAEConfig, state: Mapping[str, Tensor], folder: Path) -> None
 
 FORMAT = Format(
     "sparsify",
-    f"a directory with {WEIGHTS} (encoder.weight, encoder.bias, W_dec, b_dec) and {CONFIG}",
     _matches,
     _read,
     _write,

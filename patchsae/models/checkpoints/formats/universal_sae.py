@@ -14,7 +14,7 @@ import torch
 from patchsae.models.checkpoints import understood
 from patchsae.models.checkpoints.chosen import Chosen, by_answers
 from patchsae.models.checkpoints.format import Answers, Checkpoint, Format
-from patchsae.models.checkpoints.formats import dictionaries
+from patchsae.models.checkpoints.formats import dictionaries, whole_module
 from patchsae.models.checkpoints.formats import overcomplete_encoders as encoders
 from patchsae.models.checkpoints.layout import take
 from patchsae.models.checkpoints.opened import Opened
@@ -32,15 +32,18 @@ UNSAID = {
 
 
 def _matches(opened: Opened) -> bool:
-    return not opened.header and "dictionary._weights" in opened.tensors(STATE)
+    names = whole_module.of_state_dict(opened.tensors(STATE)).tensors.keys()
+    return not opened.header and ("dictionary._weights" in names or "dictionary.W" in names)
 
 
 def _read(opened: Opened, answers: Answers) -> Checkpoint:
-    file, state = opened.file, opened.tensors(STATE)
+    file, state = opened.file, whole_module.of_state_dict(opened.tensors(STATE)).tensors
     encoder = encoders.kind_of(file, state)
     if encoder not in READ:
         raise ValueError(f"{file} has the encoder {encoder}; this patchsae reads {', '.join(READ)}")
-    taken = take(file, state, encoders.SHAPES[encoder] | dictionaries.PLAIN, ignored=(encoders.COUNTED,))
+    dictionary = dictionaries.ARCHETYPAL if "dictionary.W" in state else dictionaries.PLAIN
+    shapes = encoders.SHAPES[encoder] | dictionary
+    taken = take(file, state, shapes, dictionaries.MULTIPLIER, ignored=(encoders.COUNTED,))
     d_in, d_sae = taken.sizes["D"], taken.sizes["S"]
     atoms = dictionaries.atoms(taken.tensors)
     tensors = encoders.folded(encoder, taken.tensors, atoms) | {"W_dec": atoms, "b_dec": torch.zeros(d_in)}
@@ -52,4 +55,4 @@ def _read(opened: Opened, answers: Answers) -> Checkpoint:
     return Checkpoint(file, config, tensors, UNSAID)
 
 
-FORMAT = Format("universal-sae", f"a checkpoint with {STATE}, of it dictionary._weights", _matches, _read)
+FORMAT = Format("universal-sae", _matches, _read)

@@ -134,7 +134,6 @@ def _folded(w: Mapping[str, Tensor], weight: str, bias: str, atoms: str) -> dict
 
 FORMAT = Format(
     "visaebench",
-    "a directory with sae.pt or model.safetensors (encoder.weight, decoder.weight, ...) and config.json or config.yaml",
     _matches,
     _read,
 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from patchsae.disk.archives import Inert
 from patchsae.disk.claims import FalseClaim
+from patchsae.models.checkpoints.layout import is_number
 
 PACKAGES = ("torch.nn.modules.", "torch.nn.parallel.")  # of PyTorch's own classes
 WRAPPER = "torch.nn.parallel.data_parallel.DataParallel"
@@ -41,7 +41,7 @@ class Module(NamedTuple):
     def number(self, file: Path, module: str, attribute: str, default: float) -> float:
         """An attribute that is a positive number. Raises ValueError for one that is something else."""
         value = self.said(module, attribute, default)
-        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
+        if not is_number(value, 0):
             raise ValueError(f"{file}: {attribute} of {module} is {str(value)[:40]}; expected a positive number")
         return float(value)
 

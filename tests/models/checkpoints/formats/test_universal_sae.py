@@ -79,7 +79,7 @@ def test_k_and_the_input_are_not_in_the_file(tmp_path: Path) -> None:
         ({f"{FINAL}.1.running_var": -torch.ones(S)}, "running_var has 5 negative entries"),
         ({f"{FINAL}.0.weight": torch.zeros(D, S)}, r"bias has shape \(5,\); expected \[S\] = \(3,\)"),
         ({"dictionary._weights": torch.full((S, D), torch.inf)}, "15 entries that are NaN or infinite"),
-        ({"dictionary.multiplier": torch.tensor(0.0)}, r"also holds dictionary\.multiplier"),
+        ({"dictionary.scale": torch.tensor(0.0)}, r"also holds dictionary\.scale"),
         ({"encoder.weight": torch.zeros(S, D)}, "has the encoder untied; this patchsae reads mlp_bn_1, linear"),
         ({"encoder.mlp_blocks.0.0.weight": torch.zeros(D, D)}, "encoder with hidden layers"),
     ],
