@@ -143,3 +143,39 @@ def test_list_is_a_table_that_words_narrow(capsys: pytest.CaptureFixture[str]) -
     assert 2 < len(some) < len(everything)
     assert all("saev" in line and "dinov2" in line for line in some[1:-1])
     assert "no published SAE has 'nowhere' in its line" in fails(["sae", "list", "nowhere"], capsys)
+
+
+def test_converting_into_a_folder_of_another_format_changes_nothing(
+    old: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["sae", "convert", str(old), str(tmp_path / "out"), "--subtract-b-dec", "True", "--to"]
+    main([*command, "saelens"])
+    before = {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()}
+    assert "holds other weights, sae_weights.safetensors" in fails([*command, "saev", "--overwrite"], capsys)
+    assert {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()} == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "sae.pt"]
+
+
+@pytest.mark.parametrize("to", ["saelens", "saev", "dictionary_learning"])
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        {"model": "ViT-B-32", "pretrained": "openai", "layer": 7, "tokens": "patches"},
+        {"model": "ViT-B-32", "pretrained": "openai", "hook": "blocks.3.hook_mlp_out"},
+    ],
+)
+def test_what_a_sae_reads_survives_conversion(tmp_path: Path, to: str, metadata: dict[str, str | int]) -> None:
+    SparseAutoencoder(SAEConfig(8, 12, metadata=metadata)).save(tmp_path / "sae")
+    main(["sae", "convert", str(tmp_path / "sae"), str(tmp_path / "out"), "--to", to])
+    said = load_sae(tmp_path / "out", "cpu").config.metadata
+    assert {key: said.get(key) for key in metadata} == metadata
+    assert {"layer", "hook"} & said.keys() == {"layer", "hook"} & metadata.keys()
+
+
+def test_a_reading_that_is_worse_than_the_mean_is_warned_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sae = SparseAutoencoder(SAEConfig(WIDTH, LATENTS)).requires_grad_(False)
+    sae.W_dec.mul_(50)
+    sae.save(tmp_path / "sae")
+    command = ["sae", "convert", str(tmp_path / "sae"), str(tmp_path / "out"), "--to", "patchsae"]
+    main([*command, "--calibrate", "shapes", "--model", "tiny"])
+    assert "no reading reconstructs these tokens better than their mean does" in capsys.readouterr().err

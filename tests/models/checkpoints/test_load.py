@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
 from patchsae import load_sae
-from patchsae.models.checkpoints import writable
+from patchsae.cli.entry import main
+from patchsae.models.checkpoints import published, writable
 from patchsae.models.checkpoints.formats import known
+from patchsae.models.checkpoints.load import read, with_input
 from patchsae.models.sae import SparseAutoencoder
 from patchsae.models.sae_config import SAEConfig
 
@@ -102,3 +106,65 @@ def test_without_the_hub_package_the_extra_is_named(tmp_path: Path, monkeypatch:
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(ImportError, match=r"owner/name does not exist here.*pip install 'patchsae\[hub\]'"):
         load_sae("owner/name")
+
+
+def test_a_name_that_is_nearly_one_of_the_list_is_suggested(offline_hub: Path) -> None:
+    assert not offline_hub.exists()
+    with pytest.raises(FileNotFoundError, match=r"; did you mean saev/clip-b16-in1k\?$"):
+        load_sae("saev/clip-b16-in1kk")
+    with pytest.raises(FileNotFoundError, match="^saev/clip-b16-in1k: osunlp/SAE_CLIP_24K"):
+        load_sae("saev/clip-b16-in1k")
+
+
+def test_folders_below_that_hold_weights_are_named(tmp_path: Path) -> None:
+    for name in ("trainer_0", "trainer_1"):
+        (tmp_path / name).mkdir()
+        torch.save({}, tmp_path / name / "ae.pt")
+    with pytest.raises(ValueError, match=r"no weights .*; name a folder that holds some: .*trainer_0, .*trainer_1$"):
+        load_sae(tmp_path)
+
+
+def test_a_listed_sae_has_the_format_and_the_input_that_the_list_says(
+    saved: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    entry = published.find("saev/dinov2-b14-in1k")
+    assert entry is not None
+    listed = {"some/sae": entry, "ours/sae": dataclasses.replace(entry, format="patchsae", note="know this")}
+    monkeypatch.setattr(published, "find", listed.get)
+    monkeypatch.setattr("patchsae.models.checkpoints.hub.fetch", lambda source: saved)
+    with pytest.raises(ValueError, match="is of the format patchsae; saev/dinov2-b14-in1k is of saev"):
+        load_sae("some/sae", "cpu")
+    with pytest.warns(UserWarning, match=r"trained it on \(x - mean\) / 2\.018"):
+        load_sae("ours/sae", "cpu")
+    main(["sae", "show", "ours/sae"])
+    assert "note" in (shown := capsys.readouterr().out)
+    assert "know this" in shown
+
+
+def test_what_is_no_mean_is_named(saved: Path) -> None:
+    found = read(saved)
+    found = dataclasses.replace(found, config=dataclasses.replace(found.config, metadata={"format": "saev"}))
+    with pytest.raises(TypeError, match=r"mean is a str; expected a number or a tensor \[D\] = \[4\]"):
+        with_input(found, "x", None)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("k: !!int ''", "is not YAML that can be read"),
+        ("k: !!bool x", "is not YAML that can be read"),
+        ("k: !!timestamp x", "is not YAML that can be read"),
+        ("[" * 1000, "it opens more than 500 lists and tables"),
+        ("a: " + "x" * 2**16, "holds more than 32,768 bytes of YAML"),
+        ("a: &a [1]\nb: *a", "it repeats a part of itself by an alias"),
+        ("\x00", "is not YAML that can be read"),
+    ],
+)
+def test_yaml_that_is_odd_is_named_at_once(tmp_path: Path, text: str, message: str) -> None:
+    torch.save({"W_enc": torch.zeros(2)}, tmp_path / "sae.pt")
+    (tmp_path / "config.yaml").write_text(text)
+    start = time.perf_counter()
+    with pytest.raises(ValueError, match=message) as refusal:
+        load_sae(tmp_path)
+    assert time.perf_counter() - start < 5
+    assert str(tmp_path / "config.yaml") in str(refusal.value)

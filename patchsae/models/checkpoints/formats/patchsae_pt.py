@@ -43,20 +43,27 @@ def _read(opened: Opened, _: Answers) -> Checkpoint:
     file, state = opened.file, dict(opened.table["state_dict"])
     key = next(key for key in CONFIG_KEYS if key in opened.table)
     settings = opened.table[key]
-    settings = vars(settings) if isinstance(settings, archives.Inert) else settings
+    of_the_class = isinstance(settings, archives.Inert)
+    settings = vars(settings) if of_the_class else settings
     settings = {name: value for name, value in settings.items() if not isinstance(value, Tensor)}
     if settings.get("gated_sae") not in (None, False):
         raise ValueError(f"{file} holds a gated SAE (gated_sae is set), which this format does not read")
-    for name, plain in PLAIN.items():
-        if name in settings and not any(settings[name] is value or settings[name] == value for value in plain):
-            raise ValueError(
-                f"{file}: {name} is {str(settings[name])[:40]}, which no released SAE has (expected {plain[0]}): it is "
-                "of another project"
-            )
+    if not of_the_class:
+        _refuse_other_projects(file, settings)
     if set(state) != set(PARAMETERS) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
         found = str([str(name)[:60] for name in list(state)[:6]])
         raise ValueError(f"{file}: state_dict holds {found}, {len(state)} in all; expected the tensors {PARAMETERS}")
     return Checkpoint(file, _config(file, settings, state), state)
+
+
+def _refuse_other_projects(file: Path, settings: Mapping[str, Any]) -> None:
+    """Raise ValueError for a table of settings, such as many projects save, with one that no released SAE has."""
+    for name, plain in PLAIN.items():
+        if name in settings and settings[name] not in plain:
+            raise ValueError(
+                f"{file}: {name} is {str(settings[name])[:40]}, which no released SAE has (expected {plain[0]}): it is "
+                "of another project"
+            )
 
 
 def _config(file: Path, settings: Mapping[str, Any], state: Mapping[str, Tensor]) -> SAEConfig:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from safetensors.torch import save_file
 
 from patchsae import load_sae
 from patchsae.disk import archives
@@ -165,3 +166,16 @@ def test_what_was_understood_is_said(tmp_path: Path) -> None:
     assert understood.line(load_sae(write(tmp_path / "1.pt"), "cpu").config) == (
         f"openai ReLU: relu, D 3, S 5; b_dec subtracted, tokens as they are; {end}"
     )
+
+
+def test_a_file_that_names_no_activation_asks(tmp_path: Path) -> None:
+    shapes = {"pre_bias": (3,), "encoder.weight": (5, 3), "latent_bias": (5,), "decoder.weight": (3, 5)}
+    save_file({name: torch.ones(shape) for name, shape in shapes.items()}, tmp_path / "model.safetensors")
+    with pytest.warns(UserWarning, match="it names no activation; taken as ReLU"):
+        assert load_sae(tmp_path, "cpu").config.activation == "relu"
+    sae = load_sae(tmp_path, "cpu", k=2)
+    assert (sae.config.activation, sae.config.k) == ("topk", 2)
+    assert load_sae(tmp_path, "cpu", threshold=0.5).config.activation == "jumprelu"
+    (tmp_path / "config.json").write_text('{"activation": "topk", "k": 2}')
+    with pytest.raises(ValueError, match=r"config\.json has the activation topk; files of OpenAI's name theirs"):
+        load_sae(tmp_path, "cpu")

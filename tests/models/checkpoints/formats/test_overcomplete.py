@@ -379,3 +379,18 @@ def test_behind_a_line_of_json_it_is_not_overcompletes(tmp_path: Path) -> None:
         torch.save(state(), file)
     with pytest.raises(ValueError, match=r"sae\.pt has no W_enc"):  # as saev reads it, and it alone
         load_sae(path, "cpu")
+
+
+def test_a_layer_norm_over_fewer_latents_than_dimensions_is_refused(tmp_path: Path) -> None:
+    tensors = {f"{FINAL}.0.weight": (1, 400), f"{FINAL}.0.bias": (1,), "dictionary._weights": (1, 400)}
+    tensors |= {f"{FINAL}.1.weight": (1,), f"{FINAL}.1.bias": (1,)}
+    path = write(tmp_path / "sae.pt", {name: torch.ones(shape) for name, shape in tensors.items()})
+    with pytest.raises(ValueError, match=r"sae\.pt: a layer norm over S = 1 latents of D = 400 dim"):
+        load_sae(path, "cpu")
+
+
+def test_an_integer_that_no_float_holds_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(f'{{"running_threshold": {10**400}}}')
+    write(tmp_path / "sae.pt", state())
+    with pytest.raises(ValueError, match="running_threshold is 1000.*; expected a finite number"):
+        load_sae(tmp_path, "cpu")

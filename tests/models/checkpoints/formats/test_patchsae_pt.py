@@ -12,6 +12,8 @@ import torch
 from patchsae import load_sae
 from patchsae.disk import archives
 from patchsae.models.checkpoints.formats import patchsae_pt
+from patchsae.models.sae import SparseAutoencoder
+from patchsae.models.sae_config import SAEConfig
 from tests import malice
 
 D, S = 6, 20
@@ -149,3 +151,28 @@ def test_other_contents_are_named(tmp_path: Path, content: Any, message: str) ->
     torch.save(content, tmp_path / "file.pt")
     with pytest.raises(ValueError, match=message):
         load_sae(tmp_path / "file.pt")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"activation_fn_str": "topk"},
+        {"activation": "topk"},
+        {"k": 2},
+        {"activation_fn_kwargs": {"k": 2}},
+        {"architecture": "gated"},
+        {"normalize_activations": "layer_norm"},
+        {"apply_b_dec_to_input": False},
+    ],
+)
+def test_settings_of_other_projects_are_not_passed_over(tmp_path: Path, settings: dict) -> None:
+    state = SparseAutoencoder(SAEConfig(3, 5)).state_dict()
+    torch.save({"cfg": settings, "state_dict": dict(state)}, tmp_path / "sae.pt")
+    with pytest.raises(ValueError, match=f"{next(iter(settings))} is .*, which no released SAE has"):
+        load_sae(tmp_path / "sae.pt", "cpu")
+
+
+def test_a_tensor_among_settings_says_nothing(tmp_path: Path) -> None:
+    state = SparseAutoencoder(SAEConfig(3, 5)).state_dict()
+    torch.save({"cfg": {"gated_sae": torch.zeros(3)}, "state_dict": dict(state)}, tmp_path / "sae.pt")
+    assert load_sae(tmp_path / "sae.pt", "cpu").config.d_sae == 5

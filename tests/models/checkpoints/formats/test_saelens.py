@@ -280,3 +280,45 @@ def test_the_k_of_its_batches_is_what_it_promises(tmp_path: Path) -> None:
     trained = {"training_architecture": "batchtopk", "training_architecture_details": {"k": 3}}
     assert load_sae(save(tmp_path / "a", "jumprelu", metadata=trained), "cpu").config.metadata["l0"] == 3
     assert "l0" not in load_sae(save(tmp_path / "b", "jumprelu"), "cpu").config.metadata
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ({"architecture": "absent", "k": 2}, "says its k and no architecture, as no SAE of SAELens does"),
+        ({"architecture": "absent", "activation": "topk"}, "says its activation and no architecture"),
+        ({"architecture": "absent", "activation_fn_str": "topk"}, "activation_fn_kwargs say no k"),
+    ],
+)
+def test_what_only_looks_like_saelens_is_not_read_as_relu(tmp_path: Path, said: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_sae(save(tmp_path / "sae", "standard", **said), "cpu")
+
+
+def test_a_scale_of_latents_that_nothing_explains_is_refused(tmp_path: Path) -> None:
+    weights = tensors("standard") | {"scaling_factor": torch.full((S,), 2.0)}
+    with pytest.raises(ValueError, match="a scaling_factor that is not 1, and does not say that it was finetuned"):
+        load_sae(save(tmp_path / "sae", "standard", weights), "cpu")
+
+
+def test_the_factor_of_its_training_lies_beside_the_weights(tmp_path: Path) -> None:
+    path = save(tmp_path / "sae", "standard", normalize_activations="expected_average_only_in")
+    (path / "activation_scaler.json").write_text('{"scaling_factor": 0.5}')
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        sae = load_sae(path, "cpu")
+    x = torch.randn(N, D, generator=torch.Generator().manual_seed(1))
+    latents, y = theirs(x.numpy().astype(np.float64) / 2, "standard")
+    np.testing.assert_allclose(sae.encode(x).to_dense().detach().numpy(), latents, atol=1e-5)
+    np.testing.assert_allclose(sae(x).detach().numpy(), y * 2, atol=2e-5)
+    assert "x times 0.5" in understood.line(sae.config)
+    (path / "activation_scaler.json").write_text('{"scaling_factor": "much"}')
+    with pytest.raises(ValueError, match=r"activation_scaler\.json: scaling_factor is much; expected a positive"):
+        load_sae(path, "cpu")
+
+
+def test_a_folder_of_training_holds_more_than_weights(tmp_path: Path) -> None:
+    path = save(tmp_path / "sae", "standard")
+    save_file({"state": torch.zeros(2)}, path / "activations_store_state.safetensors")
+    torch.save({}, path / "trainer_state.pt")
+    answers_as(load_sae(path, "cpu"), "standard")

@@ -102,3 +102,16 @@ def test_what_was_understood(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     load_sae(write(tmp_path / "uni.pth"), "cpu", k=K, mean=0.5, std=2.0)
     said = "sae: universal-sae mlp_bn_1: topk 2, D 3, S 5; no b_dec, (x - mean) / std; a tower that is not said"
     assert capsys.readouterr().err.startswith(said)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_what_data_parallel_saved_is_the_same(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    shapes = {"encoder.final_block.0.weight": (5, 3), "encoder.final_block.0.bias": (5,), "dictionary._weights": (5, 3)}
+    state = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+    x, found = torch.randn(9, 3, generator=generator), []
+    for before in ("", "module."):
+        content = {"epoch": 1, "model_state_dict": {f"{before}{name}": value for name, value in state.items()}}
+        torch.save(content, tmp_path / "sae.pth")
+        found.append(load_sae(tmp_path / "sae.pth", "cpu")(x))
+    assert torch.equal(*found)
