@@ -112,3 +112,9 @@ def test_pre_activations_are_normalised_over_the_latents() -> None:
     z = sae.encode(x)
     torch.testing.assert_close(z.to_dense().detach().double(), expected, atol=2e-5, rtol=1e-5)
     torch.testing.assert_close(sae.decode(z).detach().double(), expected @ D_, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("cap", [0, -1.0, True, math.inf, 10**400, "2"])
+def test_a_cap_that_bounds_nothing_is_refused(cap: object) -> None:
+    with pytest.raises(ValueError, match="soft_cap=.*; expected a positive number, or None"):
+        SAEConfig(D, S, soft_cap=cap)  # type: ignore[arg-type]

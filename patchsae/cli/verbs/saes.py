@@ -81,6 +81,8 @@ def sae_convert(
 def sae_list(words: tyro.conf.Positional[tuple[str, ...]] = ()) -> None:
     """List the published SAEs of vision models: name, tower, block, tokens, sizes, licence, and where they lie.
 
+    The size is that of the file where it is known, else that of its parameters in float32.
+
     Args:
         words: only those whose line holds all of these words.
     """

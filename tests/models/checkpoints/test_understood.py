@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from patchsae.models.checkpoints import understood
+from patchsae.models.checkpoints import origin, understood
 from patchsae.models.sae_config import SAEConfig
 
 CLIP = SimpleNamespace(
@@ -66,3 +66,15 @@ def test_a_sae_of_another_is_refused(config: SAEConfig, message: str) -> None:
 
 def test_a_sae_of_cls_will_do_for_who_asks_about_cls() -> None:
     understood.require_of(sae(tokens="cls"), CLIP, cls=True)
+
+
+@pytest.mark.parametrize(
+    ("said", "found"),
+    [
+        ({"tokens": "50k", "model": 3, "layer": True, "l0": "many", "hook": None}, {}),
+        ({"tokens": "patches", "layer": 3, "l0": 32, "other": 1}, {"tokens": "patches", "layer": 3, "l0": 32}),
+        ({"model": "x" * 500}, {"model": "x" * 200}),
+    ],
+)
+def test_of_a_strangers_table_our_entries_are_taken_where_they_are_such(said: dict, found: dict) -> None:
+    assert origin.ours(said) == found

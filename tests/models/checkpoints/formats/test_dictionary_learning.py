@@ -372,3 +372,9 @@ def test_what_no_class_of_theirs_is_stays_unwritten(tmp_path: Path, config: SAEC
     with pytest.raises(ValueError, match=f"dictionary_learning {message}"):
         write(SparseAutoencoder(config), tmp_path / "ae", "dictionary_learning")
     assert not (tmp_path / "ae").exists()
+
+
+def test_a_tensor_among_settings_says_nothing(tmp_path: Path) -> None:
+    config = {"dict_class": "AutoEncoder", "k": torch.zeros(3), "layer": torch.zeros(2)}
+    torch.save({"step": 7, "ae": tensors("AutoEncoder"), "optimizer": {}, "config": config}, tmp_path / "ae.pt")
+    assert load_sae(tmp_path / "ae.pt", "cpu").config.activation == "relu"

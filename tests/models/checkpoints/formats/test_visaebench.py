@@ -261,3 +261,10 @@ def test_what_was_understood_is_said(tmp_path: Path) -> None:
     assert understood.line(by_their_names.config) == (
         f"visaebench batchtopk by the names of Overcomplete: jumprelu, D 3, S 5; no b_dec, x / std{end}"
     )
+
+
+@pytest.mark.parametrize("value", [None, [], "x", {}])
+def test_what_is_no_tensor_under_the_name_of_one_is_refused(tmp_path: Path, value: object) -> None:
+    path = write(tmp_path, own() | {"decoder.bias": value}, k=K)
+    with pytest.raises(ValueError, match=r"has no decoder\.bias; expected encoder\.weight"):
+        load_sae(path, "cpu")
