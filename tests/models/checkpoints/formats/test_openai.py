@@ -81,6 +81,7 @@ def test_a_file_answers_as_openais_code_does(tmp_path: Path, activation: str, af
         assert bool((latents < 0).any()) == (after == "Identity")
 
 
+@pytest.mark.filterwarnings("ignore:.*names no activation")
 def test_a_file_that_names_no_activation_has_relu(tmp_path: Path) -> None:
     require_as(load_sae(write(tmp_path / "0.pt", None, activation_state_dict="absent"), "cpu"), activation="ReLU")
 
