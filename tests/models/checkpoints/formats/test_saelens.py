@@ -223,6 +223,7 @@ def test_what_was_understood(tmp_path: Path) -> None:
     sae = load_sae(save(tmp_path / "sae", "topk", k=2, apply_b_dec_to_input=False, metadata=said), "cpu")
     expected = "saelens topk: topk 2, D 3, S 5; b_dec not subtracted, tokens as they are; ViT-B-16, output of block 10"
     assert understood.line(sae.config).startswith(expected)
+    assert "; b_dec subtracted" in understood.line(load_sae(save(tmp_path / "a", "standard"), "cpu").config)
     other = save(tmp_path / "other", "standard", metadata=said | {"hook_name": "blocks.3.attn.hook_z"})
     assert load_sae(other, "cpu").config.metadata["hook"] == "blocks.3.attn.hook_z"
 
@@ -322,3 +323,53 @@ def test_a_folder_of_training_holds_more_than_weights(tmp_path: Path) -> None:
     save_file({"state": torch.zeros(2)}, path / "activations_store_state.safetensors")
     torch.save({}, path / "trainer_state.pt")
     answers_as(load_sae(path, "cpu"), "standard")
+
+
+@pytest.mark.parametrize(
+    ("metadata", "written"),
+    [
+        ({"model": "ViT-B-16", "layer": 10}, {"model_name": "ViT-B-16", "hook_name": "blocks.10.hook_resid_post"}),
+        ({"layer": -2}, {"layer": -2}),
+        ({"hook": "blocks.3.hook_mlp_out"}, {"hook_name": "blocks.3.hook_mlp_out"}),
+        ({}, {}),
+    ],
+)
+def test_tower_and_place_are_written_in_saelens_own_words(tmp_path: Path, metadata: dict, written: dict) -> None:
+    write(SparseAutoencoder(SAEConfig(D, S, metadata=metadata)), tmp_path, to="saelens")
+    said = json.loads((tmp_path / "cfg.json").read_text())["metadata"]
+    own = {key: said.get(key) for key in ("model_name", "hook_name")}
+    assert own == {"model_name": written.get("model_name"), "hook_name": written.get("hook_name")}
+    assert written.items() <= said.items()
+
+
+def test_a_file_that_says_all_takes_no_mean(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="says itself what it encodes: tokens as they are"):
+        load_sae(save(tmp_path / "sae", "standard"), "cpu", mean=0.5)
+
+
+def test_a_threshold_of_a_standard_sae_is_not_passed_over(tmp_path: Path) -> None:
+    weights = tensors("standard") | {"threshold": torch.ones(S)}
+    with pytest.raises(ValueError, match="also holds threshold"):
+        load_sae(save(tmp_path / "sae", "standard", weights), "cpu")
+
+
+def test_a_gated_file_may_hold_a_bias_that_nothing_uses(tmp_path: Path) -> None:
+    weights = tensors("gated") | {"b_enc": torch.full((S,), 9.0)}
+    answers_as(load_sae(save(tmp_path / "sae", "gated", weights), "cpu"), "gated")
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", '{"scaling_factor": null}'])
+def test_a_scaler_that_says_no_factor_decides_nothing(tmp_path: Path, text: str) -> None:
+    path = save(tmp_path / "sae", "standard", normalize_activations="expected_average_only_in")
+    (path / "activation_scaler.json").write_text(text)
+    with pytest.warns(UserWarning, match="did not fold the factor"):
+        load_sae(path, "cpu")
+
+
+def test_behind_a_line_of_json_it_is_not_saelenss(tmp_path: Path) -> None:
+    path = save(tmp_path / "sae", "standard")
+    (path / "sae_weights.safetensors").unlink()
+    with (path / "sae.pt").open("wb") as file:
+        file.write(b'{"schema": 5, "cfg": {"activation": {"cls": "Relu", "params": {}}}}\n')
+        torch.save(tensors("standard"), file)
+    assert load_sae(path, "cpu").config.metadata["format"] == "saev"

@@ -115,3 +115,16 @@ def test_what_data_parallel_saved_is_the_same(tmp_path: Path) -> None:
         torch.save(content, tmp_path / "sae.pth")
         found.append(load_sae(tmp_path / "sae.pth", "cpu")(x))
     assert torch.equal(*found)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_an_archetypal_dictionary_is_fused(tmp_path: Path) -> None:
+    g = torch.Generator().manual_seed(0)
+    W, C, relax = torch.rand(5, 4, generator=g), torch.randn(4, 3, generator=g), torch.zeros(5, 3)
+    state = {
+        "encoder.final_block.0.weight": torch.randn(5, 3, generator=g),
+        "encoder.final_block.0.bias": torch.ones(5),
+    }
+    state |= {"dictionary.W": W, "dictionary.C": C, "dictionary.Relax": relax}
+    torch.save({"epoch": 1, "model_state_dict": state}, tmp_path / "sae.pth")
+    torch.testing.assert_close(load_sae(tmp_path / "sae.pth", "cpu").W_dec.detach(), W / W.sum(1, keepdim=True) @ C)
