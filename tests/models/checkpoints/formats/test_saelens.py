@@ -348,8 +348,8 @@ def test_a_file_that_says_all_takes_no_mean(tmp_path: Path) -> None:
 
 
 def test_a_threshold_of_a_standard_sae_is_not_passed_over(tmp_path: Path) -> None:
-    weights = tensors("standard") | {"threshold": torch.ones(S)}
-    with pytest.raises(ValueError, match="also holds threshold"):
+    weights = tensors("standard") | {"threshold": torch.ones(S), "topk_threshold": torch.tensor(1.0)}
+    with pytest.raises(ValueError, match="also holds threshold, topk_threshold"):
         load_sae(save(tmp_path / "sae", "standard", weights), "cpu")
 
 
@@ -373,3 +373,12 @@ def test_behind_a_line_of_json_it_is_not_saelenss(tmp_path: Path) -> None:
         file.write(b'{"schema": 5, "cfg": {"activation": {"cls": "Relu", "params": {}}}}\n')
         torch.save(tensors("standard"), file)
     assert load_sae(path, "cpu").config.metadata["format"] == "saev"
+
+
+@pytest.mark.parametrize(("said", "asks"), [(True, True), (False, False), (None, False), ("absent", False)])
+def test_before_version_6_a_factor_was_a_flag(tmp_path: Path, said: object, asks: bool) -> None:
+    path = save(tmp_path / "sae", "standard", normalize_activations=said)
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        answers_as(load_sae(path, "cpu"), "standard")
+    assert any("did not fold the factor" in str(warning.message) for warning in warned) == asks
