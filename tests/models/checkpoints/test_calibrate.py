@@ -82,3 +82,27 @@ def test_tokens_that_decide_nothing_are_refused(tmp_path: Path, given: Tensor, m
 def test_one_of_ours_needs_no_decision(tmp_path: Path) -> None:
     SparseAutoencoder(SAEConfig(D, 2 * D)).save(tmp_path)
     assert len(calibrate(tmp_path, tokens(torch.zeros(D), 1.0))[1]) == 1
+
+
+def test_the_mean_and_deviation_of_the_input_are_found(tmp_path: Path) -> None:
+    """A SAE that reconstructs u as it is up to 3, and no further: relu(u) - relu(u - 3), for each sign."""
+    width = 16
+    eye = torch.eye(width)
+    rows = torch.cat([eye, -eye, eye, -eye])
+    weights = {
+        "encoder.weight": rows,
+        "encoder.bias": torch.cat([torch.zeros(2 * width), torch.full((2 * width,), -3.0)]),
+    }
+    torch.save(weights | {"decoder.weight": torch.cat([rows[: 2 * width], -rows[2 * width :]])}, tmp_path / "sae.pt")
+    said = {"input_dim": width, "hidden_dim": 4 * width, "activation": "batchtopk", "threshold": 0.05}
+    (tmp_path / "config.json").write_text(json.dumps(said))
+    mean = 100 * eye[0]  # beyond 3 in whatever units leave it where it is
+    x = mean + 3 * torch.randn(N, width, generator=torch.Generator().manual_seed(0))
+    sae, readings = calibrate(tmp_path, x)
+    assert len(readings) == 4
+    assert readings[0].said == "minus the mean token, over the deviation about it"
+    assert readings[0].fvu < 0.01
+    assert isinstance(readings[0].mean, Tensor)
+    torch.testing.assert_close(readings[0].mean.float(), x.mean(0))
+    assert readings[0].std == pytest.approx(float((x - x.mean(0)).square().mean().sqrt()), rel=1e-5)
+    assert sae.config.metadata["input"] == "(x - mean) / std"
