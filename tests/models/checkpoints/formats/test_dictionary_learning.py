@@ -378,3 +378,18 @@ def test_a_tensor_among_settings_says_nothing(tmp_path: Path) -> None:
     config = {"dict_class": "AutoEncoder", "k": torch.zeros(3), "layer": torch.zeros(2)}
     torch.save({"step": 7, "ae": tensors("AutoEncoder"), "optimizer": {}, "config": config}, tmp_path / "ae.pt")
     assert load_sae(tmp_path / "ae.pt", "cpu").config.activation == "relu"
+
+
+@pytest.mark.parametrize("k", [0, -3, True, "3"])
+def test_a_k_that_is_none_is_refused(tmp_path: Path, k: object) -> None:
+    content = {name: value for name, value in tensors("BatchTopKSAE").items() if name != "k"}
+    with pytest.raises(ValueError, match=f"k is {k}; expected an integer of at least 1"):
+        load_sae(save(tmp_path / "ae", "BatchTopKSAE", content, k=k), "cpu")
+
+
+def test_behind_a_line_of_json_it_is_not_its_own(tmp_path: Path) -> None:
+    with (tmp_path / "ae.pt").open("wb") as file:
+        file.write(b'{"schema": 5, "cfg": {"activation": {"cls": "Relu", "params": {}}}}\n')
+        torch.save(tensors("AutoEncoder"), file)
+    with pytest.raises(ValueError, match="has no W_enc; expected W_enc, b_enc, W_dec, b_dec"):
+        load_sae(tmp_path / "ae.pt", "cpu")
