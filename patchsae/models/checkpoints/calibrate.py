@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from patchsae.models.checkpoints.load import build, locate, read, with_input
 from patchsae.models.sae import SparseAutoencoder
 
 CLOSE = 1.02  # errors of which the larger is no more than this times the smaller: the sparser reading is taken
+DECIDED = ("b_dec", "input")
 CHUNK = 4096  # tokens encoded at a time
 
 
@@ -73,6 +75,9 @@ def calibrate(
     readings = _best_first(readings)
     chosen = readings[0]
     found = under(chosen.subtract_b_dec, chosen.mean, chosen.std)
+    for key, text in found.unsaid.items():
+        if key not in DECIDED:
+            warnings.warn(f"{found.file}: {text}", stacklevel=2)
     decided = {} if len(readings) == 1 else {"calibrated": f"{chosen.said}: FVU {chosen.fvu:.4g}, L0 {chosen.l0:.4g}"}
     config = replace(found.config, metadata={**found.config.metadata, **decided})
     return build(replace(found, config=config)).to(device), readings

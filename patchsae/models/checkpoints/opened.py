@@ -23,7 +23,7 @@ MOST_YAML = 2**15  # bytes; PyYAML reads a hundred in a millisecond
 MOST_NESTED = 500
 MISUSED = (ValueError, LookupError, AttributeError, TypeError, OverflowError)  # by tags: !!int of no digits
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
-# What libraries call the weights that they load, before what lies beside them: optimisers, statistics, other formats
+# What libraries call the weights that they load, rather than what lies beside them: optimisers, statistics
 FIRST = ("sae_weights.safetensors", "sae.safetensors", "ae.pt", "sae.pt", "model.safetensors", "model.pt")
 MOST_SHOWN, MOST_BELOW = 4, 10_000
 EXPECTED = "what torch.save (1.6 or newer) writes, safetensors, or a saev file"
@@ -46,14 +46,14 @@ class Opened:
     def file(self) -> Path:
         """The file with the weights: the path itself, or the one such file of the directory.
 
-        Of several, the one that libraries load. Raises ValueError where a directory holds none, or several others.
+        Of several, the one that libraries load. Raises ValueError where a directory holds none, or several of these.
         """
         if not self.path.is_dir():
             return self.path
         found = sorted(file for file in self.path.iterdir() if file.suffix in SUFFIXES and file.is_file())
-        first = sorted((file for file in found if file.name in FIRST), key=lambda file: FIRST.index(file.name))
-        if len(found) == 1 or first:
-            return (first or found)[0]
+        found = [file for file in found if file.name in FIRST] or found
+        if len(found) == 1:
+            return found[0]
         if found:
             raise ValueError(f"{self.path} holds several files of weights: name one, such as {found[0]}")
         raise ValueError(

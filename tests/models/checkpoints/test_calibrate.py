@@ -106,3 +106,11 @@ def test_the_mean_and_deviation_of_the_input_are_found(tmp_path: Path) -> None:
     torch.testing.assert_close(readings[0].mean.float(), x.mean(0))
     assert readings[0].std == pytest.approx(float((x - x.mean(0)).square().mean().sqrt()), rel=1e-5)
     assert sae.config.metadata["input"] == "(x - mean) / std"
+
+
+def test_what_tokens_do_not_decide_is_warned_of(tmp_path: Path) -> None:
+    state = pairs(torch.zeros(D))
+    weights = {"encoder.weight": state["W_enc"].T.contiguous(), "encoder.bias": state["b_enc"]}
+    torch.save(weights | {"dictionary._weights": state["W_dec"]}, tmp_path / "sae.pt")
+    with pytest.warns(UserWarning, match="does not say which latents a token keeps; taken as relu"):
+        calibrate(tmp_path / "sae.pt", tokens(torch.zeros(D), 1.0))

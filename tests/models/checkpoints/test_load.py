@@ -116,6 +116,13 @@ def test_a_name_that_is_nearly_one_of_the_list_is_suggested(offline_hub: Path) -
         load_sae("saev/clip-b16-in1k")
 
 
+def test_two_files_that_libraries_would_load_are_not_chosen_from(tmp_path: Path) -> None:
+    for name in ("ae.pt", "sae.pt", "optimizer.pt"):
+        torch.save({}, tmp_path / name)
+    with pytest.raises(ValueError, match=r"several files of weights: name one, such as .*/ae\.pt"):
+        load_sae(tmp_path)
+
+
 def test_folders_below_that_hold_weights_are_named(tmp_path: Path) -> None:
     for name in ("trainer_0", "trainer_1"):
         (tmp_path / name).mkdir()
